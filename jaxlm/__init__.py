@@ -1,0 +1,44 @@
+"""A small-language-model laboratory in JAX, Flax Linen and Optax.
+
+Names are imported when they are first used: `import jaxlm` starts no device work.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxlm import optim as optim
+    from jaxlm.config import DataConfig as DataConfig
+    from jaxlm.config import ExperimentConfig as ExperimentConfig
+    from jaxlm.config import ModelConfig as ModelConfig
+    from jaxlm.config import OptimConfig as OptimConfig
+    from jaxlm.config import SampleConfig as SampleConfig
+    from jaxlm.config import TrainConfig as TrainConfig
+    from jaxlm.decode import generate as generate
+    from jaxlm.model import build_model as build_model
+    from jaxlm.model import init_params as init_params
+    from jaxlm.presets import preset as preset
+    from jaxlm.run import load_run as load_run
+
+_HOME = {
+    "DataConfig": "config",
+    "ExperimentConfig": "config",
+    "ModelConfig": "config",
+    "OptimConfig": "config",
+    "SampleConfig": "config",
+    "TrainConfig": "config",
+    "build_model": "model",
+    "generate": "decode",
+    "init_params": "model",
+    "load_run": "run",
+    "preset": "presets",
+}
+__all__ = [*_HOME, "optim"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return importlib.import_module("jaxlm.optim")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"jaxlm.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'jaxlm' has no attribute {name!r}")

@@ -1,0 +1,36 @@
+"""Attention as a pure function: grouped queries, softmax in at least float32, masks from positions."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def attend(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K Hv"],
+    mask: Bool[Array, "#B T S"],
+    keep: Float[Array, "B K G T S"] | None = None,
+) -> Float[Array, "B T N Hv"]:
+    """softmax(Q K^T / sqrt(H)) V, query head n reading key/value head n // G; the type of `values` is kept.
+
+    Args:
+      mask: True where a query may see a key. A query that sees none gives zeros.
+      keep: factors on the attention weights (dropout: 0 or 1/(1 - rate)).
+
+    Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouping: Ainslie et al. 2023,
+    https://arxiv.org/abs/2305.13245. torch.nn.functional.scaled_dot_product_attention gives NaN, not zeros, for
+    a query that sees nothing.
+    """
+    batch, length, heads, width = queries.shape
+    kv_heads = keys.shape[2]
+    grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped * width**-0.5, keys)
+    scores = scores.astype(jnp.result_type(scores, jnp.float32))
+    seen = mask[:, None, None]
+    scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+    weights = jnp.where(seen, jax.nn.softmax(scores, axis=-1), 0)
+    if keep is not None:
+        weights = weights * keep
+    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(values.dtype), values)
+    return out.reshape(batch, length, heads, values.shape[-1])

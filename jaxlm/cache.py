@@ -1,0 +1,73 @@
+"""The key/value cache: explicit state that goes in and comes out.
+
+A layer with window W keeps min(capacity, W) slots; position p lives in slot p mod that number (a ring). What a
+slot holds is known from its stored position alone, so masks need nothing else.
+"""
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm.config import ModelConfig
+from jaxlm.errors import UserError
+
+
+@flax.struct.dataclass
+class LayerCache:
+    """One layer's keys and values, C slots a row. Position -1 marks an empty slot."""
+
+    keys: Float[Array, "B C K H"]
+    values: Float[Array, "B C K Hv"]
+    positions: Int[Array, "B C"]
+
+    def write(
+        self, keys: Float[Array, "B T K H"], values: Float[Array, "B T K Hv"], positions: Int[Array, "B T"]
+    ) -> "LayerCache":
+        """Stores new tokens; of those that share a slot the latest stays. Position -1 (padding) is not stored."""
+        capacity = self.positions.shape[1]
+        newest = positions.max(axis=1, keepdims=True)
+        kept = (positions >= 0) & (positions > newest - capacity)
+        slots = jnp.where(kept, positions % capacity, capacity)  # one past the end: dropped
+        rows = jnp.arange(positions.shape[0])[:, None]
+        return LayerCache(
+            keys=self.keys.at[rows, slots].set(keys.astype(self.keys.dtype), mode="drop"),
+            values=self.values.at[rows, slots].set(values.astype(self.values.dtype), mode="drop"),
+            positions=self.positions.at[rows, slots].set(positions, mode="drop"),
+        )
+
+
+@flax.struct.dataclass
+class KVCache:
+    """The state of cached decoding: every layer's slots, and the position each row's next token takes."""
+
+    layers: tuple[LayerCache, ...]
+    next_position: Int[Array, " B"]
+
+
+def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> KVCache:
+    """An empty cache for `batch_size` rows.
+
+    Args:
+      capacity: slots of an unwindowed layer, in tokens. Past it the oldest keys are overwritten, so the model
+        is the one whose every window is min(W, capacity).
+
+    Raises:
+      ValueError: batch_size or capacity below 1, or a capacity that a learned position table cannot reach.
+    """
+    if batch_size < 1 or capacity < 1:
+        raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
+    if cfg.position == "learned" and capacity > cfg.max_seq_len:
+        raise UserError(
+            f"capacity = {capacity} is beyond the learned position table, max_seq_len = {cfg.max_seq_len}: give at most that"
+        )
+    dtype = jnp.dtype(cfg.dtype)
+
+    def layer(window: int | None) -> LayerCache:
+        slots = capacity if window is None else min(capacity, window)
+        return LayerCache(
+            keys=jnp.zeros((batch_size, slots, cfg.kv_heads, cfg.head_width), dtype),
+            values=jnp.zeros((batch_size, slots, cfg.kv_heads, cfg.value_width), dtype),
+            positions=jnp.full((batch_size, slots), -1, jnp.int32),
+        )
+
+    return KVCache(layers=tuple(map(layer, cfg.layer_windows)), next_position=jnp.zeros(batch_size, jnp.int32))

@@ -1,0 +1,374 @@
+"""Every configuration of jaxlm: frozen dataclasses that validate themselves and round-trip through JSON.
+
+Imports neither JAX nor torch, so the command line answers at once and torchref can read the same file.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import typeguard
+
+from jaxlm.errors import UserError
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
+Window = int | tuple[int | None, ...] | None
+
+_Config = TypeVar("_Config", bound="_Validated")
+
+
+def _at_least(config: object, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= minimum:
+            raise UserError(f"{name} = {value!r} is too small: give at least {minimum}")
+
+
+def _rate(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{name} = {value!r} is out of range: give 0 <= {name} < 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Validated:
+    """Checks each field against its annotation when the config is made."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise UserError(f"{name} = {value!r} is unknown: choose one of {', '.join(map(str, get_args(hint)))}")
+            try:
+                typeguard.check_type(value, hint)
+            except typeguard.TypeCheckError:
+                shown = hint.__name__ if isinstance(hint, type) else str(hint)
+                raise UserError(f"{name} = {value!r} has the wrong type: give {shown}") from None
+            if isinstance(value, bool) and hint in (int, float):
+                raise UserError(f"{name} = {value!r} has the wrong type: give {hint.__name__}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Validated):
+    """The architecture of a language model. Any two equal configs name the same function of the parameters.
+
+    None means "derived": the properties at the end give the resolved values.
+    """
+
+    family: Literal["transformer", "bigram", "embedding_bigram", "recurrent"] = "transformer"
+    """Kind of network."""
+    vocab_size: int
+    """V, entries of the vocabulary."""
+    max_seq_len: int
+    """Training context in tokens, and the size of a learned position table."""
+    num_layers: int = 4
+    """L, blocks (or recurrent layers)."""
+    embed_dim: int = 128
+    """D, model width."""
+    num_heads: int = 4
+    """N, query heads."""
+    num_kv_heads: int | None = None
+    """K, key/value heads; None = N, 1 = multi-query attention. N must be divisible by K."""
+    head_dim: int | None = None
+    """H, width of a query and key head; None = D / N."""
+    value_head_dim: int | None = None
+    """Width of a value head; None = H."""
+    mlp_dim: int | None = None
+    """F, feed-forward width; None = 4 D, 0 = no MLP sublayer."""
+    activation: Activation = "gelu"
+    """gelu is the exact (erf) form, gelu_tanh its approximation; swiglu and geglu (erf) gate with a third matrix."""
+    norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
+    """Normalisation; moments in at least float32."""
+    norm_eps: float = 1e-5
+    """Added to the variance (layernorm) or mean square (rmsnorm) inside the root."""
+    norm_order: Literal["pre", "post"] = "pre"
+    """pre normalises each sublayer's input and has a final norm; post normalises after each residual sum."""
+    residual: bool = True
+    """Add each sublayer's input to its output."""
+    use_bias: bool = True
+    """Biases in linear layers and layer norms."""
+    qkv_bias: bool | None = None
+    """Biases of the query, key and value projections; None = use_bias."""
+    head_bias: bool = False
+    """A bias in the vocabulary head (GPT-2 has none)."""
+    attention_out_proj: bool = True
+    """A linear layer after the heads are joined."""
+    init: Literal["gpt2", "normal", "torch"] = "gpt2"
+    """gpt2: N(0, 0.02), residual projections scaled by 1/sqrt(2L); normal: N(0, 0.02); torch: PyTorch's defaults."""
+    tie_embeddings: bool = True
+    """The vocabulary head is the embedding table, transposed."""
+    position: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
+    """How positions enter."""
+    rope_theta: float = 10000.0
+    """Base of the RoPE frequencies."""
+    rope_layout: Literal["half", "interleaved"] = "half"
+    """half rotates (x[:H/2], x[H/2:]) as Hugging Face does; interleaved rotates (x[2i], x[2i+1]) as Meta does."""
+    window: Window = None
+    """Keys a query sees, itself included; None = all. A tuple is cycled over the layers. (CMU 10-423's window w
+    means w/2 + 1 keys: its example w = 4 is window=3.)"""
+    kv_sharing: Literal["grouped", "mean_pooled", "summed_scores"] = "grouped"
+    """How G = N/K query heads share a key/value head."""
+    attention_score: Literal["dot", "multiplicative", "concat", "additive"] = "dot"
+    """The score of a query and a key."""
+    score_dim: int | None = None
+    """Width of the additive score's hidden layer; None = H."""
+    qk_norm: bool = False
+    """RMS norm over H of queries and keys."""
+    attention_softcap: float | None = None
+    """c: scores become c tanh(scores / c)."""
+    final_softcap: float | None = None
+    """c: logits become c tanh(logits / c)."""
+    dropout: float = 0.0
+    """Rate after the embedding sum and after each sublayer."""
+    attention_dropout: float = 0.0
+    """Rate on the attention weights."""
+    embedding_dropout: float = 0.0
+    """Rate at which whole word types vanish for a pass (Gal & Ghahramani 2016)."""
+    cell: Literal["elman", "lstm", "gru"] = "elman"
+    """Cell of the recurrent family."""
+    cell_activation: Literal["tanh", "relu", "slide"] = "tanh"
+    """Activation of the Elman cell; slide(a) = min(1, max(0, a))."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Type of the activations. float64 needs JAX_ENABLE_X64=1."""
+    param_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Type of the parameters."""
+    attention_impl: Literal["auto", "reference", "local", "cudnn"] = "auto"
+    """Which implementation computes attention; the result is the same."""
+    scan_layers: bool = False
+    """One compiled block scanned over stacked parameters: compiles faster when deep."""
+    remat: bool = False
+    """Recompute each block in the backward pass: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, list):  # JSON has no tuples
+            object.__setattr__(self, "window", tuple(self.window))
+        super().__post_init__()
+        _at_least(self, 1, "vocab_size", "max_seq_len", "num_layers", "embed_dim", "num_heads", "num_kv_heads")
+        _at_least(self, 1, "head_dim", "value_head_dim", "score_dim")
+        _at_least(self, 0, "mlp_dim", "norm_eps")
+        _rate(self, "dropout", "attention_dropout", "embedding_dropout")
+        for name in ("rope_theta", "attention_softcap", "final_softcap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} = {value!r} is too small: give more than 0")
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            raise UserError(
+                f"num_heads = {self.num_heads} does not divide embed_dim = {self.embed_dim}: change one, or give head_dim"
+            )
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}: change one"
+            )
+        if self.position == "rope" and self.head_width % 2:
+            raise UserError(f"head_dim = {self.head_width} is odd, but position = 'rope' rotates pairs: give an even one")
+        if self.position == "sinusoidal" and self.embed_dim % 2:
+            raise UserError(f"embed_dim = {self.embed_dim} is odd, but position = 'sinusoidal' needs pairs: give an even one")
+        windows = self.window if isinstance(self.window, tuple) else (self.window,)
+        if not windows or any(w is not None and w < 1 for w in windows):
+            raise UserError(f"window = {self.window!r} has no key to see: give at least 1 (the query itself), or None")
+        if self.scan_layers and self.num_layers % len(windows):
+            raise UserError(
+                f"num_layers = {self.num_layers} is not a multiple of the period {len(windows)} of window = {self.window!r}, "
+                "as scan_layers needs: change one"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """K, resolved."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """H, resolved."""
+        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Width of a value head, resolved."""
+        return self.head_width if self.value_head_dim is None else self.value_head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        """F, resolved."""
+        return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """The window of each of the L layers."""
+        period = self.window if isinstance(self.window, tuple) else (self.window,)
+        return tuple(period[i % len(period)] for i in range(self.num_layers))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(_Validated):
+    """Which text, and how it becomes tokens."""
+
+    dataset: str = "tinyshakespeare"
+    """A recipe in data/; unused when path is given."""
+    path: str | None = None
+    """Your own UTF-8 text file instead of a recipe."""
+    tokenizer: Literal["char", "bpe", "transcript"] = "char"
+    """char: one token per character of the text; bpe: byte-level BPE trained on the training split."""
+    bpe_vocab_size: int = 4096
+    """Entries the byte-level BPE may use, its 256 bytes included."""
+    val_fraction: float = 0.1
+    """Last part of the text, held out for validation."""
+    resident_mb: int = 256
+    """Texts up to this many MiB are tokenized in memory and live on the device; larger ones go through a
+    memory-mapped token file in the data cache."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 256, "bpe_vocab_size")
+        _at_least(self, 0, "resident_mb")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(_Validated):
+    """The optimizer and its schedule."""
+
+    name: str = "adamw"
+    """The optimizer; adamw is the one there is yet."""
+    learning_rate: float = 1e-3
+    """Peak rate."""
+    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
+    """cosine decays to min_lr_ratio of the peak at the last step; rsqrt falls as 1/sqrt(step) after the warm-up."""
+    warmup_steps: int = 100
+    """Steps over which the rate rises linearly from 0: step t (from 0) uses peak * (t + 1) / (warmup_steps + 1)."""
+    min_lr_ratio: float = 0.1
+    """Final rate of the cosine as a share of the peak."""
+    weight_decay: float = 0.1
+    """Decoupled decay, times the rate, on matrices only."""
+    b1: float = 0.9
+    """Decay rate of the first moment."""
+    b2: float = 0.99
+    """Decay rate of the second moment."""
+    eps: float = 1e-8
+    """Added to sqrt(v_hat)."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient; None = no clipping."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "eps")
+        _rate(self, "b1", "b2")
+        if self.min_lr_ratio > 1:
+            raise UserError(f"min_lr_ratio = {self.min_lr_ratio!r} is above 1: give a share of the peak rate")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"clip_norm = {self.clip_norm!r} is too small: give more than 0, or None for no clipping")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Validated):
+    """The length and the rhythm of a training run. Steps are optimizer steps."""
+
+    steps: int = 2000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 12
+    """Sequences an optimizer step sees, all micro-batches together."""
+    grad_accum: int = 1
+    """Micro-batches a step's batch is cut into: less memory, same gradient."""
+    log_every: int = 10
+    """Steps between rows of metrics.jsonl."""
+    eval_every: int = 500
+    """Steps between evaluations; the last step always has one."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = 2
+    """Latest checkpoints kept; the one with the best validation loss stays besides."""
+    seed: int = 0
+    """Seed of parameters, batches and dropout."""
+    max_minutes: float | None = None
+    """Stop cleanly after this wall time, with a checkpoint; None = no limit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 1, "steps", "batch_size", "grad_accum", "log_every", "eval_every", "checkpoint_every", "keep")
+        _at_least(self, 0, "seed", "max_minutes")
+        if self.batch_size % self.grad_accum:
+            raise UserError(f"grad_accum = {self.grad_accum} does not divide batch_size = {self.batch_size}: change one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig(_Validated):
+    """How text is drawn from a model."""
+
+    prompt: str = "\n"
+    """Text the samples continue."""
+    max_new_tokens: int = 500
+    """Tokens drawn after the prompt."""
+    temperature: float = 0.8
+    """Logits are divided by it; 0 is exactly greedy."""
+    top_k: int | None = None
+    """Keep the k likeliest tokens."""
+    top_p: float | None = None
+    """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
+    num_samples: int = 1
+    """Samples drawn from the prompt."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
+        _at_least(self, 0, "temperature", "seed")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p = {self.top_p!r} is out of range: give 0 < top_p <= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(_Validated):
+    """All that decides a training run: `jaxlm train` with the same ExperimentConfig gives the same numbers."""
+
+    preset: str
+    """The preset the run started from."""
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+
+def to_dict(config: _Validated) -> dict[str, Any]:
+    """A config as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
+    """The config a JSON object describes.
+
+    Raises:
+      ValueError: an unknown or missing key, or a value its field does not accept; the message names them.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise UserError(f"{cls.__name__} has no field {', '.join(unknown)}: it has {', '.join(hints)}")
+    fields = dataclasses.fields(cls)
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in data]
+    if required:
+        raise UserError(f"{cls.__name__} lacks {', '.join(required)}: give a value")
+    values = {}
+    for name, value in data.items():
+        nested = hints[name]
+        if isinstance(nested, type) and issubclass(nested, _Validated):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{name} = {value!r} is not an object: give the fields of {nested.__name__}")
+            value = from_dict(nested, value)
+        values[name] = value
+    return cls(**values)
+
+
+def difference(ours: _Validated, theirs: _Validated, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The fields in which two configs of one class differ: (dotted name, our value, their value)."""
+    found = []
+    for field in dataclasses.fields(ours):
+        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        if isinstance(a, _Validated):
+            found += difference(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            found.append((prefix + field.name, a, b))
+    return found

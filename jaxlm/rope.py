@@ -1,0 +1,55 @@
+"""Rotary and sinusoidal position encodings (pure functions of absolute positions)."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def rope_angles(
+    positions: Int[Array, "#B T"], head_width: int, theta: float = 10000.0, dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "#B T half"]:
+    """Angles position * theta^(-2i/H) for i = 0 .. H/2 - 1, in radians.
+
+    Args:
+      positions: absolute positions in tokens.
+      head_width: H, even.
+      theta: base of the frequencies.
+      dtype: type of the result; at least float32 keeps far positions apart.
+
+    Source: Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
+    """
+    exponents = jnp.arange(0, head_width, 2, dtype=dtype) / head_width
+    return positions.astype(dtype)[..., None] * (theta**-exponents)
+
+
+def apply_rope(
+    x: Float[Array, "B T heads H"],
+    angles: Float[Array, "#B T half"],
+    layout: Literal["half", "interleaved"] = "half",
+) -> Float[Array, "B T heads H"]:
+    """Rotates pairs of features by their angles; the type of x is kept.
+
+    layout "half" pairs feature i with i + H/2 (Hugging Face), "interleaved" pairs 2i with 2i + 1 (Meta).
+    Weights trained with one layout are wrong under the other until their columns are permuted.
+    """
+    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    wide = x.astype(angles.dtype)
+    if layout == "half":
+        a, b = jnp.split(wide, 2, axis=-1)
+        rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    else:
+        a, b = wide[..., 0::2], wide[..., 1::2]
+        rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+    return rotated.astype(x.dtype)
+
+
+def sinusoids(
+    positions: Int[Array, "#B T"], embed_dim: int, dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "#B T D"]:
+    """Fixed position vectors: feature 2i is sin(position / 10000^(2i/D)), feature 2i + 1 its cosine; D even.
+
+    Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.5.
+    """
+    angles = rope_angles(positions, embed_dim, 10000.0, dtype)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*angles.shape[:2], embed_dim)

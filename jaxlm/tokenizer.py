@@ -1,0 +1,131 @@
+"""Text to token ids and back: characters, or byte-level BPE."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+
+from jaxlm.errors import UserError
+
+
+class Tokenizer(Protocol):
+    """What the rest of jaxlm needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """The ids of a text, int32."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types from which `from_dict` makes the same tokenizer."""
+
+
+class CharTokenizer:
+    """One id per character, in code-point order."""
+
+    def __init__(self, chars: Iterable[str]) -> None:
+        self.chars = "".join(sorted(set(chars)))
+        self._codes = _code_points(self.chars)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of characters."""
+        return len(self.chars)
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """The ids of a text, int32.
+
+        Raises:
+          UserError: characters outside the vocabulary; the message names them and the place of the first.
+        """
+        codes = _code_points(text)
+        ids = np.searchsorted(self._codes, codes)
+        wrong = self._codes[np.minimum(ids, self.vocab_size - 1)] != codes
+        if wrong.any():
+            where = int(wrong.argmax())
+            unknown = "".join(sorted({text[i] for i in np.flatnonzero(wrong)}))
+            raise UserError(
+                f"characters {unknown!r} are outside the vocabulary (first {text[where]!r} at position {where}): "
+                f"use only {self.chars!r}"
+            )
+        return ids.astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids."""
+        return "".join(self.chars[i] for i in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"type": "char", "chars": the vocabulary}."""
+        return {"type": "char", "chars": self.chars}
+
+
+class BPETokenizer:
+    """Byte-level byte-pair encoding (GPT-2's kind): any text can be encoded, nothing is unknown."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
+
+    @classmethod
+    def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Learns merges from text; fewer than `vocab_size` ids result where the text runs out of pairs."""
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(blocks, trainer)
+        return cls(tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """The ids of a text, int32."""
+        return np.asarray(self._tokenizer.encode(text).ids, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; bytes that are no UTF-8 become U+FFFD."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"type": "bpe", "tokenizer": the JSON of the tokenizers library}."""
+        return {"type": "bpe", "tokenizer": json.loads(self._tokenizer.to_str())}
+
+
+def from_dict(data: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `to_dict` described.
+
+    Raises:
+      UserError: an unknown type.
+    """
+    match data.get("type"):
+        case "char":
+            return CharTokenizer(data["chars"])
+        case "bpe":
+            return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(data["tokenizer"])))
+        case other:
+            raise UserError(f"tokenizer type {other!r} is unknown: expected 'char' or 'bpe'")
+
+
+def load(path: Path) -> Tokenizer:
+    """Reads tokenizer.json."""
+    return from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
