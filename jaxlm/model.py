@@ -21,8 +21,7 @@ Initializer = Callable[..., Array]
 
 
 def _gelu(x: Array) -> Array:
-    """x Phi(x) by erf."""
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    return jax.nn.gelu(x, approximate=False)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
