@@ -4,7 +4,8 @@ A layer with window W keeps min(capacity, W) slots; position p lives in slot p m
 slot holds is known from its stored position alone, so masks need nothing else.
 """
 
-import flax.struct
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -12,8 +13,7 @@ from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
 
 
-@flax.struct.dataclass
-class LayerCache:
+class LayerCache(NamedTuple):
     """One layer's keys and values, C slots a row. Position -1 marks an empty slot."""
 
     keys: Float[Array, "B C K H"]
@@ -36,8 +36,7 @@ class LayerCache:
         )
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(NamedTuple):
     """The state of cached decoding: every layer's slots, and the position each row's next token takes."""
 
     layers: tuple[LayerCache, ...]

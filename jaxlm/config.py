@@ -17,7 +17,7 @@ Window = int | tuple[int | None, ...] | None
 _Config = TypeVar("_Config", bound="_Validated")
 
 
-def _at_least(config: object, minimum: float, *names: str) -> None:
+def _at_least(config: object, minimum: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not value >= minimum:
@@ -141,8 +141,6 @@ class ModelConfig(_Validated):
     """Recompute each block in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, list):  # JSON has no tuples
-            object.__setattr__(self, "window", tuple(self.window))
         super().__post_init__()
         _at_least(self, 1, "vocab_size", "max_seq_len", "num_layers", "embed_dim", "num_heads", "num_kv_heads")
         _at_least(self, 1, "head_dim", "value_head_dim", "score_dim")
@@ -358,7 +356,7 @@ def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
             if not isinstance(value, Mapping):
                 raise UserError(f"{name} = {value!r} is not an object: give the fields of {nested.__name__}")
             value = from_dict(nested, value)
-        values[name] = value
+        values[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
     return cls(**values)
 
 

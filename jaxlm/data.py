@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from jaxlm import recipes
 from jaxlm.config import DataConfig
@@ -156,7 +156,7 @@ def host_windows(tokens: np.ndarray, seed: int, first: int, count: int, size: in
 class EvalBatch:
     """Non-overlapping windows with the weight of each target (0 where a window is padded)."""
 
-    windows: Int[np.ndarray, "groups B T1"]
+    windows: Integer[np.ndarray, "groups B T1"]
     weights: Float[np.ndarray, "groups B T"]
 
 

@@ -4,12 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(
-    x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], dtype: jnp.dtype | None = None
+    x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], dtype: DTypeLike | None = None
 ) -> Float[Array, "*rows O"]:
     """x @ kernel, accumulated and returned in `dtype` (None: the operands' type). Reverse mode only (no jvp).
 

@@ -80,7 +80,8 @@ class Dense(nn.Module):
         dtype = jnp.dtype(self.out_dtype or cfg.dtype)
         out = matmul(x.astype(cfg.dtype), kernel.astype(cfg.dtype), dtype)
         if self.use_bias:
-            out += self.param("bias", bias_init, (self.features,), jnp.dtype(cfg.param_dtype)).astype(dtype)
+            bias = self.param("bias", bias_init, (self.features,), jnp.dtype(cfg.param_dtype))
+            out += jnp.expand_dims(bias.astype(dtype), range(out.ndim - 1))
         return out
 
 
@@ -97,7 +98,7 @@ class Norm(nn.Module):
             return x
         dtypes = {"epsilon": cfg.norm_eps, "dtype": jnp.dtype(cfg.dtype), "param_dtype": jnp.dtype(cfg.param_dtype)}
         if cfg.norm == "rmsnorm":
-            norm: nn.Module = nn.RMSNorm(**dtypes, use_fast_variance=False, name=None)
+            norm: nn.Module = nn.RMSNorm(**dtypes, use_fast_variance=False)
         else:
             norm = nn.LayerNorm(**dtypes, use_bias=cfg.use_bias, use_fast_variance=False)
         nn.share_scope(self, norm)
@@ -231,8 +232,10 @@ class Transformer(nn.Module):
             raise UserError(f"{length} tokens are beyond the learned position table, max_seq_len = {cfg.max_seq_len}")
         offsets = jnp.arange(length, dtype=jnp.int32)[None]
         positions = offsets if cache is None else offsets + cache.next_position[:, None]
+        added = jnp.int32(length)
         if lengths is not None:
-            positions = jnp.where(offsets < lengths[:, None], positions, -1)
+            added = lengths.astype(jnp.int32)
+            positions = jnp.where(offsets < added[:, None], positions, -1)
 
         table_init = nn.initializers.normal(1.0 if cfg.init == "torch" else 0.02)
         param_dtype = jnp.dtype(cfg.param_dtype)
@@ -265,7 +268,6 @@ class Transformer(nn.Module):
         logits = head(x, table.T if cfg.tie_embeddings else None)
         if cache is None:
             return logits, None
-        added = length if lengths is None else lengths
         return logits, KVCache(layers=tuple(layers), next_position=cache.next_position + added)
 
     @nn.nowrap

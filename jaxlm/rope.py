@@ -3,11 +3,12 @@
 from typing import Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
 def rope_angles(
-    positions: Int[Array, "#B T"], head_width: int, theta: float = 10000.0, dtype: jnp.dtype = jnp.float32
+    positions: Int[Array, "#B T"], head_width: int, theta: float = 10000.0, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "#B T half"]:
     """Angles position * theta^(-2i/H) for i = 0 .. H/2 - 1, in radians.
 
@@ -20,7 +21,7 @@ def rope_angles(
     Source: Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
     """
     exponents = jnp.arange(0, head_width, 2, dtype=dtype) / head_width
-    return positions.astype(dtype)[..., None] * (theta**-exponents)
+    return positions.astype(dtype)[..., None] * (theta**-exponents)[None, None]
 
 
 def apply_rope(
@@ -45,7 +46,7 @@ def apply_rope(
 
 
 def sinusoids(
-    positions: Int[Array, "#B T"], embed_dim: int, dtype: jnp.dtype = jnp.float32
+    positions: Int[Array, "#B T"], embed_dim: int, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "#B T D"]:
     """Fixed position vectors: feature 2i is sin(position / 10000^(2i/D)), feature 2i + 1 its cosine; D even.
 

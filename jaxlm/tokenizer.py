@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -12,6 +12,7 @@ from jaxtyping import Int
 from jaxlm.errors import UserError
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of jaxlm needs of a tokenizer."""
 
@@ -22,7 +23,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """The ids of a text, int32."""
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class CharTokenizer:
             )
         return ids.astype(np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids."""
         return "".join(self.chars[i] for i in ids)
 
@@ -98,7 +99,7 @@ class BPETokenizer:
         """The ids of a text, int32."""
         return np.asarray(self._tokenizer.encode(text).ids, np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids; bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 

@@ -3,14 +3,13 @@
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxlm.config import TrainConfig
 from jaxlm.data import EvalBatch, batch_starts
@@ -23,8 +22,7 @@ CHUNK_SECONDS = 1.0
 """About how long the compiled loop runs before Python looks at signals again."""
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """All that a step replaces."""
 
     params: Params
@@ -32,8 +30,7 @@ class TrainState:
     step: Int[Array, ""]
 
 
-@flax.struct.dataclass
-class StepMetrics:
+class StepMetrics(NamedTuple):
     """What a step tells: its number (from 1), the loss of its batch before the update (nats a token), and the
     gradient's global norm before clipping."""
 
@@ -75,25 +72,28 @@ def train_step(
     depend on (seed, step, micro-batch) alone.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), 1)
-    value_and_grad = jax.value_and_grad(batch_loss)
+
+    def value_and_grad(windows: Int[Array, "micro T1"], key: Array):
+        return jax.value_and_grad(batch_loss)(state.params, model, windows, key)
+
     if grad_accum == 1:
-        loss, grads = value_and_grad(state.params, model, windows, key)
+        loss, grads = value_and_grad(windows, key)
     else:
 
         def micro_step(total, micro):
             micro_windows, i = micro
-            result = value_and_grad(state.params, model, micro_windows, jax.random.fold_in(key, i))
+            result = value_and_grad(micro_windows, jax.random.fold_in(key, i))
             return jax.tree.map(jnp.add, total, result), None
 
         micro_batches = windows.reshape(grad_accum, -1, windows.shape[1])
-        shapes = jax.eval_shape(value_and_grad, state.params, model, micro_batches[0], key)
+        shapes = jax.eval_shape(value_and_grad, micro_batches[0], key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = jax.lax.scan(micro_step, zeros, (micro_batches, jnp.arange(grad_accum)))
         loss, grads = jax.tree.map(lambda leaf: leaf / grad_accum, total)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = TrainState(params, opt_state, state.step + 1)
-    return state, StepMetrics(state.step, loss, optax.global_norm(grads))
+    return state, StepMetrics(state.step, loss, optax.tree.norm(grads))
 
 
 Chunk = Callable[[TrainState, Array, int], tuple[TrainState, StepMetrics]]
@@ -117,7 +117,7 @@ def make_chunk(model: Transformer, tx: optax.GradientTransformation, cfg: TrainC
             if source.ndim == 3:
                 return source[step - first].astype(jnp.int32)
             starts = batch_starts(cfg.seed, step, cfg.batch_size, source.shape[0] - seq_len)
-            return source[starts[:, None] + jnp.arange(seq_len + 1)].astype(jnp.int32)
+            return source[starts[:, None] + jnp.arange(seq_len + 1)[None]].astype(jnp.int32)
 
         def body(carry):
             state, _ = carry
@@ -130,6 +130,7 @@ def make_chunk(model: Transformer, tx: optax.GradientTransformation, cfg: TrainC
     return chunk
 
 
+@runtime_checkable
 class Hooks(Protocol):
     """What `loop` calls, in the order of the steps."""
 
@@ -193,7 +194,7 @@ def make_evaluate(model: Transformer) -> Evaluate:
     """Compiles `evaluate(params, batches) -> mean loss in nats a token` over every target that has weight."""
 
     @jax.jit
-    def sums(params: Params, windows: Int[Array, "groups B T1"], weights: Float[Array, "groups B T"]):
+    def sums(params: Params, windows: Integer[Array | np.ndarray, "groups B T1"], weights: Float[Array | np.ndarray, "groups B T"]):
         def batch(_, pair):
             tokens, weight = pair[0].astype(jnp.int32), pair[1]
             logits, _ = model.apply({"params": params}, tokens[:, :-1])

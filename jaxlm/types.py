@@ -6,9 +6,10 @@ H head width, F feed-forward width, V vocabulary, L layers, W window.
 
 from typing import Any, TypeAlias
 
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Params: TypeAlias = dict[str, Any]
 """Parameters: nested dicts of arrays."""
-Tokens: TypeAlias = Int[Array, "B T"]
+Tokens: TypeAlias = Int[Array | np.ndarray, "B T"]
 Logits: TypeAlias = Float[Array, "B T V"]

@@ -1,0 +1,56 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`.
+#
+# PYTHON       the interpreter that makes .venv (3.11 or later)
+# PRESET       what `make train` trains; `jaxlm presets` lists them
+# TORCH_INDEX  a package index to take torch from besides pip's own. The default build for Linux brings CUDA
+#              (gigabytes); PyTorch's installation page names an index of CPU builds (about 200 MB).
+PYTHON ?= python3
+PRESET ?= nanogpt-cpu
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALLED := pyproject.toml constraints.txt
+
+.PHONY: train test test-slow lint format bench clean
+
+train: .venv/.train
+	$(BIN)/jaxlm train $(PRESET)
+
+test: .venv/.test
+	$(BIN)/python -m pytest -m "not x64 and not slow"
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -m "x64 and not slow"
+
+test-slow: .venv/.test
+	$(BIN)/python -m pytest -m "not x64 and slow"
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.test
+	$(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# One stamp an extra: a second call installs nothing.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.train: $(INSTALLED) | .venv/bin/python
+	$(PIP) --editable .
+	touch $@
+
+.venv/.test: $(INSTALLED) | .venv/bin/python
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[parity,test]"
+	touch .venv/.train $@
+
+.venv/.dev: $(INSTALLED) | .venv/bin/python
+	$(PIP) --editable ".[dev]"
+	touch .venv/.train $@

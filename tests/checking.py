@@ -1,0 +1,17 @@
+"""The run-time type checker of the tests: jaxtyping's shapes through beartype, an int standing for a float."""
+
+import importlib
+
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def install() -> None:
+    """Checks every annotated signature of jaxlm but the configs, which check themselves.
+
+    Must be called before anything else imports jaxlm.
+    """
+    importlib.import_module("jaxlm.config")
+    install_import_hook("jaxlm", "checking.check")

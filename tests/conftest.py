@@ -1,0 +1,18 @@
+"""Every test runs with jaxtyping's shape checks on, without rank promotion, and on real text where it reads text."""
+
+import checking
+
+checking.install()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from jaxlm import recipes  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shakespeare():
+    """The path of the real corpus, fetched once."""
+    return recipes.fetch("tinyshakespeare")

@@ -1,0 +1,32 @@
+"""Models and tokens that tests share, so that each is made once a session."""
+
+import functools
+
+import jax
+from jaxtyping import Array
+
+from jaxlm.config import ModelConfig
+from jaxlm.model import build_model, init_params
+
+
+@functools.cache
+def built(cfg: ModelConfig, seed: int = 0):
+    """(model, params) of a config, made once a session; parameters are large enough for every path to matter."""
+    model = build_model(cfg)
+    params = init_params(model, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
+    return model, jax.tree.unflatten(tree, noisy)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="train")
+def apply(model, params, tokens, cache=None, lengths=None, train=False, key=None):
+    """(logits, cache) of a model, compiled; `key` is that of dropout."""
+    rngs = None if key is None else {"dropout": key}
+    return model.apply({"params": params}, tokens, cache=cache, lengths=lengths, train=train, rngs=rngs)
+
+
+def random_tokens(cfg: ModelConfig, batch: int, length: int, seed: int = 0) -> Array:
+    """[batch, length] int32 ids."""
+    return jax.random.randint(jax.random.key(seed), (batch, length), 0, cfg.vocab_size)

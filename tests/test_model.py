@@ -1,0 +1,259 @@
+"""The Transformer in float32: shapes, causality by gradient, options, initialisation, refusals."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import apply, built, random_tokens
+from tolerances import FLOAT32, assert_close
+
+from jaxlm import data
+from jaxlm.config import ModelConfig
+from jaxlm.loss import cross_entropy
+from jaxlm.model import build_model, init_params
+from jaxlm.presets import preset
+
+# Co-prime sizes, so that swapped axes fail: B 3, T 7, D 24, N 4 x H 6, K 2, F 20, V 11, L 2.
+BASE = ModelConfig(
+    vocab_size=11, max_seq_len=7, num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2, mlp_dim=20, position="rope"
+)
+
+
+def variant(**fields):
+    return dataclasses.replace(BASE, **fields)
+
+
+VARIANTS = {
+    "rope": BASE,
+    "interleaved": variant(rope_layout="interleaved"),
+    "learned": variant(position="learned"),
+    "sinusoidal": variant(position="sinusoidal"),
+    "no_position": variant(position="none"),
+    "multi_head": variant(num_kv_heads=None),
+    "multi_query": variant(num_kv_heads=1),
+    "narrow_heads": variant(head_dim=4),
+    "rmsnorm": variant(norm="rmsnorm"),
+    "no_norm": variant(norm="none"),
+    "post_norm": variant(norm_order="post"),
+    "no_residual": variant(residual=False),
+    "no_bias": variant(use_bias=False),
+    "qkv_bias": variant(use_bias=False, qkv_bias=True),
+    "head_bias_untied": variant(head_bias=True, tie_embeddings=False),
+    "no_out_proj": variant(attention_out_proj=False),
+    "no_mlp": variant(mlp_dim=0),
+    "gelu_tanh": variant(activation="gelu_tanh"),
+    "relu": variant(activation="relu"),
+    "silu": variant(activation="silu"),
+    "swiglu": variant(activation="swiglu"),
+    "geglu": variant(activation="geglu"),
+    "window": variant(window=3),
+    "window_pattern": variant(window=(2, None)),
+}
+
+
+def logits_of(cfg, tokens, **kwargs):
+    model, params = built(cfg)
+    return apply(model, params, tokens, **kwargs)[0]
+
+
+def test_every_variant_is_another_function_of_the_right_shape():
+    tokens = random_tokens(BASE, 3, 7)
+    seen = []
+    for name, cfg in VARIANTS.items():
+        logits = np.asarray(logits_of(cfg, tokens))
+        assert logits.shape == (3, 7, 11), name
+        assert np.isfinite(logits).all(), name
+        assert not any(np.allclose(logits, other, atol=1e-4) for other in seen), name
+        seen.append(logits)
+
+
+def receptive_field(cfg, length):
+    """[T, T]: whether the logits at t depend on the token at s, by the gradient through the embeddings."""
+    model, params = built(cfg)
+    tokens = jnp.arange(length)[None] % cfg.vocab_size
+
+    def summed(table, t):  # every token has a table row of its own, so a row's gradient is that position's
+        wide = {**params, "embedding": table}
+        cfg_wide = dataclasses.replace(cfg, vocab_size=length)
+        return jnp.abs(build_model(cfg_wide).apply({"params": wide}, jnp.arange(length)[None])[0][0, t]).sum()
+
+    assert not cfg.tie_embeddings
+    table = params["embedding"][tokens[0]]
+    head = {"kernel": jnp.resize(params["head"]["kernel"], (cfg.embed_dim, length))}
+    params = {**params, "head": head}
+    grads = jax.jit(jax.vmap(jax.grad(summed), (None, 0)))(table, jnp.arange(length))
+    return np.asarray(jnp.abs(grads).max(axis=-1) > 0).astype(int)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_causality_by_gradient(position):
+    cfg = variant(tie_embeddings=False, position=position)
+    np.testing.assert_array_equal(receptive_field(cfg, 7), np.tril(np.ones((7, 7), int)))
+
+
+def test_window_by_gradient():
+    field = receptive_field(variant(tie_embeddings=False, window=3, num_layers=1), 7)
+    np.testing.assert_array_equal(field, np.tril(np.ones((7, 7), int)) - np.tril(np.ones((7, 7), int), -3))
+
+
+def test_two_windowed_layers_see_as_far_as_both_together():
+    field = receptive_field(variant(tie_embeddings=False, window=(3, 2)), 7)  # 2 + 1 tokens back
+    np.testing.assert_array_equal(field, np.tril(np.ones((7, 7), int)) - np.tril(np.ones((7, 7), int), -4))
+
+
+def test_rope_sees_the_order_of_the_past_and_no_position_does_not():
+    tokens = random_tokens(BASE, 1, 7)
+    swapped = tokens[:, jnp.array([1, 0, 2, 3, 4, 5, 6])]
+    for cfg, differs in ((BASE, True), (variant(position="none"), False)):
+        one = dataclasses.replace(cfg, num_layers=1)
+        change = np.abs(np.asarray(logits_of(one, tokens) - logits_of(one, swapped)))[:, 2:].max()
+        assert (change > 1e-3) == differs
+
+
+def test_lengths_keep_padding_out():
+    tokens = random_tokens(BASE, 2, 7)
+    lengths = jnp.array([7, 4])
+    padded = logits_of(BASE, tokens, lengths=lengths)
+    changed = tokens.at[1, 4:].set((tokens[1, 4:] + 1) % 11)
+    np.testing.assert_array_equal(padded[1, :4], logits_of(BASE, changed, lengths=lengths)[1, :4])
+    assert_close(padded[1, :4], logits_of(BASE, tokens[1:, :4])[0], FLOAT32)
+
+
+def test_initial_loss_is_that_of_a_uniform_guess(shakespeare):
+    model = build_model(preset("nanogpt-cpu").model)
+    tokens = data.load_corpus(preset("nanogpt-cpu").data).train[: 20 * 65].reshape(20, 65).astype(np.int32)
+
+    @jax.jit
+    @jax.vmap
+    def loss(key):
+        return cross_entropy(model.apply({"params": init_params(model, key)}, tokens[:, :-1])[0], jnp.array(tokens[:, 1:]))
+
+    losses = loss(jax.random.split(jax.random.key(0), 8))  # one seed to another: 0.02
+    assert float(losses.mean()) == pytest.approx(math.log(65), abs=0.05)
+
+
+def flat(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize(
+    ("init", "std_up", "std_down", "std_embedding"),
+    [
+        ("gpt2", 0.02, 0.02 / math.sqrt(6), 0.02),
+        ("normal", 0.02, 0.02, 0.02),
+        ("torch", 1 / math.sqrt(3 * 60), 1 / math.sqrt(3 * 240), 1.0),
+    ],
+)
+def test_initialisation(init, std_up, std_down, std_embedding):
+    cfg = ModelConfig(vocab_size=97, max_seq_len=50, num_layers=3, embed_dim=60, num_heads=3, init=init)
+    params = flat(init_params(build_model(cfg), jax.random.key(0)))
+    assert params["block_1/mlp/up/kernel"].std() == pytest.approx(std_up, rel=0.05)
+    assert params["block_1/attention/query/kernel"].std() == pytest.approx(std_up, rel=0.05)
+    assert params["block_1/mlp/down/kernel"].std() == pytest.approx(std_down, rel=0.05)
+    assert params["block_1/attention/out/kernel"].std() == pytest.approx(std_down if init == "gpt2" else std_up, rel=0.05)
+    for table in ("embedding", "position_embedding"):
+        assert params[table].std() == pytest.approx(std_embedding, rel=0.05)
+    biases = np.concatenate([leaf for name, leaf in params.items() if name.endswith("up/bias")])
+    assert biases.std() == pytest.approx(1 / math.sqrt(3 * 60) if init == "torch" else 0, rel=0.1)
+
+
+def test_parameter_counts_known_from_elsewhere():
+    def count(name):
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init(name))))
+
+    def init(name):
+        return init_params(build_model(preset(name).model), jax.random.key(0))
+
+    assert count("gpt2-124m") == 124_439_808  # Hugging Face's gpt2
+    assert count("shakespeare-char") - 256 * 384 == 10_646_784  # nanoGPT prints 10.65M, positions left out
+    assert count("nanogpt-cpu") - 64 * 128 == 795_904  # nanoGPT prints 0.80M
+
+
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout", "embedding_dropout"])
+def test_dropout_acts_in_training_only(kind):
+    cfg = variant(**{kind: 0.5})
+    tokens = random_tokens(cfg, 2, 7)
+    np.testing.assert_array_equal(logits_of(cfg, tokens), logits_of(BASE, tokens))
+    one, same, other = (
+        logits_of(cfg, tokens, train=True, key=jax.random.key(seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-2
+    assert np.abs(one - logits_of(cfg, tokens)).max() > 1e-2
+
+
+def test_dropout_keeps_the_mean_of_what_it_drops():
+    cfg = variant(num_layers=1, mlp_dim=0, residual=False, norm="none", attention_dropout=0.3, position="none")
+    model, params = built(cfg)
+    tokens = random_tokens(cfg, 1, 5)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draw = jax.jit(jax.vmap(lambda key: model.apply({"params": params}, tokens, train=True, rngs={"dropout": key})[0]))
+    logits = np.asarray(draw(keys), np.float64)  # linear in the dropped attention weights, so the mean is exact
+    deviation = logits.mean(0) - np.asarray(logits_of(cfg, tokens))
+    assert (np.abs(deviation) <= 5 * logits.std(0) / math.sqrt(len(keys)) + 1e-6).all()
+    assert logits.std(0).max() > 0.1
+
+
+def test_embedding_dropout_drops_every_occurrence_of_a_word():
+    cfg = variant(num_layers=1, mlp_dim=0, position="none", embedding_dropout=0.5, tie_embeddings=False)
+    cfg = dataclasses.replace(cfg, norm="none", attention_out_proj=True)
+    model, params = built(cfg)
+    silent = jax.tree.map(jnp.zeros_like, params["block_0"])  # only the residual stream is left: logits = word @ head
+    params = {**params, "block_0": silent}
+    tokens = jnp.array([[3, 4, 3, 5, 3, 6, 7]])
+    out, _ = apply(model, params, tokens, train=True, key=jax.random.key(1))
+    words = params["embedding"][tokens] @ params["head"]["kernel"]
+    ratio = np.asarray((out / words)[0]).mean(axis=-1)
+    assert set(np.round(ratio, 3)) == {0.0, 2.0}
+    assert ratio[0] == ratio[2] == ratio[4]
+
+
+def test_types_of_parameters_activations_and_logits():
+    cfg = variant(dtype="bfloat16")
+    model, params = built(cfg)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    tokens = random_tokens(cfg, 2, 7)
+    logits = logits_of(cfg, tokens)
+    assert logits.dtype == jnp.float32
+    cache = model.init_cache(2, 7)
+    assert cache.layers[0].keys.dtype == jnp.bfloat16
+    exact, _ = apply(build_model(BASE), params, tokens)
+    error = float(np.abs(logits - exact).max() / np.abs(exact).max())
+    assert 1e-5 < error < 0.05
+    half = init_params(build_model(variant(param_dtype="bfloat16")), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
+
+
+def test_a_token_outside_the_vocabulary_gives_nan_not_a_neighbour():
+    logits = np.asarray(logits_of(BASE, jnp.array([[1, 2, 11], [1, 2, 10]])))
+    assert np.isnan(logits[0, 2]).all()
+    assert np.isfinite(logits[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"family": "recurrent"}, "family = 'recurrent' is not there yet"),
+        ({"kv_sharing": "mean_pooled"}, "kv_sharing = 'mean_pooled' is not there yet"),
+        ({"attention_score": "additive"}, "attention_score = 'additive' is not there yet"),
+        ({"attention_impl": "local"}, "attention_impl = 'local' is not there yet"),
+        ({"scan_layers": True}, "scan_layers = True is not there yet"),
+        ({"final_softcap": 30.0}, "final_softcap = 30.0 is not there yet"),
+        ({"dtype": "float64"}, "set JAX_ENABLE_X64=1"),
+    ],
+)
+def test_what_is_not_built_is_refused_by_name(fields, words):
+    with pytest.raises(ValueError, match="leave|use|set") as error:
+        build_model(variant(**fields))
+    assert words in str(error.value)
+
+
+def test_more_tokens_than_a_learned_table_has_are_refused():
+    cfg = variant(position="learned")
+    with pytest.raises(ValueError, match=r"8 tokens are beyond .* max_seq_len = 7"):
+        logits_of(cfg, random_tokens(cfg, 1, 8))
+    assert logits_of(BASE, random_tokens(BASE, 1, 8)).shape == (1, 8, 11)

@@ -1,0 +1,77 @@
+"""Cached decoding against the full forward pass, in float64, where equal means equal."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+from support import apply, built, random_tokens
+from test_model import BASE, VARIANTS
+from tolerances import FLOAT64, assert_close
+
+pytestmark = pytest.mark.x64
+
+SPLITS = [(4, 4, 1), (9,), (1,) * 9, (1, 7, 1)]
+
+
+def wide(cfg):
+    return dataclasses.replace(cfg, dtype="float64", param_dtype="float64", max_seq_len=9)
+
+
+def cached_logits(cfg, tokens, split, capacity):
+    model, params = built(cfg)
+    cache, pieces, start = model.init_cache(tokens.shape[0], capacity), [], 0
+    for size in split:
+        logits, cache = apply(model, params, tokens[:, start : start + size], cache)
+        pieces.append(logits)
+        start += size
+    assert cache.next_position.tolist() == [start] * tokens.shape[0]
+    return jnp.concatenate(pieces, axis=1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_logits_are_those_of_the_full_pass_however_the_prompt_is_cut(name):
+    cfg = wide(VARIANTS[name])
+    model, params = built(cfg)
+    tokens = random_tokens(cfg, 2, 9)
+    full, _ = apply(model, params, tokens)
+    assert full.dtype == jnp.float64
+    splits = SPLITS if name in ("rope", "learned", "window_pattern") else SPLITS[:1]
+    for split in splits:
+        assert_close(cached_logits(cfg, tokens, split, 9), full, FLOAT64)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, (3, 1)])
+def test_windows_hold_past_the_wrap_of_the_ring(window):
+    cfg = dataclasses.replace(wide(BASE), window=window)
+    model, params = built(cfg)
+    tokens = random_tokens(cfg, 2, 17)
+    full, _ = apply(model, params, tokens)
+    for split in ((17,), (2, *(1,) * 15), (2, 14, 1)):
+        assert_close(cached_logits(cfg, tokens, split, 17), full, FLOAT64)
+
+
+def test_capacity_does_not_change_the_result_until_it_is_full_and_then_is_a_window():
+    cfg = wide(BASE)
+    tokens = random_tokens(cfg, 2, 9)
+    for capacity in (9, 10, 23):
+        assert_close(cached_logits(cfg, tokens, (4, 4, 1), capacity), cached_logits(cfg, tokens, (9,), 9), FLOAT64)
+    windowed, params = built(dataclasses.replace(cfg, window=4))
+    full, _ = apply(windowed, params, tokens)
+    for split in ((9,), (1,) * 9, (4, 4, 1)):
+        assert_close(cached_logits(cfg, tokens, split, 4), full, FLOAT64)
+
+
+def test_a_ragged_batch_gives_what_each_row_gives_alone():
+    cfg = dataclasses.replace(wide(BASE), window=(2, None))
+    model, params = built(cfg)
+    tokens, following = random_tokens(cfg, 3, 6), random_tokens(cfg, 3, 1, seed=1)
+    lengths = [6, 1, 4]
+    cache = model.init_cache(3, 9)
+    logits, cache = apply(model, params, tokens, cache=cache, lengths=jnp.array(lengths))
+    next_logits, cache = apply(model, params, following, cache=cache)
+    assert cache.next_position.tolist() == [7, 2, 5]
+    for row, length in enumerate(lengths):
+        alone = jnp.concatenate([tokens[row : row + 1, :length], following[row : row + 1]], axis=1)
+        full, _ = apply(model, params, alone)
+        assert_close(logits[row, :length], full[0, :length], FLOAT64)
+        assert_close(next_logits[row, 0], full[0, -1], FLOAT64)

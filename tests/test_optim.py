@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxlm.config import OptimConfig
+from jaxlm.optim import build_optimizer, build_schedule, decay_mask
+
+
+def rates(steps, **fields):
+    schedule = build_schedule(OptimConfig(learning_rate=2.0, **fields), steps)
+    return np.array([float(schedule(t)) for t in range(steps + 1)])
+
+
+def test_warm_up_is_linear_never_zero_and_reaches_the_peak():
+    for name in ("cosine", "constant", "rsqrt"):
+        np.testing.assert_allclose(rates(20, schedule=name, warmup_steps=4)[:5], [0.4, 0.8, 1.2, 1.6, 2.0], rtol=1e-6)
+
+
+def test_cosine_ends_at_its_share_of_the_peak():
+    found = rates(20, warmup_steps=4, min_lr_ratio=0.1)
+    np.testing.assert_allclose(found[12], 0.2 + 0.5 * 1.8, rtol=1e-6)
+    np.testing.assert_allclose(found[20], 0.2, rtol=1e-6)
+    assert (np.diff(found[4:]) < 0).all()
+
+
+def test_constant_and_rsqrt_after_the_warm_up():
+    np.testing.assert_allclose(rates(20, schedule="constant", warmup_steps=4)[4:], 2.0)
+    np.testing.assert_allclose(rates(20, schedule="rsqrt", warmup_steps=4)[19], 2.0 * np.sqrt(5 / 20), rtol=1e-6)
+    np.testing.assert_allclose(rates(20, schedule="constant", warmup_steps=0), 2.0)
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    with pytest.raises(ValueError, match="warmup_steps = 20 is not below steps = 20"):
+        rates(20, warmup_steps=20)
+
+
+PARAMS = {"kernel": jnp.full((3, 5), 2.0), "scale": jnp.full(5, 2.0)}
+
+
+def step(grads, **fields):
+    tx = build_optimizer(OptimConfig(schedule="constant", warmup_steps=0, **fields), 10)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    return updates
+
+
+def test_only_matrices_decay():
+    assert decay_mask(PARAMS) == {"kernel": True, "scale": False}
+    updates = step(jax.tree.map(jnp.zeros_like, PARAMS), learning_rate=0.5, weight_decay=0.1)
+    np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 2, rtol=1e-6)
+    np.testing.assert_array_equal(updates["scale"], 0)
+
+
+def test_the_gradient_is_clipped_by_its_global_norm():
+    grads = {"kernel": jnp.full((3, 5), 30.0), "scale": jnp.full(5, 40.0)}
+    norm = np.sqrt(15 * 900 + 5 * 1600)
+    # With eps far above the moments the update is lr * g / eps: it shows the gradient Adam was given.
+    clipped = step(grads, learning_rate=1.0, weight_decay=0.0, eps=1e6, clip_norm=3.0)
+    plain = step(grads, learning_rate=1.0, weight_decay=0.0, eps=1e6, clip_norm=None)
+    np.testing.assert_allclose(clipped["scale"], -40 * 3 / norm / 1e6, rtol=1e-4)
+    np.testing.assert_allclose(plain["scale"], -40 / 1e6, rtol=1e-3)
+
+
+def test_the_update_is_that_of_adamw():
+    grads = {"kernel": jnp.full((3, 5), 0.3), "scale": jnp.full(5, -0.2)}
+    fields = {"learning_rate": 0.1, "b1": 0.8, "b2": 0.9, "eps": 1e-4, "weight_decay": 0.0, "clip_norm": None}
+    # The first bias-corrected step is lr * g / (|g| + eps).
+    np.testing.assert_allclose(step(grads, **fields)["kernel"], -0.1 * 0.3 / (0.3 + 1e-4), rtol=1e-5)
+    tx = build_optimizer(OptimConfig(schedule="constant", warmup_steps=0, **fields), 10)
+    state, params = tx.init(PARAMS), PARAMS
+    for scale in (1.0, -2.0):
+        updates, state = tx.update(jax.tree.map(lambda g, s=scale: s * g, grads), state, params)
+        params = optax.apply_updates(params, updates)
+    u, v = 0.8 * 0.2 * 0.3 + 0.2 * -0.6, 0.9 * 0.1 * 0.09 + 0.1 * 0.36
+    expected = -0.1 * (u / (1 - 0.8**2)) / (np.sqrt(v / (1 - 0.9**2)) + 1e-4)
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-5)
+
+
+def test_an_optimizer_that_is_not_there_yet_is_named():
+    with pytest.raises(ValueError, match="optim.name = 'adamsn' is not there yet"):
+        build_optimizer(OptimConfig(name="adamsn"), 10)

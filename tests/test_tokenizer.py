@@ -1,0 +1,56 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlm.tokenizer import BPETokenizer, CharTokenizer, from_dict
+
+TEXT = "the cat sat on the mat; the dog sat on the log.\n" * 3
+
+
+def reloaded(tokenizer):
+    return from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+def test_characters_go_and_come_back(text):
+    tokenizer = CharTokenizer(text)
+    ids = reloaded(tokenizer).encode(text)
+    assert ids.dtype == np.int32
+    assert ids.max() < tokenizer.vocab_size == len(set(text))
+    assert tokenizer.decode(ids) == text
+
+
+def test_character_ids_are_in_code_point_order():
+    assert CharTokenizer("cab").encode("abc").tolist() == [0, 1, 2]
+
+
+def test_unknown_characters_are_named_with_the_first_place():
+    with pytest.raises(ValueError, match=r"characters 'xz' are outside the vocabulary \(first 'z' at position 2\)"):
+        CharTokenizer("abc").encode("abzcx")
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_bpe_encodes_any_text(text):
+    tokenizer = BPETokenizer.train([TEXT], 270)
+    assert reloaded(tokenizer).decode(tokenizer.encode(text)) == text
+
+
+def test_bpe_learns_merges_from_its_text_up_to_the_size():
+    tokenizer = BPETokenizer.train([TEXT], 270)
+    assert tokenizer.vocab_size == 270
+    assert len(tokenizer.encode(" the")) == 1
+    assert len(tokenizer.encode("xyz")) == 3
+    assert BPETokenizer.train(["aaaa"], 1000).vocab_size < 300
+
+
+def test_bpe_takes_what_looks_like_a_special_token_as_text():
+    tokenizer = BPETokenizer.train([TEXT], 270)
+    assert len(tokenizer.encode("<|endoftext|>")) == 13
+
+
+def test_an_unknown_type_is_named():
+    with pytest.raises(ValueError, match="tokenizer type 'word' is unknown"):
+        from_dict({"type": "word"})
