@@ -283,16 +283,23 @@ def _parse(cls: type[_Options], arguments: list[str], usage: str, default: _Opti
     except SystemExit as end:
         if not end.code:
             raise
+    raise UserError(f"{_unboxed(errors.getvalue())}; see jaxlm {usage.split()[0]} --help")
+
+
+def _unboxed(refusal: str) -> str:
+    """What tyro's box says, and its first guess at what was meant, in one line."""
     sections: list[list[str]] = [[]]
-    for line in errors.getvalue().splitlines():
+    for line in refusal.splitlines():
         content = line.strip("│ ")
-        if not content.strip("─"):
+        if not content.strip("─-"):
             sections.append([])
         elif not line.startswith(("╭", "╰")):
             sections[-1].append(content)
-    hint = sections[1][1] if len(sections) > 1 and sections[1][0].startswith("Perhaps") else None
-    message = " ".join(sections[0]) + (f"; perhaps you meant {hint}" if hint else "")
-    raise UserError(f"{message}; see jaxlm {usage.split()[0]} --help")
+    if "╭" not in refusal:  # no UTF-8: the title stands in a section of its own
+        sections = sections[1:]
+    message = " ".join(sections[0]).rstrip(".")
+    guesses = [section[1] for section in sections if section and section[0].startswith("Perhaps")]
+    return f"{message}; perhaps you meant {guesses[0]}" if guesses else message
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -156,30 +156,35 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
       CheckError: the loss or gradient is no finite number, or every checkpoint is damaged.
     """
     out = Path(out)
+    stored = None
     if resume:
-        _check_same(config, read_config(out), out)
+        made = read_config(out)
+        stored = tokenizer.load(out / "tokenizer.json")
+        config = _fit_vocabulary(config, stored.vocab_size)
+        _check_same(config, made, out)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         hint = "go on with --resume, or choose another --out" if (out / "config.json").exists() else "choose another --out"
         raise UserError(f"{out} already holds {'a run' if 'resume' in hint else 'something'}: {hint}")
-    stored = tokenizer.load(out / "tokenizer.json") if resume else None
     corpus = data.load_corpus(config.data, stored)
     config = _fit_vocabulary(config, corpus.tokenizer.vocab_size)
     data.check_lengths(corpus, config.model.max_seq_len)
     model = build_model(config.model)
     tx = build_optimizer(config.optim, config.train.steps)
     state = init_state(init_params(model, jax.random.key(config.train.seed)), tx)
+    saved = None
     if resume:
         restored = checkpoint.restore_latest(out / "checkpoints", state)
         if restored is not None:
             state, damaged = restored
+            saved = int(state.step)
             for line in damaged:
-                warnings.warn(f"{line}; resuming from step {int(state.step)}", stacklevel=2)
+                warnings.warn(f"{line}; resuming from step {saved}", stacklevel=2)
         _write_config(out, config)
     else:
         _make_folder(out, config, corpus.tokenizer)
 
     with _signals() as received:
-        recorder = _Recorder(out, config, model, corpus, int(state.step), received)
+        recorder = _Recorder(out, config, model, corpus, saved, received)
         try:
             chunk = make_chunk(model, tx, config.train)
             state = loop(chunk, state, _source(corpus, config), config.train, recorder)
@@ -291,16 +296,22 @@ class _Recorder:
     """The hooks of the loop: rows, progress, evaluations, checkpoints."""
 
     def __init__(
-        self, out: Path, config: ExperimentConfig, model: Transformer, corpus: Corpus, step: int, received: list[int]
+        self,
+        out: Path,
+        config: ExperimentConfig,
+        model: Transformer,
+        corpus: Corpus,
+        saved: int | None,
+        received: list[int],
     ) -> None:
         self.out, self.config, self.received, self.val_loss = out, config, received, None
         self._evaluation = _Evaluation(model, corpus, config)
         self._schedule = build_schedule(config.optim, config.train.steps)
-        self._rows = metrics.MetricsFile(out / "metrics.jsonl", step)
-        self._progress = metrics.Progress(config.train.steps, step)
+        self._rows = metrics.MetricsFile(out / "metrics.jsonl", saved or 0)
+        self._progress = metrics.Progress(config.train.steps, saved or 0)
         self._started = time.perf_counter() - self._rows.elapsed_s
         self._session_started = time.perf_counter()
-        self._saved = step
+        self._saved = saved
         self._steps, self._seconds = 0, 0.0
 
     def stop(self) -> bool:
@@ -315,7 +326,7 @@ class _Recorder:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise CheckError(
                 f"step {step}: loss {loss}, gradient norm {grad_norm}; {self.out} keeps its last checkpoint "
-                f"(step {self._saved}); lower --optim.learning-rate"
+                f"({'none' if self._saved is None else f'step {self._saved}'}); lower --optim.learning-rate"
             )
         self._steps, self._seconds = self._steps + steps, self._seconds + seconds
         if step % cfg.log_every and step not in (1, cfg.steps):

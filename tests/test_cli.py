@@ -1,0 +1,186 @@
+"""The command: exit codes, one-line refusals, output."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import pytest
+
+from jaxlm import cli
+
+RUN = ["train", "tiny", "--train.steps", "30", "--train.eval-every", "15", "--train.checkpoint-every", "15"]
+SMALL = ["--model.num-layers", "1", "--optim.warmup-steps", "2", "--sample.max-new-tokens", "20"]
+
+
+def command(*arguments):
+    """(exit code, stdout, stderr) of `jaxlm ARGUMENTS`."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, shakespeare):
+    """A working folder with a short text of its own and runs/tiny-1, trained once."""
+    root = tmp_path_factory.mktemp("work")
+    (root / "text.txt").write_text(shakespeare.read_text()[:30_000])
+    with contextlib.chdir(root):
+        code, out, err = command(*RUN, *SMALL, "--data.path", "text.txt")
+    assert code == 0, err
+    assert len(out.strip("\n")) > 0
+    assert "runs/tiny-1 (step 30" in err
+    return root
+
+
+@pytest.fixture(autouse=True)
+def inside(request, monkeypatch):
+    if "folder" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("folder"))
+
+
+def refused(*arguments):
+    """The one line of a refusal."""
+    code, out, err = command(*arguments)
+    assert code == 2, f"exit code {code}: {err}"
+    assert out == ""
+    assert err.startswith("jaxlm: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def snapshot(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trane"], "command 'trane' is unknown: choose one of train, sample"),
+        (["parity"], "command 'parity' is not there yet"),
+        (["train", "gpt5"], "preset 'gpt5' is unknown: choose one of nanogpt-cpu"),
+        (["train", "tiny", "--model.num-layer", "3"], "--model.num-layer, 3; perhaps you meant --model.num-layers"),
+        (["train", "tiny", "--model.activation", "swish"], "'swish'"),
+        (["train", "tiny", "--model.num-layers", "two"], "'two'"),
+        (["train", "tiny", "--model.num-heads", "5"], "num_heads = 5 does not divide embed_dim = 32"),
+        (["train", "tiny", "--model.family", "recurrent"], "family = 'recurrent' is not there yet"),
+        (["train", "tiny", "--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
+        (["train", "tiny", "--optim.name", "lion"], "optim.name = 'lion' is not there yet"),
+        (["train", "tiny", "--optim.warmup-steps", "200"], "warmup_steps = 200 is not below steps = 200"),
+        (["train", "tiny", "--mesh.data", "2"], "option --mesh.data is not there yet"),
+        (["train", "tiny", "--data.dataset", "wiki"], "dataset 'wiki' is unknown: choose one of tinyshakespeare"),
+        (["train", "tiny", "--data.path", "nothing.txt"], "nothing.txt is not a file"),
+        (["train", "tiny", "--data.path", "empty.txt"], "empty.txt is empty"),
+        (["train", "tiny", "--data.path", "short.txt"], "shorter than one context of max_seq_len = 32"),
+        (["train", "tiny", "--data.path", "latin.txt"], "not UTF-8: byte 0xe9 at offset 3"),
+        (["train", "tiny", "--out", "runs/tiny-1"], "already holds a run: go on with --resume"),
+        (["train", "tiny", "--out", "full"], "full already holds something"),
+        (["train", "tiny", "--out", "full", "--resume"], "full is not a run"),
+        (["train", "tiny", "--resume"], "--resume needs the run to go on with"),
+        (["train", "chargpt", "--out", "runs/tiny-1", "--resume"], "was made with preset 'tiny', not 'chargpt'"),
+        (
+            ["train", "--out", "runs/tiny-1", "--resume", "--model.num-layers", "3"],
+            "was made with model.num_layers = 1, not 3",
+        ),
+        (["train", "--out", "runs/tiny-1", "--resume", "--train.seed", "3"], "was made with train.seed = 0, not 3"),
+        (["sample"], "no run given"),
+        (["sample", "runs"], "runs is not a run: it has no config.json"),
+        (["sample", "runs/tiny-1", "--prompt", "ROMEO€é"], "characters 'é€' are outside the vocabulary"),
+        (["sample", "runs/tiny-1", "--prompt", ""], "prompt is empty"),
+        (["sample", "runs/tiny-1", "--step", "7"], "step 7 has no checkpoint in runs/tiny-1: choose one of 15, 30"),
+        (["sample", "runs/tiny-1", "--top-p", "2"], "top_p = 2.0"),
+        (["eval", "other"], "other/config.json is no configuration of this version: ModelConfig has no field depth"),
+        (["info", "nothing"], "'nothing' is neither a preset nor a run"),
+        (["prepare", "wiki"], "dataset 'wiki' is unknown"),
+        (["prepare"], "no dataset given"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(folder, arguments, words):
+    (folder / "empty.txt").write_text("")
+    (folder / "short.txt").write_text("To be, or not to be")
+    (folder / "latin.txt").write_bytes("thé".encode("latin-1").replace(b"\xe9", b"e\xe9") * 99)
+    (folder / "full").mkdir(exist_ok=True)
+    (folder / "full" / "thesis.txt").write_text("mine")
+    (folder / "other").mkdir(exist_ok=True)
+    config = json.loads((folder / "runs/tiny-1/config.json").read_text())
+    config["config"]["model"]["depth"] = 3
+    (folder / "other" / "config.json").write_text(json.dumps(config))
+    before = snapshot(folder)
+    assert words in refused(*arguments)
+    assert snapshot(folder) == before
+
+
+def test_help_and_version():
+    code, out, err = command("--help")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in cli.COMMANDS)
+    assert command("--version")[0] == 0
+    assert command()[0] == 2
+    with pytest.raises(SystemExit) as end:
+        command("train", "tiny", "--help")
+    assert end.value.code == 0
+
+
+def test_a_second_training_gets_the_next_number(folder):
+    shutil.copytree("runs/tiny-1", "runs/tiny-2")
+    code, _, err = command(*RUN, *SMALL, "--data.path", "text.txt", "--train.max-minutes", "0")
+    shutil.rmtree("runs/tiny-2")
+    assert code == 0
+    assert "runs/tiny-3" in err
+
+
+def test_training_leaves_what_it_says(folder):
+    run = folder / "runs/tiny-1"
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "loss.png",
+        "samples",
+    }
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 10, 20, 30]
+    assert [row["step"] for row in rows if "val_loss" in row] == [15, 30]
+    assert {"step", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"} == rows[0].keys()
+    config = json.loads((run / "config.json").read_text())
+    assert config["config"]["model"]["num_layers"] == 1
+    assert config["device"]["platform"] == "cpu"
+    assert "jax" in config["versions"]
+
+
+def test_eval_repeats_the_losses_that_training_logged(folder):
+    code, out, _ = command("eval", "runs/tiny-1", "--step", "15", "--json")
+    assert code == 0
+    found = json.loads(out)
+    rows = [json.loads(line) for line in (folder / "runs/tiny-1/metrics.jsonl").read_text().splitlines()]
+    logged = next(row for row in rows if "val_loss" in row and row["step"] == 15)
+    for name in ("val_loss", "train_loss", "perplexity"):
+        assert found[name] == logged[name]
+    assert found["val_targets"] == 3000 - 1
+
+
+def test_sampling_repeats_with_its_seed(folder):
+    arguments = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--num-samples", "3", "--max-new-tokens", "20"]
+    first, again, other = (command(*arguments, "--seed", seed) for seed in (1, 1, 2))
+    assert first[0] == 0
+    assert first[1] == again[1] != other[1]
+    texts = json.loads(command(*arguments, "--seed", 1, "--json")[1])["texts"]
+    assert len(set(texts)) == 3
+    assert "\n---\n".join(texts) + "\n" == first[1]
+    assert all(text.startswith("ROMEO:") and len(text) == 26 for text in texts)
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "gpt2-124m"], ["presets"], ["prepare", "tinyshakespeare"]])
+def test_reports_as_text_and_as_one_json_object(shakespeare, arguments):
+    code, text, _ = command(*arguments)
+    assert code == 0
+    code, out, _ = command(*arguments, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert isinstance(found, dict)
+    if arguments == ["info", "gpt2-124m"]:
+        assert found["parameters"] == 124_439_808
+        assert "124,439,808" in text

@@ -1,0 +1,176 @@
+"""Runs that are stopped, killed, damaged and resumed. The processes are real ones."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm import checkpoint, run
+from jaxlm.config import DataConfig
+from jaxlm.errors import CheckError
+from jaxlm.presets import preset
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, shakespeare):
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text(shakespeare.read_text()[:30_000])
+    tiny = preset("tiny")
+    return dataclasses.replace(
+        tiny,
+        model=dataclasses.replace(tiny.model, num_layers=1, dropout=0.1),
+        data=DataConfig(path=str(path)),
+        optim=dataclasses.replace(tiny.optim, warmup_steps=5),
+        train=dataclasses.replace(tiny.train, steps=STEPS, log_every=5, eval_every=30, checkpoint_every=10),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """The uninterrupted run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    outcome = run.train(config, out)
+    assert (outcome.step, outcome.signum) == (STEPS, None)
+    return out
+
+
+def rows(out):
+    """metrics.jsonl without what a clock decides."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("elapsed_s", "tokens_per_s")} for row in found]
+
+
+def assert_same_run(out, whole):
+    ours, theirs = run.load_run(out, STEPS), run.load_run(whole, STEPS)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert rows(out) == rows(whole)
+
+
+def start(config, out, *options):
+    """`jaxlm train` as a process, with the config of the tests (its preset and the changes to it)."""
+    arguments = ["--out", str(out), *options]
+    if "--resume" not in options:
+        arguments += ["--model.num-layers", "1", "--model.dropout", "0.1", "--data.path", config.data.path]
+        arguments += ["--optim.warmup-steps", "5", "--train.steps", str(STEPS), "--train.log-every", "5"]
+        arguments += ["--train.eval-every", "30", "--train.checkpoint-every", "10"]
+    command = [sys.executable, "-m", "jaxlm.cli", "train", "tiny", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_killed_three_times_and_resumed_a_run_is_bitwise_the_uninterrupted_one(config, whole, tmp_path):
+    out = tmp_path / "killed"
+    for kill, wanted in enumerate((10, 20, 40)):
+        process = start(config, out, *(["--resume"] if kill else []))
+        # The second kill comes in the middle of a save, the others between two.
+        sign = out / "checkpoints" / (f".{wanted}.partial" if kill == 1 else str(wanted))
+        wait_for(process, sign.exists)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert max(checkpoint.steps(out / "checkpoints")) < STEPS
+    process = start(config, out, "--resume")
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_so_and_sets_the_exit_code(config, whole, tmp_path, signum, code):
+    out = tmp_path / "stopped"
+    process = start(config, out, "--train.max-minutes", "5")
+    wait_for(process, (out / "metrics.jsonl").exists)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    last = max(checkpoint.steps(out / "checkpoints"))
+    assert f"stopped by {signal.Signals(signum).name} at step {last}; saved" in err
+    assert "Traceback" not in err
+    run.train(dataclasses.replace(run.read_config(out)), out, resume=True)
+    assert_same_run(out, whole)
+
+
+def test_a_time_limit_saves_and_ends_well(config, whole, tmp_path):
+    out = tmp_path / "limited"
+    limited = dataclasses.replace(config, train=dataclasses.replace(config.train, max_minutes=0.0))
+    outcome = run.train(limited, out)
+    assert (outcome.step, outcome.signum) == (0, None)
+    assert checkpoint.steps(out / "checkpoints") == [0]
+    outcome = run.train(config, out, resume=True)
+    assert outcome.step == STEPS
+    assert_same_run(out, whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(config, whole, tmp_path):
+    out = tmp_path / "damaged"
+    shutil.copytree(whole, out)
+    newest = out / "checkpoints" / str(STEPS)
+    victim = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x00\x01")
+    with pytest.warns(UserWarning, match=r"60 is damaged: .* has changed; resuming from step 50"):
+        run.train(config, out, resume=True)
+    assert_same_run(out, whole)
+    for path in (out / "checkpoints").iterdir():
+        (path / "manifest.json").write_text("")
+    with pytest.raises(CheckError, match="is damaged"):
+        run.load_run(out)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(config, tmp_path):
+    bad = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, learning_rate=1e30, schedule="constant", clip_norm=None)
+    )
+    with pytest.raises(CheckError, match=r"step \d+: loss .*nan.* keeps its last checkpoint"):
+        run.train(bad, tmp_path / "nan")
+    assert checkpoint.steps(tmp_path / "nan" / "checkpoints") == []
+
+
+def test_resuming_a_finished_run_changes_no_parameter_and_no_row(config, whole, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(whole, out)
+    assert run.train(config, out, resume=True).step == STEPS
+    assert_same_run(out, whole)
+
+
+def test_a_run_goes_on_past_its_steps_when_asked(config, whole, tmp_path):
+    out = tmp_path / "longer"
+    shutil.copytree(whole, out)
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=STEPS + 5))
+    assert run.train(longer, out, resume=True).step == STEPS + 5
+    assert run.read_config(out).train.steps == STEPS + 5
+
+
+def test_a_corpus_read_from_a_mapped_file_trains_the_same_batches(config, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXLM_DATA_DIR", str(tmp_path))
+    mapped = dataclasses.replace(config, data=dataclasses.replace(config.data, resident_mb=0))
+    run.train(mapped, tmp_path / "mapped")
+    losses = [[row["loss"] for row in rows(out) if "loss" in row] for out in (tmp_path / "mapped", whole)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_a_bpe_run_loads_with_its_vocabulary(config, tmp_path):
+    bpe = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, tokenizer="bpe", bpe_vocab_size=300),
+        train=dataclasses.replace(config.train, steps=6, eval_every=6, checkpoint_every=6),
+    )
+    run.train(bpe, tmp_path / "bpe")
+    loaded = run.load_run(tmp_path / "bpe")
+    assert loaded.config.model.vocab_size == loaded.tokenizer.vocab_size == 300
+    sample = dataclasses.replace(bpe.sample, prompt="Wherefore art thou, Zoë?", max_new_tokens=5)
+    assert run.sample(loaded, sample)[0].startswith("Wherefore art thou, Zoë?")
