@@ -57,7 +57,7 @@ def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> KVCache:
         raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
     if cfg.position == "learned" and capacity > cfg.max_seq_len:
         raise UserError(
-            f"capacity = {capacity} is beyond the learned position table, max_seq_len = {cfg.max_seq_len}: give at most that"
+            f"capacity = {capacity} is beyond the learned position table: give at most max_seq_len = {cfg.max_seq_len}"
         )
     dtype = jnp.dtype(cfg.dtype)
 

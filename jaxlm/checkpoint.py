@@ -52,7 +52,9 @@ def steps(folder: Path) -> list[int]:
 
 def best_step(folder: Path) -> int | None:
     """The step with the lowest validation loss among those evaluated; None if there is none."""
-    losses = {step: loss for step in steps(folder) if (loss := _manifest(folder / str(step)).get("val_loss")) is not None}
+    losses = {
+        step: loss for step in steps(folder) if (loss := _manifest(folder / str(step)).get("val_loss")) is not None
+    }
     return min(losses, key=lambda step: losses[step], default=None)
 
 
@@ -126,7 +128,9 @@ def _restore(path: Path, like: _Tree) -> _Tree:
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), str(x.dtype)) for path, x in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), str(x.dtype)) for path, x in leaves
+    }
 
 
 def _manifest(path: Path) -> dict[str, Any]:

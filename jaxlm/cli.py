@@ -24,7 +24,6 @@ from jaxlm.config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
-    from_dict,
     to_dict,
 )
 from jaxlm.errors import CheckError, UserError
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    """train [PRESET]     Train a model; --model.* --optim.* --data.* --train.* --sample.* --out DIR --resume."""
+    """Train [PRESET]     Train a model; --model.* --optim.* --data.* --train.* --sample.* --out DIR --resume."""
     first, rest = _first_word(arguments)
     base = presets.preset(first or "nanogpt-cpu")
     if "--resume" in rest:  # the run's own configuration is what the options change
@@ -139,7 +138,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _sample(arguments: list[str]) -> int:
-    """sample RUN         Draw text: --prompt, --num-samples, --temperature, --top-k, --top-p, --seed, --json."""
+    """Sample RUN         Draw text: --prompt, --num-samples, --temperature, --top-k, --top-p, --seed, --json."""
     path, rest = _run_word(arguments, "sample")
     defaults = SampleConfig()
     if path:
@@ -159,7 +158,7 @@ def _sample(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    """eval RUN           Exact validation loss, perplexity and training-slice loss of a checkpoint."""
+    """Eval RUN           Exact validation loss, perplexity and training-slice loss of a checkpoint."""
     path, rest = _run_word(arguments, "eval")
     options = _parse(_CheckpointOptions, rest, "eval RUN", _CheckpointOptions())
     from jaxlm import run
@@ -173,7 +172,7 @@ def _eval(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    """prepare DATASET    Fetch a dataset into the local cache and check it."""
+    """Prepare DATASET    Fetch a dataset into the local cache and check it."""
     from jaxlm import recipes
 
     name, rest = _first_word(arguments)
@@ -182,12 +181,16 @@ def _prepare(arguments: list[str]) -> int:
         raise UserError(f"no dataset given: choose one of {', '.join(recipes.names())}")
     path = recipes.fetch(name)
     found = {"dataset": name, "path": str(path), "bytes": path.stat().st_size}
-    print(json.dumps(found) if options.json else f"{name}: {path} ({path.stat().st_size:,} bytes, sha256 as in the recipe)")
+    print(
+        json.dumps(found)
+        if options.json
+        else f"{name}: {path} ({path.stat().st_size:,} bytes, sha256 as in the recipe)"
+    )
     return 0
 
 
 def _presets(arguments: list[str]) -> int:
-    """presets            The named configurations."""
+    """Presets            The named configurations."""
     options = _parse(_JsonOption, arguments, "presets", _JsonOption())
     made = {name: presets.preset(name) for name in presets.PRESETS}
     if options.json:
@@ -202,7 +205,7 @@ def _presets(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
-    """info [PRESET|RUN]  Parameters of a model; alone: versions and devices."""
+    """Info [PRESET|RUN]  Parameters of a model; alone: versions and devices."""
     name, rest = _first_word(arguments)
     if name is None:
         options = _parse(_JsonOption, rest, "info", _JsonOption())
@@ -222,7 +225,9 @@ def _info(arguments: list[str]) -> int:
         from jaxlm.run import read_config
 
         if not Path(name).exists():
-            raise UserError(f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder")
+            raise UserError(
+                f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
+            )
         model = read_config(Path(name)).model
     chosen = _parse(_InfoOptions, rest, "info PRESET", _InfoOptions(model=model))
     from jaxlm.report import parameter_table
@@ -249,10 +254,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _usage() -> str:
-    lines = [f"  {command.__doc__}" for command in COMMANDS.values()]
-    return "\n".join(
-        ["usage: jaxlm COMMAND ...", "", "Train, sample and check small language models in JAX.", "", *lines, ""]
-        + ["`jaxlm COMMAND --help` lists the options of a command."]
+    lines = "\n".join(f"  {command.__doc__}" for command in COMMANDS.values())
+    return (
+        "usage: jaxlm COMMAND ...\n\nTrain, sample and check small language models in JAX.\n\n"
+        f"{lines}\n\n`jaxlm COMMAND --help` lists the options of a command."
     )
 
 
@@ -275,7 +280,7 @@ def _run_word(arguments: list[str], command: str) -> tuple[Path, list[str]]:
 
 
 def _parse(cls: type[_Options], arguments: list[str], usage: str, default: _Options) -> _Options:
-    """tyro's parser, its boxed refusals turned into one line."""
+    """Tyro's parser, its boxed refusals turned into one line."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

@@ -152,23 +152,28 @@ class ModelConfig(_Validated):
                 raise UserError(f"{name} = {value!r} is too small: give more than 0")
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise UserError(
-                f"num_heads = {self.num_heads} does not divide embed_dim = {self.embed_dim}: change one, or give head_dim"
+                f"num_heads = {self.num_heads} does not divide embed_dim = {self.embed_dim}: "
+                "change one, or give head_dim"
             )
         if self.num_heads % self.kv_heads:
             raise UserError(
                 f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}: change one"
             )
         if self.position == "rope" and self.head_width % 2:
-            raise UserError(f"head_dim = {self.head_width} is odd, but position = 'rope' rotates pairs: give an even one")
+            raise UserError(
+                f"head_dim = {self.head_width} is odd, but position = 'rope' rotates pairs: give an even one"
+            )
         if self.position == "sinusoidal" and self.embed_dim % 2:
-            raise UserError(f"embed_dim = {self.embed_dim} is odd, but position = 'sinusoidal' needs pairs: give an even one")
+            raise UserError(
+                f"embed_dim = {self.embed_dim} is odd, but position = 'sinusoidal' needs pairs: give an even one"
+            )
         windows = self.window if isinstance(self.window, tuple) else (self.window,)
         if not windows or any(w is not None and w < 1 for w in windows):
             raise UserError(f"window = {self.window!r} has no key to see: give at least 1 (the query itself), or None")
         if self.scan_layers and self.num_layers % len(windows):
             raise UserError(
-                f"num_layers = {self.num_layers} is not a multiple of the period {len(windows)} of window = {self.window!r}, "
-                "as scan_layers needs: change one"
+                f"num_layers = {self.num_layers} is not a multiple of the period {len(windows)} of "
+                f"window = {self.window!r}, as scan_layers needs: change one"
             )
 
     @property
@@ -287,7 +292,9 @@ class TrainConfig(_Validated):
         _at_least(self, 1, "steps", "batch_size", "grad_accum", "log_every", "eval_every", "checkpoint_every", "keep")
         _at_least(self, 0, "seed", "max_minutes")
         if self.batch_size % self.grad_accum:
-            raise UserError(f"grad_accum = {self.grad_accum} does not divide batch_size = {self.batch_size}: change one")
+            raise UserError(
+                f"grad_accum = {self.grad_accum} does not divide batch_size = {self.batch_size}: change one"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

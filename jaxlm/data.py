@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
@@ -175,6 +174,4 @@ def eval_batches(tokens: np.ndarray, seq_len: int, batch_size: int, groups: int 
         starts = np.arange(groups * batch_size)[:, None] * seq_len
         windows = padded[starts + np.arange(seq_len + 1)]
         weights = (starts + np.arange(seq_len) < len(piece) - 1).astype(np.float32)
-        yield EvalBatch(
-            windows.reshape(groups, batch_size, seq_len + 1), weights.reshape(groups, batch_size, seq_len)
-        )
+        yield EvalBatch(windows.reshape(groups, batch_size, seq_len + 1), weights.reshape(groups, batch_size, seq_len))

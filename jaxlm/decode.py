@@ -2,16 +2,18 @@
 
 import functools
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxlm.cache import KVCache
 from jaxlm.errors import UserError
 from jaxlm.model import Transformer
-from jaxlm.types import Params, Tokens
+from jaxlm.types import Logits, Params, Tokens
 
 
 class Generation(NamedTuple):
@@ -117,7 +119,7 @@ def _generate(
     num_samples: int,
 ) -> Generation:
     cfg, prompt_len = model.cfg, prompt.shape[1]
-    apply = functools.partial(model.apply, {"params": params})
+    apply = cast(Callable[..., tuple[Logits, KVCache]], functools.partial(model.apply, {"params": params}))
 
     def draw(logits: Float[Array, "R V"], done: Bool[Array, " R"], i: Int[Array, ""] | int):
         filtered = filter_logits(logits / temperature, top_k, top_p if filter_top_p else None)
@@ -132,7 +134,7 @@ def _generate(
     cached = min(max(places, 0), max_new_tokens)
     done = jnp.zeros(prompt.shape[0] * num_samples, bool)
     history = jnp.repeat(prompt, num_samples, axis=0)
-    log_probs = jnp.zeros((done.shape[0], 0))
+    log_probs: list[Float[Array, "R part"]] = []
     if cached:
         cache = model.init_cache(prompt.shape[0], min(prompt_len + max_new_tokens, cfg.max_seq_len))
         logits, cache = apply(prompt, cache=cache)
@@ -147,7 +149,7 @@ def _generate(
 
         (_, _, done), (tokens, probs) = jax.lax.scan(cached_step, (token, cache, done), jnp.arange(1, cached))
         history = jnp.concatenate([history, token[:, None], tokens.T], axis=1)
-        log_probs = jnp.concatenate([log_prob[:, None], probs.T], axis=1)
+        log_probs += [log_prob[:, None], probs.T]
     if cached < max_new_tokens:
 
         def sliding_step(carry, i):
@@ -158,9 +160,9 @@ def _generate(
         context = history[:, -cfg.max_seq_len :]
         _, (tokens, probs) = jax.lax.scan(sliding_step, (context, done), jnp.arange(cached, max_new_tokens))
         history = jnp.concatenate([history, tokens.T], axis=1)
-        log_probs = jnp.concatenate([log_probs, probs.T], axis=1)
+        log_probs.append(probs.T)
     tokens = history[:, prompt_len:]
-    return Generation(tokens, log_probs, jnp.cumprod(tokens != stop_token, axis=1).sum(axis=1))
+    return Generation(tokens, jnp.concatenate(log_probs, axis=1), jnp.cumprod(tokens != stop_token, axis=1).sum(axis=1))
 
 
 def filter_logits(

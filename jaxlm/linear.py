@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 def matmul(
     x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], dtype: DTypeLike | None = None
 ) -> Float[Array, "*rows O"]:
-    """x @ kernel, accumulated and returned in `dtype` (None: the operands' type). Reverse mode only (no jvp).
+    """X @ kernel, accumulated and returned in `dtype` (None: the operands' type). Reverse mode only (no jvp).
 
     Left alone, XLA:CPU fuses the recomputation of the activation (erf) into the transposing copies of the two
     backward products and runs them on one thread: half of a training step. The barrier keeps both operands

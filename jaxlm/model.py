@@ -1,5 +1,6 @@
 """The Linen modules. They own parameters; what they compute are the pure functions beside this file."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -96,11 +97,13 @@ class Norm(nn.Module):
         cfg = self.cfg
         if cfg.norm == "none":
             return x
-        dtypes = {"epsilon": cfg.norm_eps, "dtype": jnp.dtype(cfg.dtype), "param_dtype": jnp.dtype(cfg.param_dtype)}
-        if cfg.norm == "rmsnorm":
-            norm: nn.Module = nn.RMSNorm(**dtypes, use_fast_variance=False)
-        else:
-            norm = nn.LayerNorm(**dtypes, use_bias=cfg.use_bias, use_fast_variance=False)
+        make = nn.RMSNorm if cfg.norm == "rmsnorm" else functools.partial(nn.LayerNorm, use_bias=cfg.use_bias)
+        norm = make(
+            epsilon=cfg.norm_eps,
+            dtype=jnp.dtype(cfg.dtype),
+            param_dtype=jnp.dtype(cfg.param_dtype),
+            use_fast_variance=False,
+        )
         nn.share_scope(self, norm)
         return norm(x)
 
@@ -227,7 +230,7 @@ class Transformer(nn.Module):
           ValueError: T beyond a learned position table.
         """
         cfg = self.cfg
-        batch, length = tokens.shape
+        length = tokens.shape[1]
         if cfg.position == "learned" and length > cfg.max_seq_len:
             raise UserError(f"{length} tokens are beyond the learned position table, max_seq_len = {cfg.max_seq_len}")
         offsets = jnp.arange(length, dtype=jnp.int32)[None]
@@ -255,11 +258,12 @@ class Transformer(nn.Module):
             x += sinusoids(positions, cfg.embed_dim, jnp.promote_types(cfg.dtype, jnp.float32)).astype(cfg.dtype)
         x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
 
-        layers = []
+        layers: list[LayerCache] = []
         for i, window in enumerate(cfg.layer_windows):
             layer_cache = None if cache is None else cache.layers[i]
             x, layer_cache = Block(cfg, window, name=f"block_{i}")(x, positions, layer_cache, train)
-            layers.append(layer_cache)
+            if layer_cache is not None:
+                layers.append(layer_cache)
         if cfg.norm_order == "pre":
             x = Norm(cfg, name="final_norm")(x)
 
@@ -287,7 +291,7 @@ def build_model(cfg: ModelConfig) -> Transformer:
             raise UserError(f"{name} = {getattr(cfg, name)!r} is not there yet: leave it at {accepted!r}")
     if cfg.attention_impl not in ("auto", "reference"):
         raise UserError(f"attention_impl = {cfg.attention_impl!r} is not there yet: use 'auto' or 'reference'")
-    if "float64" in (cfg.dtype, cfg.param_dtype) and not jax.config.jax_enable_x64:
+    if "float64" in (cfg.dtype, cfg.param_dtype) and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
         raise UserError("dtype = 'float64' needs 64-bit JAX: set JAX_ENABLE_X64=1")
     return Transformer(cfg)
 

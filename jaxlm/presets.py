@@ -1,11 +1,11 @@
 """Named configurations. Each is an ExperimentConfig; the command overrides its fields."""
 
-from jaxlm.errors import UserError
 from jaxlm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from jaxlm.errors import UserError
 
 
 def _nanogpt_cpu() -> ExperimentConfig:
-    """nanoGPT's CPU configuration: 0.8 M parameters, two minutes on two cores."""
+    """NanoGPT's CPU configuration: 0.8 M parameters, two minutes on two cores."""
     return ExperimentConfig(
         preset="nanogpt-cpu",
         model=ModelConfig(vocab_size=65, max_seq_len=64, num_layers=4, embed_dim=128, num_heads=4, use_bias=False),
@@ -14,7 +14,7 @@ def _nanogpt_cpu() -> ExperimentConfig:
 
 
 def _shakespeare_char() -> ExperimentConfig:
-    """nanoGPT's GPU configuration: 10.7 M parameters, dropout 0.2; for an accelerator."""
+    """NanoGPT's GPU configuration: 10.7 M parameters, dropout 0.2; for an accelerator."""
     return ExperimentConfig(
         preset="shakespeare-char",
         model=ModelConfig(

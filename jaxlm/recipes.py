@@ -38,7 +38,9 @@ def fetch(name: str) -> Path:
       UserError: no recipe of that name, or no source worked; the message lists what was tried.
     """
     if name not in names():
-        raise UserError(f"dataset {name!r} is unknown: choose one of {', '.join(names())}, or give a file by --data.path")
+        raise UserError(
+            f"dataset {name!r} is unknown: choose one of {', '.join(names())}, or give a file by --data.path"
+        )
     recipe = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
     target = data_dir() / name / recipe["file"]
     tried = []

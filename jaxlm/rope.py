@@ -45,9 +45,7 @@ def apply_rope(
     return rotated.astype(x.dtype)
 
 
-def sinusoids(
-    positions: Int[Array, "#B T"], embed_dim: int, dtype: DTypeLike = jnp.float32
-) -> Float[Array, "#B T D"]:
+def sinusoids(positions: Int[Array, "#B T"], embed_dim: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "#B T D"]:
     """Fixed position vectors: feature 2i is sin(position / 10000^(2i/D)), feature 2i + 1 its cosine; D even.
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.5.

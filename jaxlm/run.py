@@ -1,6 +1,6 @@
 """A training run on disk: the only place that wires data, model, optimizer, checkpoints and logging together.
 
-    config.json  tokenizer.json  metrics.jsonl  checkpoints/<step>/  loss.png  samples/
+config.json  tokenizer.json  metrics.jsonl  checkpoints/<step>/  loss.png  samples/
 """
 
 import contextlib
@@ -109,8 +109,8 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
         except CheckError as error:
             errors.append(str(error))
             continue
-        for error in errors:
-            warnings.warn(f"{error}; using step {candidate}", stacklevel=2)
+        for line in errors:
+            warnings.warn(f"{line}; using step {candidate}", stacklevel=2)
         return Run(path, config, model, params, tokenizer.load(path / "tokenizer.json"), candidate)
     raise CheckError("; ".join(errors))
 
@@ -163,7 +163,9 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
         config = _fit_vocabulary(config, stored.vocab_size)
         _check_same(config, made, out)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        hint = "go on with --resume, or choose another --out" if (out / "config.json").exists() else "choose another --out"
+        hint = (
+            "go on with --resume, or choose another --out" if (out / "config.json").exists() else "choose another --out"
+        )
         raise UserError(f"{out} already holds {'a run' if 'resume' in hint else 'something'}: {hint}")
     corpus = data.load_corpus(config.data, stored)
     config = _fit_vocabulary(config, corpus.tokenizer.vocab_size)
@@ -213,7 +215,9 @@ def _write_config(folder: Path, config: ExperimentConfig) -> None:
 def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
     for name, ours, theirs in difference(config, stored):
         if name not in FREE_ON_RESUME and not name.startswith("sample."):
-            raise UserError(f"{out} was made with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out")
+            raise UserError(
+                f"{out} was made with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
+            )
 
 
 def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
@@ -225,7 +229,7 @@ def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConf
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
 
-def provenance() -> dict[str, dict[str, Any] | str | None]:
+def provenance() -> dict[str, Any]:
     """Versions, git commit and device: what besides a config the numbers may depend on."""
     packages = "jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -304,7 +308,8 @@ class _Recorder:
         saved: int | None,
         received: list[int],
     ) -> None:
-        self.out, self.config, self.received, self.val_loss = out, config, received, None
+        self.out, self.config, self.received = out, config, received
+        self.val_loss: float | None = None
         self._evaluation = _Evaluation(model, corpus, config)
         self._schedule = build_schedule(config.optim, config.train.steps)
         self._rows = metrics.MetricsFile(out / "metrics.jsonl", saved or 0)

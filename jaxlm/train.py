@@ -17,7 +17,6 @@ from jaxlm.loss import cross_entropy, token_losses
 from jaxlm.model import Transformer
 from jaxlm.types import Params
 
-
 CHUNK_SECONDS = 1.0
 """About how long the compiled loop runs before Python looks at signals again."""
 
@@ -32,7 +31,8 @@ class TrainState(NamedTuple):
 
 class StepMetrics(NamedTuple):
     """What a step tells: its number (from 1), the loss of its batch before the update (nats a token), and the
-    gradient's global norm before clipping."""
+    gradient's global norm before clipping.
+    """
 
     step: Int[Array, ""]
     loss: Float[Array, ""]
@@ -194,7 +194,11 @@ def make_evaluate(model: Transformer) -> Evaluate:
     """Compiles `evaluate(params, batches) -> mean loss in nats a token` over every target that has weight."""
 
     @jax.jit
-    def sums(params: Params, windows: Integer[Array | np.ndarray, "groups B T1"], weights: Float[Array | np.ndarray, "groups B T"]):
+    def sums(
+        params: Params,
+        windows: Integer[Array | np.ndarray, "groups B T1"],
+        weights: Float[Array | np.ndarray, "groups B T"],
+    ):
         def batch(_, pair):
             tokens, weight = pair[0].astype(jnp.int32), pair[1]
             logits, _ = model.apply({"params": params}, tokens[:, :-1])

@@ -148,7 +148,11 @@ def test_when_nothing_works_the_message_lists_what_was_tried(recipe, monkeypatch
     serve(monkeypatch, wheel=b"tampered")
     with pytest.raises(ValueError, match="could not be fetched") as error:
         recipes.fetch("greeting")
-    for words in ("https https://example.invalid/a: no route", "wheel pkg==1: sha256", str(cache / "greeting" / "a.txt")):
+    for words in (
+        "https https://example.invalid/a: no route",
+        "wheel pkg==1: sha256",
+        str(cache / "greeting" / "a.txt"),
+    ):
         assert words in str(error.value)
     assert not list(cache.rglob("a.txt*"))
 

@@ -13,7 +13,9 @@ from tolerances import FLOAT32
 from jaxlm.config import ModelConfig
 from jaxlm.decode import filter_logits, generate
 
-CFG = ModelConfig(vocab_size=11, max_seq_len=24, num_layers=2, embed_dim=12, num_heads=3, num_kv_heads=1, position="rope")
+CFG = ModelConfig(
+    vocab_size=11, max_seq_len=24, num_layers=2, embed_dim=12, num_heads=3, num_kv_heads=1, position="rope"
+)
 KEY = jax.random.key(7)
 
 

@@ -72,7 +72,7 @@ def test_every_variant_is_another_function_of_the_right_shape():
 
 def receptive_field(cfg, length):
     """[T, T]: whether the logits at t depend on the token at s, by the gradient through the embeddings."""
-    model, params = built(cfg)
+    _, params = built(cfg)
     tokens = jnp.arange(length)[None] % cfg.vocab_size
 
     def summed(table, t):  # every token has a table row of its own, so a row's gradient is that position's
@@ -129,7 +129,9 @@ def test_initial_loss_is_that_of_a_uniform_guess(shakespeare):
     @jax.jit
     @jax.vmap
     def loss(key):
-        return cross_entropy(model.apply({"params": init_params(model, key)}, tokens[:, :-1])[0], jnp.array(tokens[:, 1:]))
+        return cross_entropy(
+            model.apply({"params": init_params(model, key)}, tokens[:, :-1])[0], jnp.array(tokens[:, 1:])
+        )
 
     losses = loss(jax.random.split(jax.random.key(0), 8))  # one seed to another: 0.02
     assert float(losses.mean()) == pytest.approx(math.log(65), abs=0.05)
@@ -154,7 +156,9 @@ def test_initialisation(init, std_up, std_down, std_embedding):
     assert params["block_1/mlp/up/kernel"].std() == pytest.approx(std_up, rel=0.05)
     assert params["block_1/attention/query/kernel"].std() == pytest.approx(std_up, rel=0.05)
     assert params["block_1/mlp/down/kernel"].std() == pytest.approx(std_down, rel=0.05)
-    assert params["block_1/attention/out/kernel"].std() == pytest.approx(std_down if init == "gpt2" else std_up, rel=0.05)
+    assert params["block_1/attention/out/kernel"].std() == pytest.approx(
+        std_down if init == "gpt2" else std_up, rel=0.05
+    )
     for table in ("embedding", "position_embedding"):
         assert params[table].std() == pytest.approx(std_embedding, rel=0.05)
     biases = np.concatenate([leaf for name, leaf in params.items() if name.endswith("up/bias")])
@@ -178,9 +182,7 @@ def test_dropout_acts_in_training_only(kind):
     cfg = variant(**{kind: 0.5})
     tokens = random_tokens(cfg, 2, 7)
     np.testing.assert_array_equal(logits_of(cfg, tokens), logits_of(BASE, tokens))
-    one, same, other = (
-        logits_of(cfg, tokens, train=True, key=jax.random.key(seed)) for seed in (1, 1, 2)
-    )
+    one, same, other = (logits_of(cfg, tokens, train=True, key=jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-2
     assert np.abs(one - logits_of(cfg, tokens)).max() > 1e-2

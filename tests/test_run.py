@@ -82,7 +82,8 @@ def test_killed_three_times_and_resumed_a_run_is_bitwise_the_uninterrupted_one(c
         sign = out / "checkpoints" / (f".{wanted}.partial" if kill == 1 else str(wanted))
         wait_for(process, sign.exists)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
         assert max(checkpoint.steps(out / "checkpoints")) < STEPS
     process = start(config, out, "--resume")
     _, err = process.communicate(timeout=180)

@@ -85,7 +85,8 @@ def test_dropout_is_on_in_training_and_changes_with_the_step():
     later = state._replace(step=jnp.int32(1))
     off = dataclasses.replace(CFG, dropout=0.0)
     losses = [
-        float(step(s, windows, build_model(cfg), TX, 0, 1)[1].loss) for s, cfg in ((state, CFG), (later, CFG), (state, off))
+        float(step(s, windows, build_model(cfg), TX, 0, 1)[1].loss)
+        for s, cfg in ((state, CFG), (later, CFG), (state, off))
     ]
     assert len(set(losses)) == 3
 
@@ -111,7 +112,9 @@ def test_golden_step():
     tx = build_optimizer(OptimConfig(learning_rate=1e-2, warmup_steps=0), 10)
     _, params = built(cfg)
     windows = random_tokens(cfg, 3, 6)
-    state, metrics = jax.jit(train_step, static_argnums=(2, 3, 4, 5))(init_state(params, tx), windows, build_model(cfg), tx, 0, 1)
+    state, metrics = jax.jit(train_step, static_argnums=(2, 3, 4, 5))(
+        init_state(params, tx), windows, build_model(cfg), tx, 0, 1
+    )
     checksum = sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(state.params))
     found = {"loss": float(metrics.loss), "grad_norm": float(metrics.grad_norm), "checksum": checksum}
     golden = {"loss": 2.9965706, "grad_norm": 3.4254105, "checksum": 921.03133}

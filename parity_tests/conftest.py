@@ -1,0 +1,5 @@
+"""Shape checks as in tests/."""
+
+import checking
+
+checking.install()

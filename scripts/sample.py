@@ -1,0 +1,7 @@
+"""`python scripts/sample.py ...` is `jaxlm sample ...`."""
+
+import sys
+
+from jaxlm.cli import main
+
+sys.exit(main(["sample", *sys.argv[1:]]))
