@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for argument in rest:
                 if argument.startswith(NOT_YET_OPTIONS):
                     raise UserError(f"option {argument.split('=')[0]} is not there yet: leave it out")
-            return COMMANDS[name](rest)
+            return COMMANDS[name][0](rest)
         except UserError as error:
             return _fail(error, 2)
         except CheckError as error:
@@ -101,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    """Train [PRESET]     Train a model; --model.* --optim.* --data.* --train.* --sample.* --out DIR --resume."""
     first, rest = _first_word(arguments)
     base = presets.preset(first or "nanogpt-cpu")
     if "--resume" in rest:  # the run's own configuration is what the options change
@@ -138,7 +137,6 @@ def _train(arguments: list[str]) -> int:
 
 
 def _sample(arguments: list[str]) -> int:
-    """Sample RUN         Draw text: --prompt, --num-samples, --temperature, --top-k, --top-p, --seed, --json."""
     path, rest = _run_word(arguments, "sample")
     defaults = SampleConfig()
     if path:
@@ -158,7 +156,6 @@ def _sample(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    """Eval RUN           Exact validation loss, perplexity and training-slice loss of a checkpoint."""
     path, rest = _run_word(arguments, "eval")
     options = _parse(_CheckpointOptions, rest, "eval RUN", _CheckpointOptions())
     from jaxlm import run
@@ -172,7 +169,6 @@ def _eval(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    """Prepare DATASET    Fetch a dataset into the local cache and check it."""
     from jaxlm import recipes
 
     name, rest = _first_word(arguments)
@@ -190,7 +186,6 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _presets(arguments: list[str]) -> int:
-    """Presets            The named configurations."""
     options = _parse(_JsonOption, arguments, "presets", _JsonOption())
     made = {name: presets.preset(name) for name in presets.PRESETS}
     if options.json:
@@ -205,7 +200,6 @@ def _presets(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
-    """Info [PRESET|RUN]  Parameters of a model; alone: versions and devices."""
     name, rest = _first_word(arguments)
     if name is None:
         options = _parse(_JsonOption, rest, "info", _JsonOption())
@@ -243,18 +237,19 @@ def _info(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train,
-    "sample": _sample,
-    "eval": _eval,
-    "prepare": _prepare,
-    "presets": _presets,
-    "info": _info,
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
+    "train": (_train, "[PRESET]", "Train a model: --model.* --optim.* --data.* --train.* --sample.* --out --resume"),
+    "sample": (_sample, "RUN", "Draw text: --prompt --num-samples --temperature --top-k --top-p --seed --json"),
+    "eval": (_eval, "RUN", "Exact validation loss, perplexity and training-slice loss of a checkpoint"),
+    "prepare": (_prepare, "DATASET", "Fetch a dataset into the local cache and check it"),
+    "presets": (_presets, "", "The named configurations"),
+    "info": (_info, "[PRESET|RUN]", "Parameters of a model; alone: versions and devices"),
 }
+"""Each command: what runs it, its word, and what it does."""
 
 
 def _usage() -> str:
-    lines = "\n".join(f"  {command.__doc__}" for command in COMMANDS.values())
+    lines = "\n".join(f"  {name + ' ' + word:20} {summary}" for name, (_, word, summary) in COMMANDS.items())
     return (
         "usage: jaxlm COMMAND ...\n\nTrain, sample and check small language models in JAX.\n\n"
         f"{lines}\n\n`jaxlm COMMAND --help` lists the options of a command."

@@ -24,9 +24,12 @@ NEW = 13
 def recomputed(model, params, prompt, key, context):
     """Row r, token i by fold_in(fold_in(key, r), i) from a full pass over the latest `context` tokens."""
     rows = np.asarray(prompt)
+    width = min(context, prompt.shape[1] + NEW)  # padded on the right to one shape: the past does not see it
     log_probs = []
     for i in range(NEW):
-        logits = apply(model, params, jnp.asarray(rows[:, -context:]))[0][:, -1]
+        latest = rows[:, -context:]
+        padded = np.pad(latest, ((0, 0), (0, width - latest.shape[1])))
+        logits = apply(model, params, jnp.asarray(padded))[0][:, latest.shape[1] - 1]
         keys = [jax.random.fold_in(jax.random.fold_in(key, r), i) for r in range(len(rows))]
         tokens = np.array([jax.random.categorical(k, row / 0.7) for k, row in zip(keys, logits, strict=True)])
         log_probs.append(np.asarray(jax.nn.log_softmax(logits))[np.arange(len(rows)), tokens])

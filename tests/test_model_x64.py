@@ -1,8 +1,10 @@
 """Cached decoding against the full forward pass, in float64, where equal means equal."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from support import apply, built, random_tokens
 from test_model import BASE, VARIANTS
@@ -28,16 +30,30 @@ def cached_logits(cfg, tokens, split, capacity):
     return jnp.concatenate(pieces, axis=1)
 
 
+@functools.cache
+def full_logits(name):
+    """(config, tokens, logits of the full pass) of a variant."""
+    cfg = wide(VARIANTS[name])
+    tokens = random_tokens(cfg, 3, 9)
+    return cfg, tokens, apply(*built(cfg), tokens)[0]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_cached_logits_are_those_of_the_full_pass_however_the_prompt_is_cut(name):
-    cfg = wide(VARIANTS[name])
-    model, params = built(cfg)
-    tokens = random_tokens(cfg, 2, 9)
-    full, _ = apply(model, params, tokens)
+    cfg, tokens, full = full_logits(name)
     assert full.dtype == jnp.float64
-    splits = SPLITS if name in ("rope", "learned", "window_pattern") else SPLITS[:1]
-    for split in splits:
+    for split in SPLITS if name in ("rope", "learned", "window_pattern") else SPLITS[:1]:
         assert_close(cached_logits(cfg, tokens, split, 9), full, FLOAT64)
+
+
+def test_every_variant_is_another_function_of_the_right_shape():
+    seen = []
+    for name in VARIANTS:
+        logits = np.asarray(full_logits(name)[2])
+        assert logits.shape == (3, 9, 11), name
+        assert np.isfinite(logits).all(), name
+        assert not any(np.allclose(logits, other, atol=1e-4) for other in seen), name
+        seen.append(logits)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4, (3, 1)])
