@@ -13,17 +13,17 @@ from typing import Any
 
 from jaxlm.errors import UserError
 
-_PACKAGE = Path(__file__).parent
-_CHECKOUT_DATA = _PACKAGE.parent / "data"
-RECIPES = _CHECKOUT_DATA if _CHECKOUT_DATA.is_dir() else _PACKAGE / "recipes"
-"""The folder of recipes: data/ of a checkout, or the copy an installed wheel carries."""
+_INSTALLED = Path(__file__).parent / "recipes"
+_CHECKOUT = Path(__file__).parent.parent / "data"
+RECIPES = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
+"""The folder of recipes: the copy an installed wheel carries, or data/ of a checkout."""
 
 
 def data_dir() -> Path:
     """The local cache: $JAXLM_DATA_DIR, else data/cache of the checkout (of the working folder when installed)."""
     if configured := os.environ.get("JAXLM_DATA_DIR"):
         return Path(configured)
-    return (_CHECKOUT_DATA if _CHECKOUT_DATA.is_dir() else Path("data")) / "cache"
+    return (Path("data") if RECIPES == _INSTALLED else _CHECKOUT) / "cache"
 
 
 def names() -> list[str]:

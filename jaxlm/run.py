@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -33,10 +34,19 @@ from jaxlm.tokenizer import Tokenizer
 from jaxlm.train import StepMetrics, TrainState, init_state, loop, make_chunk, make_evaluate
 from jaxlm.types import Params
 
-FREE_ON_RESUME = {"train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep"} | {
-    "train.max_minutes"
+FREE_ON_RESUME = {
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.max_minutes",
 }
-"""Fields a resumed run may change besides those of sample; all others decide its numbers."""
+"""Fields a resumed run may change besides those of sample. All others decide its numbers (steps too, by the schedule,
+but to train longer is what resuming is for)."""
+
+DIVERGED = 700.0
+"""A loss above this many nats has no perplexity in float64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,12 +208,15 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
 
 def _make_folder(out: Path, config: ExperimentConfig, made: Tokenizer) -> None:
     """Makes a run folder aside and renames it: it is there whole or not at all."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    for folder in ("checkpoints", "samples"):
-        (aside / folder).mkdir(parents=True)
-    (aside / "tokenizer.json").write_text(json.dumps(made.to_dict()), encoding="utf-8")
-    _write_config(aside, config)
-    aside.rename(out)
+    aside = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
+    try:
+        for folder in ("checkpoints", "samples"):
+            (aside / folder).mkdir(parents=True)
+        (aside / "tokenizer.json").write_text(json.dumps(made.to_dict()), encoding="utf-8")
+        _write_config(aside, config)
+        aside.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
 
 
 def _write_config(folder: Path, config: ExperimentConfig) -> None:
@@ -232,11 +245,10 @@ def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConf
 def provenance() -> dict[str, Any]:
     """Versions, git commit and device: what besides a config the numbers may depend on."""
     packages = "jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    except FileNotFoundError:  # no git on this machine
-        commit = None
+    checkout, commit = Path(__file__).parent.parent, None
+    if (checkout / ".git").exists() and (git := shutil.which("git")):
+        command = [git, "-C", str(checkout), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     device = jax.devices()[0]
     return {
         "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -293,6 +305,8 @@ class _Evaluation:
         losses = {
             name: self._loss(params, data.eval_batches(tokens, *self._shape)) for name, tokens in self._splits.items()
         }
+        if not max(losses.values()) < DIVERGED:
+            raise CheckError(f"the model has diverged: {losses}; lower --optim.learning-rate")
         return {**losses, "perplexity": math.exp(losses["val_loss"])}
 
 

@@ -124,8 +124,15 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
 
 
 def load(path: Path) -> Tokenizer:
-    """Reads tokenizer.json."""
-    return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    """Reads tokenizer.json.
+
+    Raises:
+      UserError: the file is missing or holds no tokenizer.
+    """
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} holds no tokenizer ({error}): restore it, or train anew") from None
 
 
 def _code_points(text: str) -> np.ndarray:

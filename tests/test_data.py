@@ -181,8 +181,22 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
     np.testing.assert_array_equal(draw[0], draw[1])
     assert (draw[0] != draw[2]).any()
     assert (draw[0] != draw[3]).any()
-    many = np.asarray(jax.vmap(lambda step: data.batch_starts(0, step, 50, 97))(jnp.arange(100)))
-    assert set(many.ravel()) == set(range(97))  # every place, the last included, and none beyond
+
+
+@pytest.mark.parametrize("places", [1, 97, 65_536, 1_003_790, 2**31 - 1])
+def test_windows_begin_where_the_recurrence_says_to_the_last_bit(places):
+    offset = int(jax.random.bits(jax.random.key(5), (), jnp.uint32))
+    for step in (0, 3, 2_000_000):
+        exact = [((step * 13 + b) * 0x9E3779B9 + offset) % 2**32 * places >> 32 for b in range(13)]
+        assert data.batch_starts(5, step, 13, places).tolist() == exact
+
+
+def test_every_stretch_of_the_text_is_read_about_as_often():
+    starts = np.asarray(jax.vmap(lambda step: data.batch_starts(0, step, 12, 10_000))(jnp.arange(500))).ravel()
+    counts = np.bincount(starts // 100, minlength=100)
+    assert counts.min() >= 57  # 60 each; independent draws spread by 8
+    assert counts.max() <= 63
+    assert len(np.unique(starts[:12] // 1000)) >= 8  # and so within a batch
 
 
 def test_windows_read_from_a_file_are_those_the_device_cuts():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.tokenizer import BPETokenizer, CharTokenizer, from_dict
+from jaxlm.tokenizer import BPETokenizer, CharTokenizer, from_dict, load
 
 TEXT = "the cat sat on the mat; the dog sat on the log.\n" * 3
 
@@ -49,6 +49,14 @@ def test_bpe_learns_merges_from_its_text_up_to_the_size():
 def test_bpe_takes_what_looks_like_a_special_token_as_text():
     tokenizer = BPETokenizer.train([TEXT], 270)
     assert len(tokenizer.encode("<|endoftext|>")) == 13
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"type": "char"}', '{"type": "word"}'])
+def test_a_file_without_a_tokenizer_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer.json holds no tokenizer"):
+        load(tmp_path / "tokenizer.json")
 
 
 def test_an_unknown_type_is_named():
