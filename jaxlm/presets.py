@@ -82,8 +82,8 @@ def _tiny() -> ExperimentConfig:
     return ExperimentConfig(
         preset="tiny",
         model=ModelConfig(vocab_size=65, max_seq_len=32, num_layers=2, embed_dim=32, num_heads=2, use_bias=False),
-        optim=OptimConfig(learning_rate=1e-2, warmup_steps=20),
-        train=TrainConfig(steps=200, batch_size=8, eval_every=100, checkpoint_every=100),
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=20),
+        train=TrainConfig(steps=500, batch_size=8, eval_every=250, checkpoint_every=250),
         sample=SampleConfig(max_new_tokens=100),
     )
 

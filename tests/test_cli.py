@@ -67,7 +67,7 @@ def snapshot(root):
         (["train", "tiny", "--model.family", "recurrent"], "family = 'recurrent' is not there yet"),
         (["train", "tiny", "--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
         (["train", "tiny", "--optim.name", "lion"], "optim.name = 'lion' is not there yet"),
-        (["train", "tiny", "--optim.warmup-steps", "200"], "warmup_steps = 200 is not below steps = 200"),
+        (["train", "tiny", "--optim.warmup-steps", "500"], "warmup_steps = 500 is not below steps = 500"),
         (["train", "tiny", "--mesh.data", "2"], "option --mesh.data is not there yet"),
         (["train", "tiny", "--data.dataset", "wiki"], "dataset 'wiki' is unknown: choose one of tinyshakespeare"),
         (["train", "tiny", "--data.path", "nothing.txt"], "nothing.txt is not a file"),

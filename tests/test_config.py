@@ -114,7 +114,7 @@ def test_difference_names_the_nested_field():
     ours, theirs = presets.preset("tiny"), presets.preset("tiny")
     assert difference(ours, theirs) == []
     other = from_dict(ExperimentConfig, {**to_dict(ours), "train": {**to_dict(ours.train), "steps": 7}})
-    assert difference(other, theirs) == [("train.steps", 7, 200)]
+    assert difference(other, theirs) == [("train.steps", 7, 500)]
 
 
 def test_an_unknown_preset_lists_those_there_are():
