@@ -5,16 +5,16 @@ from jaxlm.errors import UserError
 
 
 def _nanogpt_cpu() -> ExperimentConfig:
-    """NanoGPT's CPU configuration: 0.8 M parameters, two minutes on two cores."""
+    """nanoGPT's CPU configuration: 0.8 M parameters, two minutes on two cores; rate, warm-up and decay measured."""
     return ExperimentConfig(
         preset="nanogpt-cpu",
         model=ModelConfig(vocab_size=65, max_seq_len=64, num_layers=4, embed_dim=128, num_heads=4, use_bias=False),
-        optim=OptimConfig(learning_rate=6e-3),
+        optim=OptimConfig(learning_rate=5e-3, warmup_steps=200, weight_decay=0.2),
     )
 
 
 def _shakespeare_char() -> ExperimentConfig:
-    """NanoGPT's GPU configuration: 10.7 M parameters, dropout 0.2; for an accelerator."""
+    """nanoGPT's GPU configuration: 10.7 M parameters, dropout 0.2; for an accelerator."""
     return ExperimentConfig(
         preset="shakespeare-char",
         model=ModelConfig(
