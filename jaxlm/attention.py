@@ -49,9 +49,9 @@ def attend(
     batch, length, heads, width = queries.shape
     kv_heads = keys.shape[2]
     grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped * width**-0.5, keys)
-    scores = scores.astype(jnp.result_type(scores, jnp.float32))
-    weights = masked_softmax(scores, mask[:, None, None])
+    wide = jnp.promote_types(queries.dtype, jnp.float32)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, keys, preferred_element_type=wide)
+    weights = masked_softmax(scores * width**-0.5, mask[:, None, None])
     if keep is not None:
         weights = weights * keep
     out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(values.dtype), values)

@@ -28,7 +28,7 @@ _Tree = TypeVar("_Tree")
 def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> Path:
     """Writes the state as folder/<step>; returns once it is whole on disk.
 
-    Afterwards the latest `keep` checkpoints and the one with the lowest val_loss are left.
+    Afterwards this one, the latest `keep` and the one with the lowest val_loss are left.
     """
     step = int(state.step)
     target, aside = folder / str(step), folder / f".{step}.partial"
@@ -41,7 +41,10 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
-    _prune(folder, keep)
+    kept = {step, best_step(folder), *steps(folder)[-keep:]}
+    for old in steps(folder):
+        if old not in kept:
+            shutil.rmtree(folder / str(old))
     return target
 
 
@@ -56,6 +59,11 @@ def best_step(folder: Path) -> int | None:
         step: loss for step in steps(folder) if (loss := _manifest(folder / str(step)).get("val_loss")) is not None
     }
     return min(losses, key=lambda step: losses[step], default=None)
+
+
+def readable(path: Path) -> bool:
+    """Whether a checkpoint's manifest can be read."""
+    return bool(_manifest(path))
 
 
 def verify(path: Path) -> None:
@@ -88,26 +96,30 @@ def restore_params(path: Path, like: _Tree) -> _Tree:
 def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str]] | None:
     """The newest sound state, and a line about each damaged checkpoint passed over; None if nothing was saved.
 
+    Once a sound one is found, the damaged ones are renamed to .<step>.damaged: they no longer count as latest or best.
+
     Raises:
       CheckError: there are checkpoints, and all are damaged.
       UserError: the state was made by other fields than `like`.
     """
-    damaged: list[str] = []
+    damaged: dict[Path, str] = {}
     for step in reversed(steps(folder)):
         path = folder / str(step)
         try:
             verify(path)
         except CheckError as error:
-            damaged.append(str(error))
+            damaged[path] = str(error)
             continue
         state = TrainState(
             params=_restore(path / "params", like.params),
             opt_state=_restore(path / "opt_state", like.opt_state),
             step=jax.numpy.int32(step),
         )
-        return state, damaged
+        for bad in damaged:
+            bad.rename(folder / f".{bad.name}.damaged")
+        return state, list(damaged.values())
     if damaged:
-        raise CheckError("; ".join(damaged))
+        raise CheckError("; ".join(damaged.values()))
     return None
 
 
@@ -134,10 +146,13 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; {} if it cannot be read."""
     try:
-        return json.loads((path / "manifest.json").read_text())
+        found = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError):
         return {}
+    sound = isinstance(found, dict) and isinstance(found.get("sha256"), dict)
+    return found if sound and isinstance(found.get("val_loss"), float | None) else {}
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -150,10 +165,3 @@ def _digests(path: Path) -> dict[str, str]:
         with file.open("rb") as stream:
             digests[str(file.relative_to(path))] = hashlib.file_digest(stream, "sha256").hexdigest()
     return digests
-
-
-def _prune(folder: Path, keep: int) -> None:
-    kept = {*steps(folder)[-keep:], best_step(folder)}
-    for step in steps(folder):
-        if step not in kept:
-            shutil.rmtree(folder / str(step))

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import itertools
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -58,6 +59,12 @@ class _JsonOption:
 class _CheckpointOptions(_JsonOption):
     step: int | None = None
     """Checkpoint to use; default: the one with the lowest validation loss."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _EvalOptions(_CheckpointOptions):
+    path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
+    """Where the run's text lies now, if it has moved."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,12 +134,15 @@ def _train(arguments: list[str]) -> int:
     if outcome.signum is not None:
         return 128 + outcome.signum
     trained = run.load_run(out)
-    text = "\n---\n".join(run.sample(trained, config.sample))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "prompt .* pass the learned position table")  # long samples are expected here
+        text = "\n---\n".join(run.sample(trained, trained.config.sample))
+    (out / "samples").mkdir(exist_ok=True)
     (out / "samples" / f"step-{trained.step}.txt").write_text(text, encoding="utf-8")
     print(text)
     loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
     print(f"\nrun: {out} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
-    print(f"more: jaxlm sample {out} --prompt 'ROMEO:'", file=sys.stderr)
+    print(f"more: jaxlm sample {out} --num-samples 3 --seed 1", file=sys.stderr)
     return 0
 
 
@@ -157,10 +167,14 @@ def _sample(arguments: list[str]) -> int:
 
 def _eval(arguments: list[str]) -> int:
     path, rest = _run_word(arguments, "eval")
-    options = _parse(_CheckpointOptions, rest, "eval RUN", _CheckpointOptions())
+    options = _parse(_EvalOptions, rest, "eval RUN", _EvalOptions())
     from jaxlm import run
 
-    found = run.evaluate(run.load_run(path, options.step))
+    loaded = run.load_run(path, options.step)
+    if options.path is not None:  # the text has moved; its sha256 must be that of the run
+        moved = dataclasses.replace(loaded.config.data, path=str(options.path))
+        loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=moved))
+    found = run.evaluate(loaded)
     if options.json:
         _print_json({"run": str(path), **found})
     else:
@@ -297,7 +311,7 @@ def _unboxed(refusal: str) -> str:
             sections[-1].append(content)
     if "╭" not in refusal:  # no UTF-8: the title stands in a section of its own
         sections = sections[1:]
-    message = " ".join(sections[0]).rstrip(".")
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(sections[0]).rstrip("."))
     guesses = [section[1] for section in sections if section and section[0].startswith("Perhaps")]
     return f"{message}; perhaps you meant {guesses[0]}" if guesses else message
 

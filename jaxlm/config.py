@@ -31,6 +31,11 @@ def _rate(config: object, *names: str) -> None:
             raise UserError(f"{name} = {value!r} is out of range: give 0 <= {name} < 1")
 
 
+def _seed(config: Any) -> None:
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"seed = {config.seed!r} is out of range: give 0 <= seed < 2^31")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Validated:
     """Checks each field against its annotation when the config is made."""
@@ -41,12 +46,13 @@ class _Validated:
             if get_origin(hint) is Literal and value not in get_args(hint):
                 raise UserError(f"{name} = {value!r} is unknown: choose one of {', '.join(map(str, get_args(hint)))}")
             try:
-                typeguard.check_type(value, hint)
+                typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
             except typeguard.TypeCheckError:
                 shown = hint.__name__ if isinstance(hint, type) else str(hint)
                 raise UserError(f"{name} = {value!r} has the wrong type: give {shown}") from None
-            if isinstance(value, bool) and hint in (int, float):
-                raise UserError(f"{name} = {value!r} has the wrong type: give {hint.__name__}")
+            items = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(item, bool) for item in items) and hint is not bool and bool not in get_args(hint):
+                raise UserError(f"{name} = {value!r} has the wrong type: True and False are no numbers; give one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,9 +135,9 @@ class ModelConfig(_Validated):
     """Cell of the recurrent family."""
     cell_activation: Literal["tanh", "relu", "slide"] = "tanh"
     """Activation of the Elman cell; slide(a) = min(1, max(0, a))."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the activations. float64 needs JAX_ENABLE_X64=1."""
-    param_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the parameters."""
     attention_impl: Literal["auto", "reference", "local", "cudnn"] = "auto"
     """Which implementation computes attention; the result is the same."""
@@ -158,6 +164,12 @@ class ModelConfig(_Validated):
         if self.num_heads % self.kv_heads:
             raise UserError(
                 f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}: change one"
+            )
+        joined = self.num_heads * self.value_width
+        if not self.attention_out_proj and joined != self.embed_dim:
+            raise UserError(
+                f"attention_out_proj = False leaves the heads' {joined} features (num_heads x value head width) "
+                f"where embed_dim = {self.embed_dim} are needed: make them equal, or give the projection back"
             )
         if self.position == "rope" and self.head_width % 2:
             raise UserError(
@@ -290,7 +302,8 @@ class TrainConfig(_Validated):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, 1, "steps", "batch_size", "grad_accum", "log_every", "eval_every", "checkpoint_every", "keep")
-        _at_least(self, 0, "seed", "max_minutes")
+        _at_least(self, 0, "max_minutes")
+        _seed(self)
         if self.batch_size % self.grad_accum:
             raise UserError(
                 f"grad_accum = {self.grad_accum} does not divide batch_size = {self.batch_size}: change one"
@@ -319,7 +332,8 @@ class SampleConfig(_Validated):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
-        _at_least(self, 0, "temperature", "seed")
+        _at_least(self, 0, "temperature")
+        _seed(self)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p!r} is out of range: give 0 < top_p <= 1")
 

@@ -30,6 +30,8 @@ class Corpus:
     tokenizer: Tokenizer
     train: np.ndarray
     val: np.ndarray
+    sha256: str
+    """Of the text."""
 
 
 def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
@@ -56,6 +58,8 @@ def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             tokenizer = CharTokenizer(frozenset().union(*map(frozenset, _blocks(path))))
         else:
             tokenizer = BPETokenizer.train(_blocks(path, 0, boundary), cfg.bpe_vocab_size)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     spans = (0, boundary), (boundary, None)
     if path.stat().st_size <= cfg.resident_mb << 20:
         dtype = token_dtype(tokenizer.vocab_size)
@@ -64,8 +68,8 @@ def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             for span in spans
         )
     else:
-        train, val = (_token_file(path, tokenizer, span) for span in spans)
-    return Corpus(tokenizer, train, val)
+        train, val = (_token_file(path, sha256, tokenizer, span) for span in spans)
+    return Corpus(tokenizer, train, val, sha256)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -97,12 +101,10 @@ def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str
                 return
 
 
-def _token_file(path: Path, tokenizer: Tokenizer, span: tuple[int, int | None]) -> np.ndarray:
+def _token_file(path: Path, sha256: str, tokenizer: Tokenizer, span: tuple[int, int | None]) -> np.ndarray:
     """The memory-mapped tokens of a part of a text; the file is made on the first call."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps([tokenizer.to_dict(), span]).encode())
-    target = recipes.data_dir() / "tokens" / f"{path.stem}-{digest.hexdigest()[:16]}.bin"
+    identity = hashlib.sha256(json.dumps([sha256, tokenizer.to_dict(), span]).encode()).hexdigest()
+    target = recipes.data_dir() / "tokens" / f"{path.stem}-{identity[:16]}.bin"
     dtype = token_dtype(tokenizer.vocab_size)
     if not target.exists():
         aside = target.with_suffix(f".{os.getpid()}.partial")

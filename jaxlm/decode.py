@@ -15,6 +15,9 @@ from jaxlm.errors import UserError
 from jaxlm.model import Transformer
 from jaxlm.types import Logits, Params, Tokens
 
+MIN_TEMPERATURE = 1e-6
+"""Below it logits / temperature may overflow float32."""
+
 
 class Generation(NamedTuple):
     """What `generate` drew, R = B * num_samples rows (a prompt's samples follow one another).
@@ -71,8 +74,11 @@ def generate(
         raise UserError(
             f"max_new_tokens = {max_new_tokens}, num_samples = {num_samples}, top_k = {top_k}: give at least 1"
         )
-    if not temperature >= 0 or (top_p is not None and not 0 < top_p <= 1):
-        raise UserError(f"temperature = {temperature} and top_p = {top_p}: give temperature >= 0 and 0 < top_p <= 1")
+    if not (temperature == 0 or temperature >= MIN_TEMPERATURE) or (top_p is not None and not 0 < top_p <= 1):
+        raise UserError(
+            f"temperature = {temperature}, top_p = {top_p}: give temperature 0 (greedy) or at least {MIN_TEMPERATURE}, "
+            "and 0 < top_p <= 1"
+        )
     if stop_token is not None and not 0 <= stop_token < cfg.vocab_size:
         raise UserError(f"stop_token = {stop_token}: the vocabulary has 0 to {cfg.vocab_size - 1}")
     rows = ids.shape[0] * num_samples
@@ -176,6 +182,7 @@ def filter_logits(
         ordered = jnp.sort(logits, axis=-1, descending=True)
         probs = jax.nn.softmax(ordered)
         kept = jnp.cumsum(probs, axis=-1) - probs < top_p  # what came before has not reached top_p
+        kept = kept.at[:, 0].set(True)  # also where top_p is 0 in float32
         threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     return logits

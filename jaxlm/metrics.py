@@ -10,6 +10,8 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from jaxlm.errors import UserError
+
 Row = dict[str, Any]
 
 PLAIN_SECONDS = 5.0
@@ -17,13 +19,20 @@ PLAIN_SECONDS = 5.0
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl, oldest first; a last line cut short by a kill is left out."""
+    """The rows of a metrics.jsonl, oldest first; a last line cut short by a kill is left out.
+
+    Raises:
+      UserError: another line is no row; the message names it.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"]), "elapsed_s": float(row["elapsed_s"])})
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise UserError(f"{path} line {number} is no row of metrics: mend it, or move the file away") from None
     return rows
 
 

@@ -145,7 +145,7 @@ class Attention(nn.Module):
         if train and cfg.attention_dropout:
             shape = (batch, kv_heads, heads // kv_heads, length, keys.shape[1])
             kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - cfg.attention_dropout, shape)
-            keep = kept.astype(x.dtype) / (1 - cfg.attention_dropout)
+            keep = kept.astype(jnp.promote_types(cfg.dtype, jnp.float32)) / (1 - cfg.attention_dropout)
         out = attend(queries, keys, values, mask, keep).reshape(batch, length, heads * value_width)
         if cfg.attention_out_proj:
             out = Dense(cfg, cfg.embed_dim, cfg.use_bias, to_residual=True, name="out")(out)
@@ -247,7 +247,8 @@ class Transformer(nn.Module):
         if train and cfg.embedding_dropout:
             kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - cfg.embedding_dropout, (cfg.vocab_size, 1))
             looked_up = table * kept / (1 - cfg.embedding_dropout)
-        x = looked_up.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(cfg.dtype)
+        outside = jnp.where(tokens < 0, cfg.vocab_size, tokens)  # or JAX would count negative ids from the end
+        x = looked_up.at[outside].get(mode="fill", fill_value=jnp.nan).astype(cfg.dtype)
         if cfg.position == "learned":
             places = self.param("position_embedding", table_init, (cfg.max_seq_len, cfg.embed_dim), param_dtype)
             if cache is None:

@@ -1,6 +1,7 @@
 """Where texts come from: recipes (TOML), the local cache, and the sources tried in order. The sha256 decides."""
 
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
@@ -49,27 +50,36 @@ def fetch(name: str) -> Path:
         if found == recipe["sha256"]:
             return target
         tried.append(f"cache {target}: sha256 {found[:12]}... is not the recipe's")
-        target.rename(target.with_name(target.name + ".damaged"))
     for source in recipe["sources"]:
         label = f"{source['kind']} {source.get('url') or source['requirement']}"
         try:
             content = _SOURCES[source["kind"]](source)
-        except (OSError, subprocess.SubprocessError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, http.client.HTTPException, subprocess.SubprocessError, KeyError, zipfile.BadZipFile) as error:
             tried.append(f"{label}: {' '.join(str(error).split())}")
             continue
         found = hashlib.sha256(content).hexdigest()
         if found != recipe["sha256"]:
             tried.append(f"{label}: sha256 {found[:12]}... is not the recipe's")
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        aside.write_bytes(content)
-        aside.replace(target)
+        _store(target, content)
         return target
     raise UserError(
         f"dataset {name!r} could not be fetched; tried {'; '.join(tried)}; "
         f"put the file with sha256 {recipe['sha256']} at {target}"
     )
+
+
+def _store(target: Path, content: bytes) -> None:
+    """Puts a file into the cache, whole or not at all; one that was there and differed is kept as *.damaged."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        aside.write_bytes(content)
+        if target.exists():
+            target.rename(target.with_name(target.name + ".damaged"))
+        aside.replace(target)
+    except OSError as error:
+        raise UserError(f"cache {target.parent} cannot be written ({error.strerror}): set JAXLM_DATA_DIR") from None
 
 
 def _from_https(source: dict[str, Any]) -> bytes:

@@ -22,15 +22,23 @@ def plot_loss(rows: list[Row], path: Path, title: str) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    steps, losses = zip(*[(row["step"], row["loss"]) for row in rows if "loss" in row], strict=True)
-    axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=0.8, label="training batch")
+    batches = [row for row in rows if "loss" in row]
+    axes.plot(
+        [r["step"] for r in batches],
+        [r["loss"] for r in batches],
+        color="tab:blue",
+        alpha=0.35,
+        linewidth=0.8,
+        label="training batch",
+    )
     evaluations = [row for row in rows if "val_loss" in row]
     for key, label, color in (("train_loss", "training slice", "tab:blue"), ("val_loss", "validation", "tab:orange")):
         axes.plot([r["step"] for r in evaluations], [r[key] for r in evaluations], "o-", color=color, label=label)
     if evaluations:
         last = evaluations[-1]
         axes.annotate(f"{last['val_loss']:.3f}", (last["step"], last["val_loss"]), (-4, 8), textcoords="offset points")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

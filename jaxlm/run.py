@@ -7,13 +7,11 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import math
 import os
 import shutil
 import signal
 import subprocess
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,18 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import checkpoint, data, metrics, presets, report, tokenizer
+from jaxlm import checkpoint, data, presets, tokenizer
 from jaxlm.config import ExperimentConfig, SampleConfig, difference, from_dict, to_dict
 from jaxlm.data import Corpus
 from jaxlm.decode import generate
 from jaxlm.errors import CheckError, UserError
 from jaxlm.model import Transformer, build_model, init_params
-from jaxlm.optim import build_optimizer, build_schedule
+from jaxlm.optim import build_optimizer
+from jaxlm.recorder import Evaluation, Recorder
 from jaxlm.tokenizer import Tokenizer
-from jaxlm.train import StepMetrics, TrainState, init_state, loop, make_chunk, make_evaluate
+from jaxlm.train import CHUNK_STEPS, init_state, loop, make_chunk
 from jaxlm.types import Params
 
 FREE_ON_RESUME = {
+    "data.path",
     "train.steps",
     "train.log_every",
     "train.eval_every",
@@ -43,10 +43,7 @@ FREE_ON_RESUME = {
     "train.max_minutes",
 }
 """Fields a resumed run may change besides those of sample. All others decide its numbers (steps too, by the schedule,
-but to train longer is what resuming is for)."""
-
-DIVERGED = 700.0
-"""A loss above this many nats has no perplexity in float64."""
+but to train longer is what resuming is for; a text that moved is known by its sha256)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +57,8 @@ class Run:
     tokenizer: Tokenizer
     step: int
     """The checkpoint the parameters come from."""
+    corpus_sha256: str
+    """Of the text it was trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +70,20 @@ class Outcome:
     val_loss: float | None
     """Of the last evaluation; None if there was none."""
     signum: int | None
-    """The signal that stopped it, if one did."""
+    """The signal that stopped it before its last step, if one did."""
 
 
 def read_config(path: Path) -> ExperimentConfig:
     """The configuration of a run.
+
+    Raises:
+      UserError: as `_read_record`.
+    """
+    return _read_record(path)[0]
+
+
+def _read_record(path: Path) -> tuple[ExperimentConfig, str]:
+    """The configuration of a run and the sha256 of its text.
 
     Raises:
       UserError: the folder is no run, or its config.json is not one of this version.
@@ -84,7 +92,8 @@ def read_config(path: Path) -> ExperimentConfig:
     if not file.is_file():
         raise UserError(f"{path} is not a run: it has no config.json; give the folder `jaxlm train` names")
     try:
-        return from_dict(ExperimentConfig, json.loads(file.read_text())["config"])
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return from_dict(ExperimentConfig, record["config"]), record["corpus_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no configuration of this version: {error}") from None
 
@@ -101,7 +110,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
       CheckError: the checkpoint, or every one of them, is damaged.
     """
     path = Path(path)
-    config = read_config(path)
+    config, sha256 = _read_record(path)
     folder = path / "checkpoints"
     steps = checkpoint.steps(folder)
     if not steps:
@@ -109,7 +118,17 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     if step is not None and step not in steps:
         raise UserError(f"step {step} has no checkpoint in {path}: choose one of {', '.join(map(str, steps))}")
     best = checkpoint.best_step(folder)
-    candidates = [step] if step is not None else dict.fromkeys([best or steps[-1], *reversed(steps)])
+    latest = list(reversed(steps))
+    candidates = [step] if step is not None else latest if best is None else list(dict.fromkeys([best, *latest]))
+    made = tokenizer.load(path / "tokenizer.json")
+    if made.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{path / 'tokenizer.json'} has {made.vocab_size} entries, the model {config.model.vocab_size}: "
+            "put the run's own tokenizer back"
+        )
+    for number in latest:
+        if not checkpoint.readable(folder / str(number)):
+            warnings.warn(f"checkpoint {folder / str(number)} is damaged: its manifest cannot be read", stacklevel=2)
     model = build_model(config.model)
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     errors = []
@@ -121,7 +140,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
             continue
         for line in errors:
             warnings.warn(f"{line}; using step {candidate}", stacklevel=2)
-        return Run(path, config, model, params, tokenizer.load(path / "tokenizer.json"), candidate)
+        return Run(path, config, model, params, made, candidate, sha256)
     raise CheckError("; ".join(errors))
 
 
@@ -131,9 +150,7 @@ def sample(run: Run, cfg: SampleConfig) -> list[str]:
     Raises:
       UserError: a prompt that is empty or has characters outside the vocabulary.
     """
-    if not cfg.prompt:
-        raise UserError("prompt is empty: give at least one character")
-    prompt = run.tokenizer.encode(cfg.prompt)
+    prompt = _encode_prompt(cfg.prompt, run.tokenizer)
     out = generate(
         run.model,
         run.params,
@@ -148,10 +165,21 @@ def sample(run: Run, cfg: SampleConfig) -> list[str]:
     return [cfg.prompt + run.tokenizer.decode(row.tolist()) for row in np.asarray(out.tokens)]
 
 
+def _encode_prompt(prompt: str, made: Tokenizer) -> np.ndarray:
+    if not prompt:
+        raise UserError("prompt is empty: give at least one character")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"prompt is no text at position {error.start}: give UTF-8") from None
+    return made.encode(prompt)
+
+
 def evaluate(run: Run) -> dict[str, float | int]:
     """Exact losses of a run: val_loss and perplexity over the validation split, train_loss over the fixed slice."""
     corpus = data.load_corpus(run.config.data, run.tokenizer)
-    losses = _Evaluation(run.model, corpus, run.config)(run.params)
+    _check_text(corpus, run.corpus_sha256)
+    losses = Evaluation(run.model, corpus, run.config)(run.params)
     return {"step": run.step, **losses, "val_targets": len(corpus.val) - 1}
 
 
@@ -168,7 +196,7 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
     out = Path(out)
     stored = None
     if resume:
-        made = read_config(out)
+        made, sha256 = _read_record(out)
         stored = tokenizer.load(out / "tokenizer.json")
         config = _fit_vocabulary(config, stored.vocab_size)
         _check_same(config, made, out)
@@ -178,7 +206,10 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
         )
         raise UserError(f"{out} already holds {'a run' if 'resume' in hint else 'something'}: {hint}")
     corpus = data.load_corpus(config.data, stored)
+    if resume:
+        _check_text(corpus, sha256)
     config = _fit_vocabulary(config, corpus.tokenizer.vocab_size)
+    config = _fit_prompt(config, corpus.tokenizer)
     data.check_lengths(corpus, config.model.max_seq_len)
     model = build_model(config.model)
     tx = build_optimizer(config.optim, config.train.steps)
@@ -189,39 +220,45 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
         if restored is not None:
             state, damaged = restored
             saved = int(state.step)
+            if saved > config.train.steps:
+                raise UserError(f"{out} already has {saved} steps, more than steps = {config.train.steps}: give more")
             for line in damaged:
                 warnings.warn(f"{line}; resuming from step {saved}", stacklevel=2)
-        _write_config(out, config)
+        _write_config(out, config, corpus)
     else:
-        _make_folder(out, config, corpus.tokenizer)
+        _make_folder(out, config, corpus)
 
     with _signals() as received:
-        recorder = _Recorder(out, config, model, corpus, saved, received)
+        recorder = Recorder(out, config, model, corpus, saved, received)
         try:
             chunk = make_chunk(model, tx, config.train)
             state = loop(chunk, state, _source(corpus, config), config.train, recorder)
             recorder.finish(state)
         finally:
             recorder.close()
-    return Outcome(out, int(state.step), recorder.val_loss, received[0] if received else None)
+    step = int(state.step)
+    return Outcome(out, step, recorder.val_loss, received[0] if received and step < config.train.steps else None)
 
 
-def _make_folder(out: Path, config: ExperimentConfig, made: Tokenizer) -> None:
+def _make_folder(out: Path, config: ExperimentConfig, corpus: Corpus) -> None:
     """Makes a run folder aside and renames it: it is there whole or not at all."""
-    aside = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
+    out = out.resolve()
+    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         for folder in ("checkpoints", "samples"):
             (aside / folder).mkdir(parents=True)
-        (aside / "tokenizer.json").write_text(json.dumps(made.to_dict()), encoding="utf-8")
-        _write_config(aside, config)
+        (aside / "tokenizer.json").write_text(json.dumps(corpus.tokenizer.to_dict()), encoding="utf-8")
+        _write_config(aside, config, corpus)
         aside.rename(out)
     except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
 
 
-def _write_config(folder: Path, config: ExperimentConfig) -> None:
+def _write_config(folder: Path, config: ExperimentConfig, corpus: Corpus) -> None:
     aside = folder / "config.json.partial"
-    aside.write_text(json.dumps({"config": to_dict(config), **provenance()}, indent=1), encoding="utf-8")
+    record = {"config": to_dict(config), "corpus_sha256": corpus.sha256, **provenance()}
+    aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
     aside.replace(folder / "config.json")
 
 
@@ -231,6 +268,25 @@ def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -
             raise UserError(
                 f"{out} was made with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
             )
+
+
+def _check_text(corpus: Corpus, sha256: str) -> None:
+    if corpus.sha256 != sha256:
+        raise UserError(
+            f"the text has changed: its sha256 is {corpus.sha256[:12]}..., the run's {sha256[:12]}...; "
+            "put the run's own text back, or name it by --data.path"
+        )
+
+
+def _fit_prompt(config: ExperimentConfig, made: Tokenizer) -> ExperimentConfig:
+    """The config with a prompt the tokenizer knows: a text without newlines cannot be sampled from the default one."""
+    try:
+        _encode_prompt(config.sample.prompt, made)
+    except UserError:
+        if config.sample.prompt != SampleConfig().prompt:
+            raise
+        return dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=made.decode([0])))
+    return config
 
 
 def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
@@ -265,8 +321,9 @@ def _source(corpus: Corpus, config: ExperimentConfig):
         return lambda first, stop: resident
 
     def windows(first: int, stop: int) -> jax.Array:
-        # Always log_every steps long, so that the program is one; `loop` never takes more at once.
-        return jnp.asarray(data.host_windows(corpus.train, cfg.seed, first, cfg.log_every, cfg.batch_size, seq_len))
+        # Always equally many, so that the program is one; `loop` never takes more at once.
+        count = min(cfg.log_every, CHUNK_STEPS)
+        return jnp.asarray(data.host_windows(corpus.train, cfg.seed, first, count, cfg.batch_size, seq_len))
 
     return windows
 
@@ -291,98 +348,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for signum, handler in old.items():
             signal.signal(signum, handler)
-
-
-class _Evaluation:
-    """Exact losses over the validation split and over a training slice as long."""
-
-    def __init__(self, model: Transformer, corpus: Corpus, config: ExperimentConfig) -> None:
-        self._loss = make_evaluate(model)
-        self._splits = {"val_loss": corpus.val, "train_loss": corpus.train[: len(corpus.val)]}
-        self._shape = config.model.max_seq_len, 4 * config.train.batch_size // config.train.grad_accum
-
-    def __call__(self, params: Params) -> dict[str, float]:
-        losses = {
-            name: self._loss(params, data.eval_batches(tokens, *self._shape)) for name, tokens in self._splits.items()
-        }
-        if not max(losses.values()) < DIVERGED:
-            raise CheckError(f"the model has diverged: {losses}; lower --optim.learning-rate")
-        return {**losses, "perplexity": math.exp(losses["val_loss"])}
-
-
-class _Recorder:
-    """The hooks of the loop: rows, progress, evaluations, checkpoints."""
-
-    def __init__(
-        self,
-        out: Path,
-        config: ExperimentConfig,
-        model: Transformer,
-        corpus: Corpus,
-        saved: int | None,
-        received: list[int],
-    ) -> None:
-        self.out, self.config, self.received = out, config, received
-        self.val_loss: float | None = None
-        self._evaluation = _Evaluation(model, corpus, config)
-        self._schedule = build_schedule(config.optim, config.train.steps)
-        self._rows = metrics.MetricsFile(out / "metrics.jsonl", saved or 0)
-        self._progress = metrics.Progress(config.train.steps, saved or 0)
-        self._started = time.perf_counter() - self._rows.elapsed_s
-        self._session_started = time.perf_counter()
-        self._saved = saved
-        self._steps, self._seconds = 0, 0.0
-
-    def stop(self) -> bool:
-        minutes = self.config.train.max_minutes
-        return bool(self.received) or (
-            minutes is not None and time.perf_counter() - self._session_started >= 60 * minutes
-        )
-
-    def report(self, step_metrics: StepMetrics, steps: int, seconds: float) -> None:
-        cfg, step = self.config.train, int(step_metrics.step)
-        loss, grad_norm = float(step_metrics.loss), float(step_metrics.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise CheckError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}; {self.out} keeps its last checkpoint "
-                f"({'none' if self._saved is None else f'step {self._saved}'}); lower --optim.learning-rate"
-            )
-        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
-        if step % cfg.log_every and step not in (1, cfg.steps):
-            self._progress.update(step, None)
-            return
-        speed = self._steps * cfg.batch_size * self.config.model.max_seq_len / self._seconds
-        rate = float(self._schedule(step - 1))
-        self._write({"step": step, "loss": loss, "lr": rate, "grad_norm": grad_norm, "tokens_per_s": round(speed, 1)})
-        self._steps, self._seconds = 0, 0.0
-
-    def boundary(self, state: TrainState, step: int) -> None:
-        cfg, last, val_loss = self.config.train, step == self.config.train.steps, None
-        if step % cfg.eval_every == 0 or last:
-            losses = self._evaluation(state.params)
-            val_loss = self.val_loss = losses["val_loss"]
-            self._write({"step": step, **losses})
-        if step % cfg.checkpoint_every == 0 or last:
-            checkpoint.save(self.out / "checkpoints", state, val_loss, cfg.keep)
-            self._saved = step
-
-    def finish(self, state: TrainState) -> None:
-        """Saves where a signal or the time limit ended the run between checkpoints, and draws the curve."""
-        step = int(state.step)
-        if step != self._saved:
-            checkpoint.save(self.out / "checkpoints", state, None, self.config.train.keep)
-        rows = metrics.read_rows(self.out / "metrics.jsonl")
-        if rows:
-            report.plot_loss(rows, self.out / "loss.png", self.out.name)
-        if step < self.config.train.steps:
-            why = signal.Signals(self.received[0]).name if self.received else "max_minutes"
-            self._progress.say(f"stopped by {why} at step {step}; saved; go on with --resume --out {self.out}")
-
-    def close(self) -> None:
-        self._progress.close()
-        self._rows.close()
-
-    def _write(self, row: metrics.Row) -> None:
-        row["elapsed_s"] = round(time.perf_counter() - self._started, 3)
-        self._rows.write(row)
-        self._progress.update(row["step"], row)

@@ -131,7 +131,7 @@ def load(path: Path) -> Tokenizer:
     """
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{path} holds no tokenizer ({error}): restore it, or train anew") from None
 
 

@@ -20,6 +20,9 @@ from jaxlm.types import Params
 CHUNK_SECONDS = 1.0
 """About how long the compiled loop runs before Python looks at signals again."""
 
+CHUNK_STEPS = 64
+"""The most steps of one call of the compiled loop; bounds what a mapped corpus reads at once."""
+
 
 class TrainState(NamedTuple):
     """All that a step replaces."""
@@ -170,7 +173,7 @@ def loop(
             metrics, steps = pending
             jax.block_until_ready(metrics)
             seconds = time.perf_counter() - started
-            chunk_limit = max(1, int(CHUNK_SECONDS * steps / seconds))
+            chunk_limit = min(max(1, int(CHUNK_SECONDS * steps / seconds)), CHUNK_STEPS)
             pending, started = None, time.perf_counter()
             hooks.report(metrics, steps, seconds)
 

@@ -68,6 +68,25 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     assert checkpoint.best_step(tmp_path) == 1
 
 
+def test_saving_after_damage_loses_neither_the_new_checkpoint_nor_the_sound_one(tmp_path):
+    for steps, val_loss in ((1, 2.5), (4, 2.0)):
+        checkpoint.save(tmp_path, trained(steps), val_loss, keep=2)
+    flip_a_bit(tmp_path / "4")
+    state, damaged = checkpoint.restore_latest(tmp_path, trained(0))
+    assert (int(state.step), len(damaged)) == (1, 1)
+    checkpoint.save(tmp_path, trained(2), None, keep=1)
+    assert checkpoint.steps(tmp_path) == [1, 2]  # the best sound one and the new one
+    assert (tmp_path / ".4.damaged").is_dir()
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"sha256": {}, "val_loss": "x"}', ""])
+def test_an_unreadable_manifest_counts_for_nothing(folder, content):
+    (folder / "3" / "manifest.json").write_text(content)
+    assert not checkpoint.readable(folder / "3")
+    assert checkpoint.best_step(folder) is None
+    assert int(checkpoint.restore_latest(folder, trained(0))[0].step) == 2
+
+
 def largest_file(path):
     return max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
 
@@ -92,14 +111,14 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_named_and_the_one_before_restored(folder, kind):
     damage, words = DAMAGE[kind]
     damage(folder / "3")
+    with pytest.raises(CheckError, match="is damaged"):
+        checkpoint.verify(folder / "3")
     state, damaged = checkpoint.restore_latest(folder, trained(0))
     assert int(state.step) == 2
     assert_same(state, trained(2))
     assert len(damaged) == 1
     assert words in damaged[0]
     assert str(folder / "3") in damaged[0]
-    with pytest.raises(CheckError, match="is damaged"):
-        checkpoint.verify(folder / "3")
 
 
 def test_leftovers_of_a_killed_save_are_no_checkpoints(folder):

@@ -84,6 +84,9 @@ def snapshot(root):
             "was made with model.num_layers = 1, not 3",
         ),
         (["train", "--out", "runs/tiny-1", "--resume", "--train.seed", "3"], "was made with train.seed = 0, not 3"),
+        (["train", "tiny", "--data.path", "text.txt", "--sample.prompt", "é"], "characters 'é' are outside"),
+        (["train", "tiny", "--data.path", "text.txt", "--out", "text.txt/run"], "text.txt/run cannot be made"),
+        (["sample", "runs/tiny-1", "--prompt", "a\udcff"], "prompt is no text at position 1"),
         (["sample"], "no run given"),
         (["sample", "runs"], "runs is not a run: it has no config.json"),
         (["sample", "runs/tiny-1", "--prompt", "ROMEO€é"], "characters 'é€' are outside the vocabulary"),
@@ -160,6 +163,15 @@ def test_eval_repeats_the_losses_that_training_logged(folder):
     for name in ("val_loss", "train_loss", "perplexity"):
         assert found[name] == logged[name]
     assert found["val_targets"] == 3000 - 1
+
+
+def test_eval_finds_a_text_that_moved(folder):
+    shutil.move("text.txt", "moved.txt")
+    try:
+        assert "text.txt is not a file" in refused("eval", "runs/tiny-1")
+        assert command("eval", "runs/tiny-1", "--data.path", "moved.txt")[0] == 0
+    finally:
+        shutil.move("moved.txt", "text.txt")
 
 
 def test_sampling_repeats_with_its_seed(folder):

@@ -1,4 +1,5 @@
 import hashlib
+import http.client
 import subprocess
 import zipfile
 
@@ -134,6 +135,24 @@ def test_the_first_source_with_the_right_sha256_is_cached(recipe, monkeypatch, c
     assert path.read_bytes() == b"hello"
     serve(monkeypatch)  # the cache needs no source
     assert recipes.fetch("greeting") == path
+
+
+def test_a_download_cut_short_falls_through_to_the_next_source(recipe, monkeypatch):
+    serve(monkeypatch, wheel=b"hello")
+
+    def cut(source):
+        raise http.client.IncompleteRead(b"hel")
+
+    monkeypatch.setitem(recipes._SOURCES, "https", cut)
+    assert recipes.fetch("greeting").read_bytes() == b"hello"
+
+
+def test_a_cache_that_cannot_be_written_is_named(recipe, monkeypatch, tmp_path):
+    serve(monkeypatch, wheel=b"hello")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXLM_DATA_DIR", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"cannot be written .*set JAXLM_DATA_DIR"):
+        recipes.fetch("greeting")
 
 
 def test_a_damaged_cache_is_kept_aside_and_fetched_anew(recipe, monkeypatch, cache):

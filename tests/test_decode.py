@@ -91,6 +91,14 @@ def test_filters_keep_what_they_say(top_k, top_p, kept):
     assert np.flatnonzero(np.isfinite(filtered[0])).tolist() == kept
 
 
+def test_extremes_still_draw_the_likeliest():
+    greedy = draw(PROMPT, temperature=0).tokens
+    np.testing.assert_array_equal(draw(PROMPT, top_p=1e-50).tokens, greedy)
+    np.testing.assert_array_equal(draw(PROMPT, temperature=1e-6).tokens, greedy)
+    with pytest.raises(ValueError, match="temperature = 1e-42"):
+        draw(PROMPT, temperature=1e-42)
+
+
 def test_draws_follow_the_filtered_distribution():
     model, params = built(CFG)
     prompt = PROMPT[:1]

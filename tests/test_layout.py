@@ -22,6 +22,7 @@ LAYERS = [
     {"metrics"},
     {"train"},
     {"checkpoint", "decode", "report"},
+    {"recorder"},
     {"run"},
     {"cli"},
 ]

@@ -220,9 +220,19 @@ def test_types_of_parameters_activations_and_logits():
 
 
 def test_a_token_outside_the_vocabulary_gives_nan_not_a_neighbour():
-    logits = np.asarray(logits_of(BASE, jnp.array([[1, 2, 11], [1, 2, 10]])))
-    assert np.isnan(logits[0, 2]).all()
+    logits = np.asarray(logits_of(BASE, jnp.array([[1, 2, 11], [1, 2, 10], [1, 2, -1]])))
+    assert np.isnan(logits[[0, 2], 2]).all()
     assert np.isfinite(logits[1]).all()
+
+
+def test_rope_angles_stay_wide_under_bfloat16():
+    cfg = variant(dtype="bfloat16", num_layers=1, norm="none")
+    tokens = random_tokens(cfg, 1, 700)
+    model, params = built(variant(num_layers=1, norm="none"))
+    exact = np.asarray(apply(model, params, tokens)[0])[0, -100:]
+    half = np.asarray(apply(build_model(cfg), params, tokens)[0])[0, -100:]
+    # Rounded to bfloat16, positions past 512 would fall on every fourth and the angles would be anything.
+    assert np.sqrt(((half - exact) ** 2).mean() / (exact**2).mean()) < 0.02
 
 
 @pytest.mark.parametrize(

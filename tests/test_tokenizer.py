@@ -51,7 +51,9 @@ def test_bpe_takes_what_looks_like_a_special_token_as_text():
     assert len(tokenizer.encode("<|endoftext|>")) == 13
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"type": "char"}', '{"type": "word"}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"type": "char", "chars": null}', '{"type": "bpe", "tokenizer": {}}']
+)
 def test_a_file_without_a_tokenizer_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)

@@ -14,7 +14,7 @@ from jaxlm import data
 from jaxlm.config import ModelConfig, OptimConfig, TrainConfig
 from jaxlm.model import build_model, init_params
 from jaxlm.optim import build_optimizer
-from jaxlm.train import init_state, loop, make_chunk, make_evaluate, next_boundary, train_step
+from jaxlm.train import batch_loss, init_state, loop, make_chunk, make_evaluate, next_boundary, train_step
 
 CFG = ModelConfig(vocab_size=65, max_seq_len=7, num_layers=1, embed_dim=24, num_heads=3, mlp_dim=20, dropout=0.1)
 TRAIN = TrainConfig(steps=30, batch_size=6, seed=3, log_every=5, eval_every=10, checkpoint_every=15)
@@ -51,7 +51,7 @@ def test_windows_given_from_outside_train_the_same_bits(chunk):
     windows = data.host_windows(np.asarray(TEXT), TRAIN.seed, 0, TRAIN.log_every, TRAIN.batch_size, CFG.max_seq_len)
     given = make_chunk(build_model(CFG), TX, TRAIN)
     state, _ = given(fresh(), jnp.asarray(windows), 4)
-    jax.tree.map(lambda a, b: assert_close(a, b, FLOAT32), state, expected)
+    assert_same(state.params, expected.params)
 
 
 def test_the_state_is_donated(chunk):
@@ -89,6 +89,20 @@ def test_dropout_is_on_in_training_and_changes_with_the_step():
         for s, cfg in ((state, CFG), (later, CFG), (state, off))
     ]
     assert len(set(losses)) == 3
+
+
+def test_micro_batches_draw_dropout_of_their_own():
+    cfg = dataclasses.replace(CFG, dropout=0.5)
+    twice = jnp.tile(random_tokens(cfg, 3, 8), (2, 1))
+    step = jax.jit(train_step, static_argnums=(2, 3, 4, 5))
+    norms = []
+    for windows, accumulate in ((twice, 2), (twice[:3], 1)):
+        norms.append(float(step(fresh(cfg), windows, build_model(cfg), TX, 0, accumulate)[1].loss))
+    assert norms[0] != pytest.approx(norms[1], rel=1e-4)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 1)
+    halves = [batch_loss(fresh(cfg).params, build_model(cfg), twice[:3], jax.random.fold_in(key, i)) for i in (0, 1)]
+    assert float(halves[0]) != float(halves[1])
+    assert norms[0] == pytest.approx(float(sum(halves)) / 2, rel=1e-5)
 
 
 def test_one_batch_can_be_learned_by_heart():
