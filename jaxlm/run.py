@@ -118,7 +118,12 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     if step is not None and step not in steps:
         raise UserError(f"step {step} has no checkpoint in {path}: choose one of {', '.join(map(str, steps))}")
     best = checkpoint.best_step(folder)
-    latest = list(reversed(steps))
+    latest = [number for number in reversed(steps) if checkpoint.readable(folder / str(number))]
+    errors = [
+        f"checkpoint {folder / str(number)} is damaged: its manifest cannot be read"
+        for number in steps
+        if number not in latest
+    ]
     candidates = [step] if step is not None else latest if best is None else list(dict.fromkeys([best, *latest]))
     made = tokenizer.load(path / "tokenizer.json")
     if made.vocab_size != config.model.vocab_size:
@@ -126,12 +131,8 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
             f"{path / 'tokenizer.json'} has {made.vocab_size} entries, the model {config.model.vocab_size}: "
             "put the run's own tokenizer back"
         )
-    for number in latest:
-        if not checkpoint.readable(folder / str(number)):
-            warnings.warn(f"checkpoint {folder / str(number)} is damaged: its manifest cannot be read", stacklevel=2)
     model = build_model(config.model)
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    errors = []
     for candidate in candidates:
         try:
             params = checkpoint.restore_params(folder / str(candidate), like)

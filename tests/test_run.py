@@ -129,10 +129,10 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(c
     assert (out / "checkpoints" / ".60.damaged").is_dir()
     (out / "checkpoints" / "60" / "manifest.json").write_text("")
     with pytest.warns(UserWarning, match="60 is damaged: its manifest cannot be read"):
-        assert run.load_run(out).step == 30
+        assert run.load_run(out).step == 50
     for step in checkpoint.steps(out / "checkpoints"):
         (out / "checkpoints" / str(step) / "manifest.json").write_text("")
-    with pytest.warns(UserWarning), pytest.raises(CheckError, match="is damaged"):
+    with pytest.raises(CheckError, match="is damaged"):
         run.load_run(out)
 
 
