@@ -36,7 +36,9 @@ def plot_loss(rows: list[Row], path: Path, title: str) -> None:
         axes.plot([r["step"] for r in evaluations], [r[key] for r in evaluations], "o-", color=color, label=label)
     if evaluations:
         last = evaluations[-1]
-        axes.annotate(f"{last['val_loss']:.3f}", (last["step"], last["val_loss"]), (-4, 8), textcoords="offset points")
+        axes.annotate(
+            f"{last['val_loss']:.3f}", (last["step"], last["val_loss"]), (0, 8), textcoords="offset points", ha="right"
+        )
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
