@@ -34,6 +34,7 @@ _Options = TypeVar("_Options")
 NOT_YET_COMMANDS = ("parity", "compare", "convert")
 NOT_YET_OPTIONS = ("--mesh", "--init-from")
 RUNS = Path("runs")
+_PARTS = tuple(field.name for field in dataclasses.fields(ExperimentConfig) if field.name != "preset")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def _train(arguments: list[str]) -> int:
             raise UserError(f"{out} was made with preset {stored.preset!r}, not {first!r}: drop the preset")
         base = stored
     options = _parse(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
-    parts = {field.name: getattr(options, field.name) for field in dataclasses.fields(base) if field.name != "preset"}
+    parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
     if config.data.path is not None:
         path = str(Path(config.data.path).absolute())
@@ -148,8 +149,9 @@ def _train(arguments: list[str]) -> int:
 
 def _sample(arguments: list[str]) -> int:
     path, rest = _run_word(arguments, "sample")
-    defaults = SampleConfig()
-    if path:
+    if _asks_help(rest):
+        defaults = SampleConfig()
+    else:
         from jaxlm.run import read_config
 
         defaults = read_config(path).sample
@@ -271,8 +273,7 @@ def _usage() -> str:
 
 
 def _train_defaults(config: ExperimentConfig) -> _TrainOptions:
-    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "preset"}
-    return _TrainOptions(**parts)
+    return _TrainOptions(**{name: getattr(config, name) for name in _PARTS})
 
 
 def _first_word(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -281,9 +282,13 @@ def _first_word(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
+def _asks_help(arguments: list[str]) -> bool:
+    return bool({"-h", "--help"} & set(arguments))
+
+
 def _run_word(arguments: list[str], command: str) -> tuple[Path, list[str]]:
     word, rest = _first_word(arguments)
-    if word is None and not {"-h", "--help"} & set(rest):
+    if word is None and not _asks_help(rest):
         raise UserError(f"no run given: jaxlm {command} RUN ..., RUN being a folder that `jaxlm train` made")
     return Path(word or ""), rest
 

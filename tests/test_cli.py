@@ -120,9 +120,14 @@ def test_help_and_version():
     assert all(name in out for name in cli.COMMANDS)
     assert command("--version")[0] == 0
     assert command()[0] == 2
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_of_its_own(name, capsys):
     with pytest.raises(SystemExit) as end:
-        command("train", "tiny", "--help")
+        cli.main([name, "--help"])
     assert end.value.code == 0
+    assert f"usage: jaxlm {name}" in capsys.readouterr().out
 
 
 def test_a_second_training_gets_the_next_number(folder):
