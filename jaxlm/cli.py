@@ -25,9 +25,9 @@ from jaxlm.config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
-    to_dict,
 )
 from jaxlm.errors import CheckError, UserError
+from jaxlm.schema import to_dict
 
 _Options = TypeVar("_Options")
 

@@ -4,59 +4,17 @@ Imports neither JAX nor torch, so the command line answers at once and torchref 
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
-
-import typeguard
+from typing import Literal
 
 from jaxlm.errors import UserError
+from jaxlm.schema import Validated, check_at_least, check_rate, check_seed
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
 Window = int | tuple[int | None, ...] | None
 
-_Config = TypeVar("_Config", bound="_Validated")
-
-
-def _at_least(config: object, minimum: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value >= minimum:
-            raise UserError(f"{name} = {value!r} is too small: give at least {minimum}")
-
-
-def _rate(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < 1:
-            raise UserError(f"{name} = {value!r} is out of range: give 0 <= {name} < 1")
-
-
-def _seed(config: Any) -> None:
-    if not 0 <= config.seed < 2**31:
-        raise UserError(f"seed = {config.seed!r} is out of range: give 0 <= seed < 2^31")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Validated:
-    """Checks each field against its annotation when the config is made."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise UserError(f"{name} = {value!r} is unknown: choose one of {', '.join(map(str, get_args(hint)))}")
-            try:
-                typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
-            except typeguard.TypeCheckError:
-                shown = hint.__name__ if isinstance(hint, type) else str(hint)
-                raise UserError(f"{name} = {value!r} has the wrong type: give {shown}") from None
-            items = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(item, bool) for item in items) and hint is not bool and bool not in get_args(hint):
-                raise UserError(f"{name} = {value!r} has the wrong type: True and False are no numbers; give one")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Validated):
+class ModelConfig(Validated):
     """The architecture of a language model. Any two equal configs name the same function of the parameters.
 
     None means "derived": the properties at the end give the resolved values.
@@ -148,10 +106,10 @@ class ModelConfig(_Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, 1, "vocab_size", "max_seq_len", "num_layers", "embed_dim", "num_heads", "num_kv_heads")
-        _at_least(self, 1, "head_dim", "value_head_dim", "score_dim")
-        _at_least(self, 0, "mlp_dim", "norm_eps")
-        _rate(self, "dropout", "attention_dropout", "embedding_dropout")
+        check_at_least(self, 1, "vocab_size", "max_seq_len", "num_layers", "embed_dim", "num_heads", "num_kv_heads")
+        check_at_least(self, 1, "head_dim", "value_head_dim", "score_dim")
+        check_at_least(self, 0, "mlp_dim", "norm_eps")
+        check_rate(self, "dropout", "attention_dropout", "embedding_dropout")
         for name in ("rope_theta", "attention_softcap", "final_softcap"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -216,7 +174,7 @@ class ModelConfig(_Validated):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(_Validated):
+class DataConfig(Validated):
     """Which text, and how it becomes tokens."""
 
     dataset: str = "tinyshakespeare"
@@ -235,14 +193,14 @@ class DataConfig(_Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, 256, "bpe_vocab_size")
-        _at_least(self, 0, "resident_mb")
+        check_at_least(self, 256, "bpe_vocab_size")
+        check_at_least(self, 0, "resident_mb")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig(_Validated):
+class OptimConfig(Validated):
     """The optimizer and its schedule."""
 
     name: str = "adamw"
@@ -268,8 +226,8 @@ class OptimConfig(_Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "eps")
-        _rate(self, "b1", "b2")
+        check_at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "eps")
+        check_rate(self, "b1", "b2")
         if self.min_lr_ratio > 1:
             raise UserError(f"min_lr_ratio = {self.min_lr_ratio!r} is above 1: give a share of the peak rate")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -277,7 +235,7 @@ class OptimConfig(_Validated):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Validated):
+class TrainConfig(Validated):
     """The length and the rhythm of a training run. Steps are optimizer steps."""
 
     steps: int = 2000
@@ -301,9 +259,11 @@ class TrainConfig(_Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, 1, "steps", "batch_size", "grad_accum", "log_every", "eval_every", "checkpoint_every", "keep")
-        _at_least(self, 0, "max_minutes")
-        _seed(self)
+        check_at_least(
+            self, 1, "steps", "batch_size", "grad_accum", "log_every", "eval_every", "checkpoint_every", "keep"
+        )
+        check_at_least(self, 0, "max_minutes")
+        check_seed(self)
         if self.batch_size % self.grad_accum:
             raise UserError(
                 f"grad_accum = {self.grad_accum} does not divide batch_size = {self.batch_size}: change one"
@@ -311,7 +271,7 @@ class TrainConfig(_Validated):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(_Validated):
+class SampleConfig(Validated):
     """How text is drawn from a model."""
 
     prompt: str = "\n"
@@ -331,15 +291,15 @@ class SampleConfig(_Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
-        _at_least(self, 0, "temperature")
-        _seed(self)
+        check_at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
+        check_at_least(self, 0, "temperature")
+        check_seed(self)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p!r} is out of range: give 0 < top_p <= 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExperimentConfig(_Validated):
+class ExperimentConfig(Validated):
     """All that decides a training run: `jaxlm train` with the same ExperimentConfig gives the same numbers."""
 
     preset: str
@@ -349,45 +309,3 @@ class ExperimentConfig(_Validated):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
-
-
-def to_dict(config: _Validated) -> dict[str, Any]:
-    """A config as plain JSON types."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
-    """The config a JSON object describes.
-
-    Raises:
-      ValueError: an unknown or missing key, or a value its field does not accept; the message names them.
-    """
-    hints = get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise UserError(f"{cls.__name__} has no field {', '.join(unknown)}: it has {', '.join(hints)}")
-    fields = dataclasses.fields(cls)
-    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in data]
-    if required:
-        raise UserError(f"{cls.__name__} lacks {', '.join(required)}: give a value")
-    values = {}
-    for name, value in data.items():
-        nested = hints[name]
-        if isinstance(nested, type) and issubclass(nested, _Validated):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{name} = {value!r} is not an object: give the fields of {nested.__name__}")
-            value = from_dict(nested, value)
-        values[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-    return cls(**values)
-
-
-def difference(ours: _Validated, theirs: _Validated, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """The fields in which two configs of one class differ: (dotted name, our value, their value)."""
-    found = []
-    for field in dataclasses.fields(ours):
-        a, b = getattr(ours, field.name), getattr(theirs, field.name)
-        if isinstance(a, _Validated):
-            found += difference(a, b, f"{prefix}{field.name}.")
-        elif a != b:
-            found.append((prefix + field.name, a, b))
-    return found

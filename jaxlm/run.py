@@ -22,13 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import checkpoint, data, presets, tokenizer
-from jaxlm.config import ExperimentConfig, SampleConfig, difference, from_dict, to_dict
+from jaxlm.config import ExperimentConfig, SampleConfig
 from jaxlm.data import Corpus
 from jaxlm.decode import generate
 from jaxlm.errors import CheckError, UserError
 from jaxlm.model import Transformer, build_model, init_params
 from jaxlm.optim import build_optimizer
 from jaxlm.recorder import Evaluation, Recorder
+from jaxlm.schema import difference, from_dict, to_dict
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.train import CHUNK_STEPS, init_state, loop, make_chunk
 from jaxlm.types import Params

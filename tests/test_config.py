@@ -12,10 +12,8 @@ from jaxlm.config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
-    difference,
-    from_dict,
-    to_dict,
 )
+from jaxlm.schema import difference, from_dict, to_dict
 
 SIZES = {"vocab_size": 11, "max_seq_len": 7}
 

@@ -14,6 +14,7 @@ PACKAGE = Path(jaxlm.__file__).parent
 # Each module may import those of earlier rows (and of its own package, for optim).
 LAYERS = [
     {"errors", "types"},
+    {"schema"},
     {"config"},
     {"presets", "tokenizer", "recipes", "rope", "masks", "linear", "loss"},
     {"data", "cache", "attention"},

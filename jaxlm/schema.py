@@ -1,0 +1,94 @@
+"""What every configuration is made of: a frozen dataclass that checks its fields and round-trips through JSON."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import typeguard
+
+from jaxlm.errors import UserError
+
+_Config = TypeVar("_Config", bound="Validated")
+
+
+def check_at_least(config: object, minimum: int, *names: str) -> None:
+    """Refuses a number below `minimum` in any of the named fields; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= minimum:
+            raise UserError(f"{name} = {value!r} is too small: give at least {minimum}")
+
+
+def check_rate(config: object, *names: str) -> None:
+    """Refuses a number outside [0, 1) in any of the named fields; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{name} = {value!r} is out of range: give 0 <= {name} < 1")
+
+
+def check_seed(config: Any) -> None:
+    """Refuses a seed that is no non-negative 32-bit integer."""
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"seed = {config.seed!r} is out of range: give 0 <= seed < 2^31")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validated:
+    """Checks each field against its annotation when the config is made."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise UserError(f"{name} = {value!r} is unknown: choose one of {', '.join(map(str, get_args(hint)))}")
+            try:
+                typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+            except typeguard.TypeCheckError:
+                shown = hint.__name__ if isinstance(hint, type) else str(hint)
+                raise UserError(f"{name} = {value!r} has the wrong type: give {shown}") from None
+            items = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(item, bool) for item in items) and hint is not bool and bool not in get_args(hint):
+                raise UserError(f"{name} = {value!r} has the wrong type: True and False are no numbers; give one")
+
+
+def to_dict(config: Validated) -> dict[str, Any]:
+    """A config as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
+    """The config a JSON object describes.
+
+    Raises:
+      ValueError: an unknown or missing key, or a value its field does not accept; the message names them.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise UserError(f"{cls.__name__} has no field {', '.join(unknown)}: it has {', '.join(hints)}")
+    fields = dataclasses.fields(cls)
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in data]
+    if required:
+        raise UserError(f"{cls.__name__} lacks {', '.join(required)}: give a value")
+    values = {}
+    for name, value in data.items():
+        nested = hints[name]
+        if isinstance(nested, type) and issubclass(nested, Validated):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{name} = {value!r} is not an object: give the fields of {nested.__name__}")
+            value = from_dict(nested, value)
+        values[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+    return cls(**values)
+
+
+def difference(ours: Validated, theirs: Validated, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The fields in which two configs of one class differ: (dotted name, our value, their value)."""
+    found = []
+    for field in dataclasses.fields(ours):
+        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        if isinstance(a, Validated):
+            found += difference(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            found.append((prefix + field.name, a, b))
+    return found
