@@ -1,8 +1,15 @@
-"""Attention as a pure function: grouped queries, softmax in at least float32, masks from positions."""
+"""Attention as pure functions: grouped queries, softmax in at least float32, masks from positions."""
+
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlm.masks import attention_mask
+from jaxlm.scores import Score, dot_scores
 
 
 @jax.custom_vjp
@@ -29,18 +36,31 @@ def _softmax_backward(weights, d_weights):
 masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
+def softcap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """Cap * tanh(x / cap): bounded by cap, almost x where x is small; None leaves x as it is.
+
+    Source: Gemma 2, https://arxiv.org/abs/2408.00118, section 2.
+    """
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B S K H"],
     values: Float[Array, "B S K Hv"],
     mask: Bool[Array, "#B T S"],
-    keep: Float[Array, "B K G T S"] | None = None,
-) -> Float[Array, "B T N Hv"]:
-    """softmax(Q K^T / sqrt(H)) V, query head n reading key/value head n // G; the type of `values` is kept.
+    *,
+    score: Score = dot_scores,
+    cap: float | None = None,
+    on_weights: Callable[[Array], Array] | None = None,
+) -> Float[Array, "B T maps Hv"]:
+    """softmax(scores) V, query head n reading key/value head n // G; the type of `values` is kept.
 
     Args:
       mask: True where a query may see a key. A query that sees none gives zeros.
-      keep: factors on the attention weights (dropout: 0 or 1/(1 - rate)).
+      score: the score of a query and a key; one that adds up a group (`scores.summed`) leaves K maps instead of N.
+      cap: soft cap of the scores.
+      on_weights: what becomes of the attention weights [B, K, G, T, S] before they meet the values (dropout).
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouping: Ainslie et al. 2023,
     https://arxiv.org/abs/2305.13245. torch.nn.functional.scaled_dot_product_attention gives NaN, not zeros, for
@@ -49,10 +69,173 @@ def attend(
     batch, length, heads, width = queries.shape
     kv_heads = keys.shape[2]
     grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    wide = jnp.promote_types(queries.dtype, jnp.float32)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, keys, preferred_element_type=wide)
-    weights = masked_softmax(scores * width**-0.5, mask[:, None, None])
-    if keep is not None:
-        weights = weights * keep
+    weights = masked_softmax(softcap(score(grouped, keys), cap), mask[:, None, None])
+    if on_weights is not None:
+        weights = on_weights(weights)
     out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(values.dtype), values)
-    return out.reshape(batch, length, heads, values.shape[-1])
+    return out.reshape(batch, length, -1, values.shape[-1])
+
+
+def local_attend(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K Hv"],
+    query_positions: Int[Array, "#B T"],
+    key_positions: Int[Array, "#B S"],
+    window: int,
+    *,
+    block: int | None = None,
+    score: Score = dot_scores,
+    cap: float | None = None,
+    on_weights: Callable[[Array], Array] | None = None,
+) -> Float[Array, "B T maps Hv"]:
+    """`attend` under a sliding window, in time and memory O(T W) instead of O(T S).
+
+    The queries are cut into blocks; each sees its own block and as many keys before it as the window reaches back,
+    masked by positions as ever. The last T keys must be the queries' own tokens and the keys before them (a cache)
+    must end right there: token by token, oldest first. Padding (position -1) may stand anywhere.
+
+    Args:
+      window: keys a query sees, itself included.
+      block: queries a block; None = as many as measured fastest.
+    """
+    batch, length = queries.shape[:2]
+    block = block or min(length, local_block(window))
+    reach = -(-(window - 1) // block) * block  # keys before a block, in whole blocks
+    blocks = -(-length // block)
+    before = keys.shape[1] - length
+    missing, tail = reach - before, blocks * block - length
+
+    def with_reach(x: Array, fill: int) -> Array:
+        """x over the keys, so that block i's keys begin at i * block."""
+        widths = [(0, 0), (max(missing, 0), tail), *[(0, 0)] * (x.ndim - 2)]
+        return jnp.pad(x[:, max(-missing, 0) :], widths, constant_values=fill)
+
+    def blocked_keys(x: Array, fill: int = 0) -> Array:
+        padded = with_reach(x, fill)
+        pieces = padded.reshape(x.shape[0], -1, block, *x.shape[2:])
+        seen = [pieces[:, i : i + blocks] for i in range(reach // block + 1)]
+        return jnp.concatenate(seen, axis=2).reshape(-1, reach + block, *x.shape[2:])
+
+    def blocked_queries(x: Array, fill: int = 0) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, tail), *[(0, 0)] * (x.ndim - 2)], constant_values=fill)
+        return padded.reshape(-1, block, *x.shape[2:])
+
+    mask = attention_mask(blocked_queries(query_positions, -1), blocked_keys(key_positions, -1), window)
+    if query_positions.shape[0] < batch:
+        mask = jnp.tile(mask, (batch // query_positions.shape[0], 1, 1))
+    out = attend(
+        blocked_queries(queries),
+        blocked_keys(keys),
+        blocked_keys(values),
+        mask,
+        score=score,
+        cap=cap,
+        on_weights=on_weights,
+    )
+    return out.reshape(batch, blocks * block, *out.shape[2:])[:, :length]
+
+
+def local_block(window: int) -> int:
+    """Queries a block of `local_attend`: about half the window was fastest for windows of 32 to 256 (docs/log.md)."""
+    return max(16, -(-window // 2))
+
+
+def cudnn_attend(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B T K H"],
+    values: Float[Array, "B T K H"],
+    window: int | None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B T N H"]:
+    """Causal attention of whole sequences by `jax.nn.dot_product_attention`, cuDNN's fused kernel unless told.
+
+    Rows are right-padded at most: padding comes after every real token, and what stands there is not defined.
+    """
+    return jax.nn.dot_product_attention(
+        queries,
+        keys,
+        values,
+        is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
+    )
+
+
+class SelfAttentionGrads(NamedTuple):
+    """Derivatives of a loss L inside `self_attention`, in the order in which the backward pass meets them.
+
+    A_w is Q K^T before scaling, A_sig its softmax after scaling and masking.
+    """
+
+    dLdA_sig: Float[Array, "*batch T T"]
+    dLdA_w: Float[Array, "*batch T T"]
+    dLdK: Float[Array, "*batch T Dk"]
+    dLdQ: Float[Array, "*batch T Dk"]
+    dLdV: Float[Array, "*batch T Dv"]
+    dLdWk: Float[Array, "D Dk"]
+    dLdWq: Float[Array, "D Dk"]
+    dLdWv: Float[Array, "D Dv"]
+    dLdX: Float[Array, "*batch T D"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def self_attention(
+    X: Float[Array, "*batch T D"],
+    W_k: Float[Array, "D Dk"],
+    W_q: Float[Array, "D Dk"],
+    W_v: Float[Array, "D Dv"],
+    causal: bool = False,
+) -> Float[Array, "*batch T Dv"]:
+    """One attention head, softmax(Q K^T / sqrt(D_k)) V with K = X W_k, Q = X W_q, V = X W_v; derivative by hand.
+
+    The backward pass is `self_attention_grads`, not autodiff (reverse mode only). Any number of batch axes.
+
+    Args:
+      causal: token t sees tokens 0 .. t only.
+
+    Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
+    """
+    return _self_attention(X, W_k, W_q, W_v, causal)[0]
+
+
+def self_attention_grads(
+    X: Float[Array, "*batch T D"],
+    W_k: Float[Array, "D Dk"],
+    W_q: Float[Array, "D Dk"],
+    W_v: Float[Array, "D Dv"],
+    dLdXnew: Float[Array, "*batch T Dv"],
+    causal: bool = False,
+) -> SelfAttentionGrads:
+    """The derivatives of a loss in every quantity inside `self_attention`, given that in its result."""
+    return _self_attention_grads(_self_attention(X, W_k, W_q, W_v, causal)[1], dLdXnew)
+
+
+def _self_attention(X, W_k, W_q, W_v, causal):
+    K, Q, V = (jnp.matmul(X, weight) for weight in (W_k, W_q, W_v))
+    A_w = jnp.einsum("...tk,...sk->...ts", Q, K)
+    mask = jnp.tri(X.shape[-2], dtype=bool) if causal else jnp.ones(A_w.shape[-2:], bool)
+    mask = jnp.expand_dims(mask, range(A_w.ndim - 2))
+    A_sig = masked_softmax(A_w * W_k.shape[1] ** -0.5, mask)
+    return jnp.matmul(A_sig, V), (X, W_k, W_q, W_v, K, Q, V, A_sig)
+
+
+def _self_attention_grads(residuals, dLdXnew):
+    X, W_k, W_q, W_v, K, Q, V, A_sig = residuals
+    dLdA_sig = jnp.einsum("...tv,...sv->...ts", dLdXnew, V)
+    dLdV = jnp.einsum("...ts,...tv->...sv", A_sig, dLdXnew)
+    row_sum = jnp.einsum("...ts,...ts->...t", dLdA_sig, A_sig)[..., None]
+    dLdA_w = A_sig * (dLdA_sig - row_sum) * W_k.shape[1] ** -0.5
+    dLdQ = jnp.matmul(dLdA_w, K)
+    dLdK = jnp.einsum("...ts,...tk->...sk", dLdA_w, Q)
+    dLdWk, dLdWq, dLdWv = (jnp.einsum("...td,...tk->dk", X, d) for d in (dLdK, dLdQ, dLdV))
+    dLdX = jnp.matmul(dLdK, W_k.T) + jnp.matmul(dLdQ, W_q.T) + jnp.matmul(dLdV, W_v.T)
+    return SelfAttentionGrads(dLdA_sig, dLdA_w, dLdK, dLdQ, dLdV, dLdWk, dLdWq, dLdWv, dLdX)
+
+
+def _self_attention_backward(causal, residuals, dLdXnew):
+    grads = _self_attention_grads(residuals, dLdXnew)
+    return grads.dLdX, grads.dLdWk, grads.dLdWq, grads.dLdWv
+
+
+self_attention.defvjp(_self_attention, _self_attention_backward)

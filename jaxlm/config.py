@@ -12,6 +12,10 @@ from jaxlm.schema import Validated, check_at_least, check_rate, check_seed
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
 Window = int | tuple[int | None, ...] | None
 
+_EVERY_FAMILY = {"family", "vocab_size", "max_seq_len", "init", "final_softcap", "dtype", "param_dtype"}
+_WITH_EMBEDDING = {"embed_dim", "tie_embeddings", "head_bias", "dropout", "embedding_dropout"}
+_WITH_CELLS = {"num_layers", "cell", "cell_activation", "scan_layers", "remat"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
@@ -21,7 +25,8 @@ class ModelConfig(Validated):
     """
 
     family: Literal["transformer", "bigram", "embedding_bigram", "recurrent"] = "transformer"
-    """Kind of network."""
+    """transformer; bigram: a V x V table of logits; embedding_bigram: embedding and head, no context; recurrent: cells
+    on embeddings. A field that a family does not read must stay at its default."""
     vocab_size: int
     """V, entries of the vocabulary."""
     max_seq_len: int
@@ -72,13 +77,16 @@ class ModelConfig(Validated):
     """Keys a query sees, itself included; None = all. A tuple is cycled over the layers. (CMU 10-423's window w
     means w/2 + 1 keys: its example w = 4 is window=3.)"""
     kv_sharing: Literal["grouped", "mean_pooled", "summed_scores"] = "grouped"
-    """How G = N/K query heads share a key/value head."""
+    """How G = N/K query heads share a key/value head. grouped: each attends with it; mean_pooled: N key/value heads are
+    projected and averaged in groups (parameters of full attention, cache of K heads); summed_scores: a group's scores
+    are added before one softmax, so there are K attention maps and K value heads."""
     attention_score: Literal["dot", "multiplicative", "concat", "additive"] = "dot"
-    """The score of a query and a key."""
+    """dot: k^T q / sqrt(H); multiplicative: k^T W q / sqrt(H); concat: w^T [k; q]; additive: w^T tanh(W [k; q]); with
+    weights of each query head's own. (In concat the query's term cancels in the softmax.)"""
     score_dim: int | None = None
     """Width of the additive score's hidden layer; None = H."""
     qk_norm: bool = False
-    """RMS norm over H of queries and keys."""
+    """RMS norm over H of queries and keys, with learned scales, before positions are rotated in."""
     attention_softcap: float | None = None
     """c: scores become c tanh(scores / c)."""
     final_softcap: float | None = None
@@ -90,7 +98,7 @@ class ModelConfig(Validated):
     embedding_dropout: float = 0.0
     """Rate at which whole word types vanish for a pass (Gal & Ghahramani 2016)."""
     cell: Literal["elman", "lstm", "gru"] = "elman"
-    """Cell of the recurrent family."""
+    """Cell of the recurrent family; each has its biases."""
     cell_activation: Literal["tanh", "relu", "slide"] = "tanh"
     """Activation of the Elman cell; slide(a) = min(1, max(0, a))."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -98,7 +106,9 @@ class ModelConfig(Validated):
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the parameters."""
     attention_impl: Literal["auto", "reference", "local", "cudnn"] = "auto"
-    """Which implementation computes attention; the result is the same."""
+    """Which implementation computes attention; the result is the same. reference: the whole T x T mask; local: windowed
+    layers in blocks, time and memory O(T W); auto: local where it is faster; cudnn: the fused kernel of an NVIDIA GPU
+    (bfloat16, no attention dropout, no score variants; training only, cached decoding uses auto)."""
     scan_layers: bool = False
     """One compiled block scanned over stacked parameters: compiles faster when deep."""
     remat: bool = False
@@ -114,6 +124,11 @@ class ModelConfig(Validated):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} = {value!r} is too small: give more than 0")
+        if self.family == "transformer":
+            self._check_attention()
+        self._check_fields_of_family()
+
+    def _check_attention(self) -> None:
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise UserError(
                 f"num_heads = {self.num_heads} does not divide embed_dim = {self.embed_dim}: "
@@ -123,10 +138,10 @@ class ModelConfig(Validated):
             raise UserError(
                 f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}: change one"
             )
-        joined = self.num_heads * self.value_width
+        joined = self.attention_maps * self.value_width
         if not self.attention_out_proj and joined != self.embed_dim:
             raise UserError(
-                f"attention_out_proj = False leaves the heads' {joined} features (num_heads x value head width) "
+                f"attention_out_proj = False leaves the heads' {joined} features (attention maps x value head width) "
                 f"where embed_dim = {self.embed_dim} are needed: make them equal, or give the projection back"
             )
         if self.position == "rope" and self.head_width % 2:
@@ -137,13 +152,57 @@ class ModelConfig(Validated):
             raise UserError(
                 f"embed_dim = {self.embed_dim} is odd, but position = 'sinusoidal' needs pairs: give an even one"
             )
-        windows = self.window if isinstance(self.window, tuple) else (self.window,)
+        windows = self.window_period
         if not windows or any(w is not None and w < 1 for w in windows):
             raise UserError(f"window = {self.window!r} has no key to see: give at least 1 (the query itself), or None")
         if self.scan_layers and self.num_layers % len(windows):
             raise UserError(
                 f"num_layers = {self.num_layers} is not a multiple of the period {len(windows)} of "
                 f"window = {self.window!r}, as scan_layers needs: change one"
+            )
+        if self.score_dim is not None and self.attention_score != "additive":
+            raise UserError(
+                f"score_dim = {self.score_dim} is the width of additive scores, but attention_score = "
+                f"{self.attention_score!r}: leave score_dim out"
+            )
+        if self.attention_impl == "cudnn":
+            self._check_cudnn()
+
+    def _check_cudnn(self) -> None:
+        needed = {
+            "dtype": "bfloat16",
+            "kv_sharing": "grouped",
+            "attention_score": "dot",
+            "attention_softcap": None,
+            "attention_dropout": 0.0,
+            "value_head_dim": None,
+        }
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise UserError(
+                    f"attention_impl = 'cudnn' cannot compute {name} = {getattr(self, name)!r}: "
+                    f"give {value!r}, or attention_impl = 'auto'"
+                )
+        if self.head_width % 8 or self.head_width > 128:
+            raise UserError(
+                f"attention_impl = 'cudnn' needs a head width that is a multiple of 8 up to 128, not "
+                f"{self.head_width}: change head_dim, or give attention_impl = 'auto'"
+            )
+
+    def _check_fields_of_family(self) -> None:
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        read = {
+            "transformer": fields.keys() - {"cell", "cell_activation"},
+            "bigram": _EVERY_FAMILY,
+            "embedding_bigram": _EVERY_FAMILY | _WITH_EMBEDDING,
+            "recurrent": _EVERY_FAMILY | _WITH_EMBEDDING | _WITH_CELLS,
+        }[self.family]
+        idle = [f"{n} = {getattr(self, n)!r}" for n in fields if n not in read and getattr(self, n) != fields[n]]
+        if idle:
+            raise UserError(f"family = {self.family!r} does not read {', '.join(idle)}: leave that out")
+        if self.cell_activation != "tanh" and self.cell != "elman":
+            raise UserError(
+                f"cell_activation = {self.cell_activation!r} is for cell = 'elman', not {self.cell!r}: leave it out"
             )
 
     @property
@@ -167,10 +226,25 @@ class ModelConfig(Validated):
         return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
 
     @property
+    def attention_maps(self) -> int:
+        """Attention maps of a layer: K where a group's scores are summed, else N."""
+        return self.kv_heads if self.kv_sharing == "summed_scores" else self.num_heads
+
+    @property
+    def window_period(self) -> tuple[int | None, ...]:
+        """The windows that repeat over the layers."""
+        return self.window if isinstance(self.window, tuple) else (self.window,)
+
+    @property
     def layer_windows(self) -> tuple[int | None, ...]:
         """The window of each of the L layers."""
-        period = self.window if isinstance(self.window, tuple) else (self.window,)
+        period = self.window_period
         return tuple(period[i % len(period)] for i in range(self.num_layers))
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether positions come from a learned table, which ends at max_seq_len."""
+        return self.family == "transformer" and self.position == "learned"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlm.cache import KVCache
 from jaxlm.errors import UserError
-from jaxlm.model import Transformer
+from jaxlm.modules import LanguageModel
 from jaxlm.types import Logits, Params, Tokens
 
 MIN_TEMPERATURE = 1e-6
@@ -34,7 +34,7 @@ class Generation(NamedTuple):
 
 
 def generate(
-    model: Transformer,
+    model: LanguageModel,
     params: Params,
     prompt: Tokens | np.ndarray,
     *,
@@ -84,7 +84,7 @@ def generate(
     rows = ids.shape[0] * num_samples
     if key.shape not in ((), (rows,)):
         raise UserError(f"key has shape {key.shape}: give one key, or one for each of the {rows} rows")
-    if cfg.position == "learned" and ids.shape[1] + max_new_tokens - 1 > cfg.max_seq_len:
+    if cfg.has_position_table and ids.shape[1] + max_new_tokens - 1 > cfg.max_seq_len:
         warnings.warn(
             f"prompt {ids.shape[1]} + {max_new_tokens} new tokens pass the learned position table "
             f"(max_seq_len = {cfg.max_seq_len}): from there each token recomputes the latest {cfg.max_seq_len}",
@@ -110,7 +110,7 @@ def generate(
     jax.jit, static_argnames=("model", "max_new_tokens", "greedy", "top_k", "filter_top_p", "num_samples")
 )
 def _generate(
-    model: Transformer,
+    model: LanguageModel,
     params: Params,
     prompt: Tokens,
     row_keys: Key[Array, " R"],
@@ -136,7 +136,7 @@ def _generate(
         return token, jnp.where(done, 0, log_prob), done | (token == stop_token)
 
     # A learned table serves only as many tokens as it has places; without one the cache rolls.
-    places = cfg.max_seq_len - prompt_len + 1 if cfg.position == "learned" else max_new_tokens
+    places = cfg.max_seq_len - prompt_len + 1 if cfg.has_position_table else max_new_tokens
     cached = min(max(places, 0), max_new_tokens)
     done = jnp.zeros(prompt.shape[0] * num_samples, bool)
     history = jnp.repeat(prompt, num_samples, axis=0)

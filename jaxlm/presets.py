@@ -1,5 +1,8 @@
 """Named configurations. Each is an ExperimentConfig; the command overrides its fields."""
 
+import dataclasses
+from typing import Any
+
 from jaxlm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from jaxlm.errors import UserError
 
@@ -88,6 +91,75 @@ def _tiny() -> ExperimentConfig:
     )
 
 
+_STATS305: dict[str, Any] = {
+    "vocab_size": 65,
+    "max_seq_len": 256,
+    "init": "torch",
+    "tie_embeddings": False,
+    "head_bias": True,
+}
+"""What the baselines of Stanford's STATS 305 share besides batch 32 and AdamW at a constant rate."""
+
+
+def _stats305(name: str, model: ModelConfig, optim: OptimConfig, steps: int = 1000) -> ExperimentConfig:
+    constant = dataclasses.replace(optim, schedule="constant", warmup_steps=0, b2=0.999, clip_norm=None)
+    train = TrainConfig(steps=steps, batch_size=32, eval_every=500, checkpoint_every=500)
+    return ExperimentConfig(preset=name, model=model, optim=constant, train=train)
+
+
+def _bigram() -> ExperimentConfig:
+    """STATS 305: a V x V table of logits."""
+    model = ModelConfig(family="bigram", vocab_size=65, max_seq_len=256, init="torch")
+    return _stats305("bigram", model, OptimConfig(learning_rate=1e-2, weight_decay=0.01))
+
+
+def _embedding_bigram() -> ExperimentConfig:
+    """STATS 305: a bigram through 32 features."""
+    model = ModelConfig(family="embedding_bigram", embed_dim=32, **_STATS305)
+    return _stats305("embedding-bigram", model, OptimConfig(learning_rate=1e-2, weight_decay=0.01))
+
+
+def _attention_only(num_heads: int, **fields: Any) -> ModelConfig:
+    """One attention layer with values of width D per head; no MLP, norm or residual."""
+    return ModelConfig(
+        num_layers=1,
+        embed_dim=384,
+        num_heads=num_heads,
+        value_head_dim=384,
+        mlp_dim=0,
+        norm="none",
+        residual=False,
+        qkv_bias=False,
+        **_STATS305,
+        **fields,
+    )
+
+
+def _single_head() -> ExperimentConfig:
+    """STATS 305: one attention head of width 384 and nothing else; no output projection."""
+    model = _attention_only(1, attention_out_proj=False)
+    return _stats305("single-head", model, OptimConfig(learning_rate=6e-4, weight_decay=0.01))
+
+
+def _multi_head() -> ExperimentConfig:
+    """STATS 305: one attention layer of 6 heads, values of width 384 per head."""
+    return _stats305("multi-head", _attention_only(6), OptimConfig(learning_rate=6e-4, weight_decay=0.01))
+
+
+def _relu_transformer() -> ExperimentConfig:
+    """STATS 305: 6 blocks of width 384 with ReLU and values of width 384 per head; hours on a CPU."""
+    model = ModelConfig(
+        num_layers=6,
+        embed_dim=384,
+        num_heads=6,
+        value_head_dim=384,
+        activation="relu",
+        qkv_bias=False,
+        **{**_STATS305, "init": "normal"},
+    )
+    return _stats305("relu-transformer", model, OptimConfig(learning_rate=1e-4, weight_decay=0.0), steps=2000)
+
+
 PRESETS = {
     "nanogpt-cpu": _nanogpt_cpu,
     "shakespeare-char": _shakespeare_char,
@@ -95,6 +167,11 @@ PRESETS = {
     "llama-char": _llama_char,
     "gpt2-124m": _gpt2_124m,
     "tiny": _tiny,
+    "bigram": _bigram,
+    "embedding-bigram": _embedding_bigram,
+    "single-head": _single_head,
+    "multi-head": _multi_head,
+    "relu-transformer": _relu_transformer,
 }
 
 

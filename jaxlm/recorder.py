@@ -9,7 +9,7 @@ from jaxlm import checkpoint, data, metrics, report
 from jaxlm.config import ExperimentConfig
 from jaxlm.data import Corpus
 from jaxlm.errors import CheckError
-from jaxlm.model import Transformer
+from jaxlm.modules import LanguageModel
 from jaxlm.optim import build_schedule
 from jaxlm.train import StepMetrics, TrainState, make_evaluate
 from jaxlm.types import Params
@@ -21,7 +21,7 @@ DIVERGED = 700.0
 class Evaluation:
     """Exact losses over the validation split and over a training slice as long."""
 
-    def __init__(self, model: Transformer, corpus: Corpus, config: ExperimentConfig) -> None:
+    def __init__(self, model: LanguageModel, corpus: Corpus, config: ExperimentConfig) -> None:
         self._loss = make_evaluate(model)
         self._splits = {"val_loss": corpus.val, "train_loss": corpus.train[: len(corpus.val)]}
         self._shape = config.model.max_seq_len, 4 * config.train.batch_size // config.train.grad_accum
@@ -47,7 +47,7 @@ class Recorder:
         self,
         out: Path,
         config: ExperimentConfig,
-        model: Transformer,
+        model: LanguageModel,
         corpus: Corpus,
         saved: int | None,
         received: list[int],

@@ -26,7 +26,8 @@ from jaxlm.config import ExperimentConfig, SampleConfig
 from jaxlm.data import Corpus
 from jaxlm.decode import generate
 from jaxlm.errors import CheckError, UserError
-from jaxlm.model import Transformer, build_model, init_params
+from jaxlm.model import build_model, init_params
+from jaxlm.modules import LanguageModel
 from jaxlm.optim import build_optimizer
 from jaxlm.recorder import Evaluation, Recorder
 from jaxlm.schema import difference, from_dict, to_dict
@@ -53,7 +54,7 @@ class Run:
 
     path: Path
     config: ExperimentConfig
-    model: Transformer
+    model: LanguageModel
     params: Params
     tokenizer: Tokenizer
     step: int

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from jaxlm.config import TrainConfig
 from jaxlm.data import EvalBatch, batch_starts
 from jaxlm.loss import cross_entropy, token_losses
-from jaxlm.model import Transformer
+from jaxlm.modules import LanguageModel
 from jaxlm.types import Params
 
 CHUNK_SECONDS = 1.0
@@ -53,7 +53,7 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
 
 
 def batch_loss(
-    params: Params, model: Transformer, windows: Int[Array, "B T1"], dropout_key: Array | None = None
+    params: Params, model: LanguageModel, windows: Int[Array, "B T1"], dropout_key: Array | None = None
 ) -> Float[Array, ""]:
     """Mean cross entropy, nats a token, of predicting windows[:, 1:] from what precedes each; dropout on if keyed."""
     rngs = None if dropout_key is None else {"dropout": dropout_key}
@@ -64,7 +64,7 @@ def batch_loss(
 def train_step(
     state: TrainState,
     windows: Int[Array, "B T1"],
-    model: Transformer,
+    model: LanguageModel,
     tx: optax.GradientTransformation,
     seed: Int[Array, ""] | int,
     grad_accum: int = 1,
@@ -102,7 +102,7 @@ def train_step(
 Chunk = Callable[[TrainState, Array, int], tuple[TrainState, StepMetrics]]
 
 
-def make_chunk(model: Transformer, tx: optax.GradientTransformation, cfg: TrainConfig) -> Chunk:
+def make_chunk(model: LanguageModel, tx: optax.GradientTransformation, cfg: TrainConfig) -> Chunk:
     """Compiles `chunk(state, source, stop) -> (state, metrics of its last step)`, the state donated.
 
     The loop runs from state.step to `stop`, or ends after the first step whose loss or gradient is no finite
@@ -193,7 +193,7 @@ def loop(
 Evaluate = Callable[[Params, Iterable[EvalBatch]], float]
 
 
-def make_evaluate(model: Transformer) -> Evaluate:
+def make_evaluate(model: LanguageModel) -> Evaluate:
     """Compiles `evaluate(params, batches) -> mean loss in nats a token` over every target that has weight."""
 
     @jax.jit

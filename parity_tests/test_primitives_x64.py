@@ -12,8 +12,9 @@ from jaxlm.attention import attend
 from jaxlm.config import ModelConfig
 from jaxlm.linear import matmul
 from jaxlm.loss import cross_entropy
-from jaxlm.model import ACTIVATIONS, GATED, Norm
+from jaxlm.modules import Norm
 from jaxlm.rope import apply_rope, rope_angles
+from jaxlm.transformer import ACTIVATIONS, GATED
 
 pytestmark = pytest.mark.x64
 

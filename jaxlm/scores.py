@@ -1,0 +1,71 @@
+"""How well a key answers a query: the four attention scores, in at least float32."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Score: TypeAlias = Callable[[Array, Array], Array]
+"""(queries [B, T, K, G, H], keys [B, S, K, H]) -> scores [B, K, G, T, S]."""
+
+
+def dot_scores(queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"]) -> Float[Array, "B K G T S"]:
+    """k^T q / sqrt(H).
+
+    Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
+    """
+    scores = jnp.einsum("btkgh,bskh->bkgts", queries, keys, preferred_element_type=_wide(queries))
+    return scores * queries.shape[-1] ** -0.5
+
+
+def multiplicative_scores(
+    queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"], weight: Float[Array, "K G H H"]
+) -> Float[Array, "B K G T S"]:
+    """k^T W q / sqrt(H), one W [key feature, query feature] a query head.
+
+    Source: Luong et al. 2015 ("general"), https://arxiv.org/abs/1508.04025, here scaled.
+    """
+    return dot_scores(jnp.einsum("btkgh,kgjh->btkgj", queries, weight), keys)
+
+
+def concat_scores(
+    queries: Float[Array, "B T K G H"],
+    keys: Float[Array, "B S K H"],
+    key_weight: Float[Array, "K G H"],
+    query_weight: Float[Array, "K G H"],
+) -> Float[Array, "B K G T S"]:
+    """w^T [k; q], w cut into its halves. The query's term is the same for all keys: the softmax cancels it."""
+    wide = _wide(queries)
+    of_queries = jnp.einsum("btkgh,kgh->bkgt", queries, query_weight, preferred_element_type=wide)
+    of_keys = jnp.einsum("bskh,kgh->bkgs", keys, key_weight, preferred_element_type=wide)
+    return of_queries[..., :, None] + of_keys[..., None, :]
+
+
+def additive_scores(
+    queries: Float[Array, "B T K G H"],
+    keys: Float[Array, "B S K H"],
+    key_weight: Float[Array, "K G H A"],
+    query_weight: Float[Array, "K G H A"],
+    out_weight: Float[Array, "K G A"],
+) -> Float[Array, "B K G T S"]:
+    """w^T tanh(W [k; q]), W cut into its halves; A hidden features a query head, so memory is A times the scores'.
+
+    Source: Bahdanau et al. 2014, https://arxiv.org/abs/1409.0473, appendix A.1.2.
+    """
+    wide = _wide(queries)
+    of_queries = jnp.einsum("btkgh,kgha->bkgta", queries, query_weight)
+    of_keys = jnp.einsum("bskh,kgha->bkgsa", keys, key_weight)
+    hidden = jnp.tanh(of_queries[..., :, None, :] + of_keys[..., None, :, :])
+    return jnp.einsum("bkgtsa,kga->bkgts", hidden, out_weight, preferred_element_type=wide)
+
+
+def summed(score: Score) -> Score:
+    """The score of a whole group: its heads' scores added, one row [B, K, 1, T, S] a key/value head."""
+    if score is dot_scores:  # linear in the query: add the queries, at a G-th of the cost
+        return lambda queries, keys: dot_scores(queries.sum(axis=3, keepdims=True), keys)
+    return lambda queries, keys: score(queries, keys).sum(axis=2, keepdims=True)
+
+
+def _wide(x: Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)

@@ -1,0 +1,141 @@
+"""Layers on top of one another: unrolled or scanned, kept or recomputed, and their parameters either way.
+
+Unrolled parameters are block_0, block_1, ...; stacked ones are layers/block_j, every leaf with a leading axis: entry
+k of layers/block_j is block_{k * period + j}, the period being that of the window pattern.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm.config import ModelConfig
+from jaxlm.errors import UserError
+from jaxlm.types import Params
+
+
+def _in_turn(
+    layer: type[nn.Module],
+    cfg: ModelConfig,
+    windows: tuple[int | None, ...],
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "#B T"],
+    caches: Sequence[Any] | None,
+    train: bool,
+) -> tuple[Float[Array, "B T D"], tuple[Any, ...] | None]:
+    """A layer for each window, named block_0, block_1, ...; each layer's cache goes in and comes out."""
+    new = []
+    if cfg.remat:
+        layer = nn.remat(layer, prevent_cse=not cfg.scan_layers, static_argnums=(4,))
+    for i, window in enumerate(windows):
+        cache = None if caches is None else caches[i]
+        x, cache = layer(cfg, window, name=f"block_{i}")(x, positions, cache, train)
+        new.append(cache)
+    return x, None if caches is None else tuple(new)
+
+
+class Period(nn.Module):
+    """One period of the window pattern, the body of the scan over layers."""
+
+    layer: type[nn.Module]
+    cfg: ModelConfig
+    train: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], caches: Sequence[Any] | None, positions: Int[Array, "#B T"]
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...] | None]:
+        """Its layers in turn."""
+        return _in_turn(self.layer, self.cfg, self.cfg.window_period, x, positions, caches, self.train)
+
+
+def apply_layers(
+    layer: type[nn.Module],
+    cfg: ModelConfig,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "#B T"],
+    caches: Sequence[Any] | None,
+    train: bool,
+) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+    """The L layers of a model, called inside its compact method; `layer(cfg, window)(x, positions, cache, train)`.
+
+    With scan_layers one period is compiled and scanned over stacked parameters; the caches stay one a layer, which
+    costs a copy of them in and out.
+    """
+    if not cfg.scan_layers:
+        x, new = _in_turn(layer, cfg, cfg.layer_windows, x, positions, caches, train)
+        return x, new or ()
+    period = len(cfg.window_period)
+    scanned = nn.scan(
+        Period,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),
+        length=cfg.num_layers // period,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(layer, cfg, train, name="layers")
+    stacked = None
+    if caches is not None:
+        stacked = tuple(_stacked(caches[j::period]) for j in range(period))
+    x, stacked = scanned(x, stacked, positions)
+    if stacked is None:
+        return x, ()
+    return x, tuple(_at(stacked[i % period], i // period) for i in range(cfg.num_layers))
+
+
+def stack_params(cfg: ModelConfig, params: Params) -> Params:
+    """Parameters of the model with scan_layers, from those of the model without.
+
+    Raises:
+      UserError: a layer is missing, there is one too many, or layers of a period place differ in shape.
+    """
+    period = len(cfg.window_period)
+    blocks = _take_blocks(cfg, params, [f"block_{i}" for i in range(cfg.num_layers)])
+    if cfg.num_layers % period:
+        raise UserError(
+            f"num_layers = {cfg.num_layers} is not a multiple of the period {period} of window = {cfg.window!r}: "
+            "such layers cannot be stacked"
+        )
+    layers = {f"block_{j}": _stacked(blocks[j::period]) for j in range(period)}
+    return {**{name: leaf for name, leaf in params.items() if not name.startswith("block_")}, "layers": layers}
+
+
+def unstack_params(cfg: ModelConfig, params: Params) -> Params:
+    """Parameters of the model without scan_layers, from those of the model with it: the inverse of `stack_params`.
+
+    Raises:
+      UserError: the parameters are not stacked, or not as many layers as the config has.
+    """
+    period = len(cfg.window_period)
+    if "layers" not in params:
+        raise UserError(f"the parameters are not stacked: they have {', '.join(sorted(params))}, but no 'layers'")
+    places = _take_blocks(cfg, params["layers"], [f"block_{j}" for j in range(period)])
+    depth = {leaf.shape[0] for leaf in jax.tree.leaves(places)}
+    if depth != {cfg.num_layers // period}:
+        raise UserError(
+            f"the stacked parameters hold {sorted(depth)} periods of {period} layers, num_layers = {cfg.num_layers} "
+            f"needs {cfg.num_layers // period}"
+        )
+    blocks = {f"block_{i}": _at(places[i % period], i // period) for i in range(cfg.num_layers)}
+    return {**{name: leaf for name, leaf in params.items() if name != "layers"}, **blocks}
+
+
+def _take_blocks(cfg: ModelConfig, params: Params, names: list[str]) -> list[Params]:
+    found = {name for name in params if name.startswith("block_")}
+    if found != set(names):
+        raise UserError(
+            f"the parameters have the layers {', '.join(sorted(found)) or 'none'}; num_layers = {cfg.num_layers} and "
+            f"window = {cfg.window!r} need {', '.join(names)}"
+        )
+    return [params[name] for name in names]
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _at(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
