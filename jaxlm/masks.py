@@ -4,7 +4,7 @@ from jaxtyping import Array, Bool, Int
 
 
 def attention_mask(
-    query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"], window: int | None = None
+    query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"], window: int | Int[Array, ""] | None = None
 ) -> Bool[Array, "B T S"]:
     """True where the query at one absolute position may see the key at another.
 

@@ -10,6 +10,9 @@ from support import apply, built, random_tokens
 from test_model import BASE, VARIANTS
 from tolerances import FLOAT64, assert_close
 
+from jaxlm.cache import KVCache
+from jaxlm.model import build_model
+
 pytestmark = pytest.mark.x64
 
 SPLITS = [(4, 4, 1), (9,), (1,) * 9, (1, 7, 1)]
@@ -26,7 +29,8 @@ def cached_logits(cfg, tokens, split, capacity):
         logits, cache = apply(model, params, tokens[:, start : start + size], cache)
         pieces.append(logits)
         start += size
-    assert cache.next_position.tolist() == [start] * tokens.shape[0]
+    if isinstance(cache, KVCache):
+        assert cache.next_position.tolist() == [start] * tokens.shape[0]
     return jnp.concatenate(pieces, axis=1)
 
 
@@ -42,7 +46,7 @@ def full_logits(name):
 def test_cached_logits_are_those_of_the_full_pass_however_the_prompt_is_cut(name):
     cfg, tokens, full = full_logits(name)
     assert full.dtype == jnp.float64
-    for split in SPLITS if name in ("rope", "learned", "window_pattern") else SPLITS[:1]:
+    for split in SPLITS if name in ("rope", "learned", "window_pattern", "local", "lstm") else SPLITS[:1]:
         assert_close(cached_logits(cfg, tokens, split, 9), full, FLOAT64)
 
 
@@ -77,17 +81,36 @@ def test_capacity_does_not_change_the_result_until_it_is_full_and_then_is_a_wind
         assert_close(cached_logits(cfg, tokens, split, 4), full, FLOAT64)
 
 
-def test_a_ragged_batch_gives_what_each_row_gives_alone():
-    cfg = dataclasses.replace(wide(BASE), window=(2, None))
+@pytest.mark.parametrize(
+    "name", ["window_pattern", "local", "learned", "summed_scores", "lstm", "gru_scanned", "bigram"]
+)
+def test_a_ragged_batch_gives_what_each_row_gives_alone(name):
+    cfg = wide(VARIANTS[name])
     model, params = built(cfg)
     tokens, following = random_tokens(cfg, 3, 6), random_tokens(cfg, 3, 1, seed=1)
     lengths = [6, 1, 4]
     cache = model.init_cache(3, 9)
     logits, cache = apply(model, params, tokens, cache=cache, lengths=jnp.array(lengths))
     next_logits, cache = apply(model, params, following, cache=cache)
-    assert cache.next_position.tolist() == [7, 2, 5]
+    if isinstance(cache, KVCache):
+        assert cache.next_position.tolist() == [7, 2, 5]
     for row, length in enumerate(lengths):
         alone = jnp.concatenate([tokens[row : row + 1, :length], following[row : row + 1]], axis=1)
         full, _ = apply(model, params, alone)
         assert_close(logits[row, :length], full[0, :length], FLOAT64)
         assert_close(next_logits[row, 0], full[0, -1], FLOAT64)
+
+
+@pytest.mark.parametrize("prompt", [(23,), (9, 1, 13), (2, 21)])
+@pytest.mark.parametrize("window", [(1, 5), (16, 3)])
+def test_a_local_prefill_sees_the_ring_and_itself(window, prompt):
+    cfg = dataclasses.replace(wide(BASE), window=window)
+    model, params = built(cfg)
+    tokens = random_tokens(cfg, 2, 23)
+    full, _ = apply(model, params, tokens)
+    local = dataclasses.replace(cfg, attention_impl="local")
+    cache, start = model.init_cache(2, 23), 0
+    for size in prompt:
+        logits, cache = apply(build_model(local), params, tokens[:, start : start + size], cache)
+        assert_close(logits, full[:, start : start + size], FLOAT64)
+        start += size
