@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from jaxlm.config import SampleConfig as SampleConfig
     from jaxlm.config import TrainConfig as TrainConfig
     from jaxlm.decode import generate as generate
+    from jaxlm.maps import attention_maps as attention_maps
     from jaxlm.model import build_model as build_model
     from jaxlm.model import init_params as init_params
     from jaxlm.presets import preset as preset
     from jaxlm.run import load_run as load_run
+    from jaxlm.stack import stack_params as stack_params
+    from jaxlm.stack import unstack_params as unstack_params
 
 _HOME = {
     "DataConfig": "config",
@@ -27,11 +30,14 @@ _HOME = {
     "OptimConfig": "config",
     "SampleConfig": "config",
     "TrainConfig": "config",
+    "attention_maps": "maps",
     "build_model": "model",
     "generate": "decode",
     "init_params": "model",
     "load_run": "run",
     "preset": "presets",
+    "stack_params": "stack",
+    "unstack_params": "stack",
 }
 __all__ = [*_HOME, "optim"]
 

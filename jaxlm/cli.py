@@ -3,17 +3,14 @@
 Exit codes: 0 done; 1 a check failed; 2 bad usage or input (one line on stderr); 128 + n after signal n.
 """
 
-import contextlib
 import dataclasses
-import io
 import itertools
 import json
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import tyro
 
@@ -26,10 +23,9 @@ from jaxlm.config import (
     SampleConfig,
     TrainConfig,
 )
+from jaxlm.console import parse_options, print_json, print_table
 from jaxlm.errors import CheckError, UserError
 from jaxlm.schema import to_dict
-
-_Options = TypeVar("_Options")
 
 NOT_YET_COMMANDS = ("parity", "compare", "convert")
 NOT_YET_OPTIONS = ("--mesh", "--init-from")
@@ -74,6 +70,14 @@ class _SampleOptions(_CheckpointOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _AttendOptions(_CheckpointOptions):
+    text: str
+    """The text whose tokens attend to one another."""
+    out: Path | None = None
+    """PNG to write; default: attention.png in the run's folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _InfoOptions(_JsonOption):
     model: ModelConfig
 
@@ -114,14 +118,14 @@ def _train(arguments: list[str]) -> int:
     if "--resume" in rest:  # the run's own configuration is what the options change
         from jaxlm.run import read_config
 
-        out = _parse(_TrainOptions, rest, "train [PRESET]", _train_defaults(base)).out
+        out = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base)).out
         if out is None:
             raise UserError("--resume needs the run to go on with: give --out DIR")
         stored = read_config(out)
         if first and first != stored.preset:
             raise UserError(f"{out} was made with preset {stored.preset!r}, not {first!r}: drop the preset")
         base = stored
-    options = _parse(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
+    options = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
     if config.data.path is not None:
@@ -155,13 +159,13 @@ def _sample(arguments: list[str]) -> int:
         from jaxlm.run import read_config
 
         defaults = read_config(path).sample
-    options = _parse(_SampleOptions, rest, "sample RUN", _SampleOptions(sample=defaults))
+    options = parse_options(_SampleOptions, rest, "sample RUN", _SampleOptions(sample=defaults))
     from jaxlm import run
 
     loaded = run.load_run(path, options.step)
     texts = run.sample(loaded, options.sample)
     if options.json:
-        _print_json({"run": str(path), "step": loaded.step, "sample": to_dict(options.sample), "texts": texts})
+        print_json({"run": str(path), "step": loaded.step, "sample": to_dict(options.sample), "texts": texts})
     else:
         print("\n---\n".join(texts))
     return 0
@@ -169,7 +173,7 @@ def _sample(arguments: list[str]) -> int:
 
 def _eval(arguments: list[str]) -> int:
     path, rest = _run_word(arguments, "eval")
-    options = _parse(_EvalOptions, rest, "eval RUN", _EvalOptions())
+    options = parse_options(_EvalOptions, rest, "eval RUN", _EvalOptions())
     from jaxlm import run
 
     loaded = run.load_run(path, options.step)
@@ -178,9 +182,9 @@ def _eval(arguments: list[str]) -> int:
         loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=moved))
     found = run.evaluate(loaded)
     if options.json:
-        _print_json({"run": str(path), **found})
+        print_json({"run": str(path), **found})
     else:
-        _print_table(f"{path}", ["quantity", "value"], [[name, f"{value:.6g}"] for name, value in found.items()])
+        print_table(f"{path}", ["quantity", "value"], [[name, f"{value:.6g}"] for name, value in found.items()])
     return 0
 
 
@@ -188,7 +192,7 @@ def _prepare(arguments: list[str]) -> int:
     from jaxlm import recipes
 
     name, rest = _first_word(arguments)
-    options = _parse(_JsonOption, rest, "prepare DATASET", _JsonOption())
+    options = parse_options(_JsonOption, rest, "prepare DATASET", _JsonOption())
     if name is None:
         raise UserError(f"no dataset given: choose one of {', '.join(recipes.names())}")
     path = recipes.fetch(name)
@@ -202,32 +206,32 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _presets(arguments: list[str]) -> int:
-    options = _parse(_JsonOption, arguments, "presets", _JsonOption())
+    options = parse_options(_JsonOption, arguments, "presets", _JsonOption())
     made = {name: presets.preset(name) for name in presets.PRESETS}
     if options.json:
-        _print_json({name: to_dict(config) for name, config in made.items()})
+        print_json({name: to_dict(config) for name, config in made.items()})
     else:
         rows = [
             [name, f"L {c.num_layers}, D {c.embed_dim}, N {c.num_heads}, T {c.max_seq_len}", presets.describe(name)]
             for name, c in ((name, config.model) for name, config in made.items())
         ]
-        _print_table("presets", ["name", "size", "what it is"], rows)
+        print_table("presets", ["name", "size", "what it is"], rows)
     return 0
 
 
 def _info(arguments: list[str]) -> int:
     name, rest = _first_word(arguments)
     if name is None:
-        options = _parse(_JsonOption, rest, "info", _JsonOption())
+        options = parse_options(_JsonOption, rest, "info", _JsonOption())
         from jaxlm.run import provenance
 
         found = provenance()
         if options.json:
-            _print_json(found)
+            print_json(found)
         else:
             versions = [[package, version] for package, version in found["versions"].items()]
             device = " ".join(f"{key} {value}" for key, value in found["device"].items())
-            _print_table("jaxlm", ["what", "value"], [*versions, ["device", device]])
+            print_table("jaxlm", ["what", "value"], [*versions, ["device", device]])
         return 0
     if name in presets.PRESETS:
         model = presets.preset(name).model
@@ -239,17 +243,48 @@ def _info(arguments: list[str]) -> int:
                 f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
             )
         model = read_config(Path(name)).model
-    chosen = _parse(_InfoOptions, rest, "info PRESET", _InfoOptions(model=model))
-    from jaxlm.report import parameter_table
+    chosen = parse_options(_InfoOptions, rest, "info PRESET", _InfoOptions(model=model))
+    from jaxlm import estimates
 
-    rows_by_name = parameter_table(chosen.model)
-    total = sum(row[-1] for row in rows_by_name)
+    model = chosen.model
+    rows_by_name = estimates.parameter_table(model)
+    costs = {
+        "parameters": sum(row[-1] for row in rows_by_name),
+        "forward_flops_per_token": round(estimates.forward_flops_per_token(model)),
+        "cache_bytes_per_token": estimates.cache_bytes_per_token(model),
+        "cache_bytes": estimates.cache_bytes(model, model.max_seq_len),
+        "activation_bytes_per_sequence": estimates.activation_bytes_per_sequence(model),
+    }
     if chosen.json:
         shapes = {path: list(shape) for path, shape, _ in rows_by_name}
-        _print_json({"name": name, "model": to_dict(chosen.model), "parameters": total, "shapes": shapes})
+        print_json({"name": name, "model": to_dict(model), **costs, "shapes": shapes})
     else:
         rows = [[path, " x ".join(map(str, shape)), f"{count:,}"] for path, shape, count in rows_by_name]
-        _print_table(name, ["parameter", "shape", "count"], [*rows, ["total", "", f"{total:,}"]])
+        print_table(name, ["parameter", "shape", "count"], rows)
+        context = f"{model.max_seq_len} tokens"
+        meanings = {
+            "parameters": "in all",
+            "forward_flops_per_token": "matrix products of a forward pass; training takes about 3 times as many",
+            "cache_bytes_per_token": "by which a row's cache grows until its windows are full",
+            "cache_bytes": f"a row's cache for {context}",
+            "activation_bytes_per_sequence": f"kept for the backward pass for each {context} (estimate)",
+        }
+        print_table(name, ["cost", "", "what"], [[k, f"{v:,}", meanings[k]] for k, v in costs.items()])
+    return 0
+
+
+def _attend(arguments: list[str]) -> int:
+    path, rest = _run_word(arguments, "attend")
+    options = parse_options(_AttendOptions, rest, "attend RUN")
+    from jaxlm import run
+
+    loaded = run.load_run(path, options.step)
+    out = options.out or path / "attention.png"
+    maps = run.draw_attention(loaded, options.text, out)
+    if options.json:
+        print_json({"run": str(path), "step": loaded.step, "out": str(out), "maps": [list(m.shape) for m in maps]})
+    else:
+        print(f"{out}: {len(maps)} layers of {len(maps[0])} maps, step {loaded.step}")
     return 0
 
 
@@ -257,9 +292,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "train": (_train, "[PRESET]", "Train a model: --model.* --optim.* --data.* --train.* --sample.* --out --resume"),
     "sample": (_sample, "RUN", "Draw text: --prompt --num-samples --temperature --top-k --top-p --seed --json"),
     "eval": (_eval, "RUN", "Exact validation loss, perplexity and training-slice loss of a checkpoint"),
+    "attend": (_attend, "RUN", "Draw the attention maps of every layer and head: --text --out"),
     "prepare": (_prepare, "DATASET", "Fetch a dataset into the local cache and check it"),
     "presets": (_presets, "", "The named configurations"),
-    "info": (_info, "[PRESET|RUN]", "Parameters of a model; alone: versions and devices"),
+    "info": (_info, "[PRESET|RUN]", "Parameters, FLOPs, cache and memory of a model; alone: versions and devices"),
 }
 """Each command: what runs it, its word, and what it does."""
 
@@ -291,48 +327,6 @@ def _run_word(arguments: list[str], command: str) -> tuple[Path, list[str]]:
     if word is None and not _asks_help(rest):
         raise UserError(f"no run given: jaxlm {command} RUN ..., RUN being a folder that `jaxlm train` made")
     return Path(word or ""), rest
-
-
-def _parse(cls: type[_Options], arguments: list[str], usage: str, default: _Options) -> _Options:
-    """Tyro's parser, its boxed refusals turned into one line."""
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(cls, args=arguments, prog=f"jaxlm {usage}", default=default)
-    except SystemExit as end:
-        if not end.code:
-            raise
-    raise UserError(f"{_unboxed(errors.getvalue())}; see jaxlm {usage.split()[0]} --help")
-
-
-def _unboxed(refusal: str) -> str:
-    """What tyro's box says, and its first guess at what was meant, in one line."""
-    sections: list[list[str]] = [[]]
-    for line in refusal.splitlines():
-        content = line.strip("│ ")
-        if not content.strip("─-"):
-            sections.append([])
-        elif not line.startswith(("╭", "╰")):
-            sections[-1].append(content)
-    if "╭" not in refusal:  # no UTF-8: the title stands in a section of its own
-        sections = sections[1:]
-    message = re.sub(r"^Error parsing \w+: ", "", " ".join(sections[0]).rstrip("."))
-    guesses = [section[1] for section in sections if section and section[0].startswith("Perhaps")]
-    return f"{message}; perhaps you meant {guesses[0]}" if guesses else message
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    import rich.console
-    import rich.table
-
-    table = rich.table.Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*row)
-    rich.console.Console().print(table)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

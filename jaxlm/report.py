@@ -2,18 +2,13 @@
 
 from pathlib import Path
 
-import jax
+import numpy as np
+from jaxtyping import Bool, Float
 
-from jaxlm.config import ModelConfig
 from jaxlm.metrics import Row
-from jaxlm.model import build_model, init_params
 
-
-def parameter_table(cfg: ModelConfig) -> list[tuple[str, tuple[int, ...], int]]:
-    """(path, shape, count) of every parameter of a model, without making one."""
-    shapes = jax.eval_shape(lambda: init_params(build_model(cfg), jax.random.key(0)))
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf.shape, leaf.size) for p, leaf in leaves]
+MOST_LABELS = 48
+"""Attention maps of more tokens are drawn without them: they would not be legible."""
 
 
 def plot_loss(rows: list[Row], path: Path, title: str) -> None:
@@ -43,4 +38,42 @@ def plot_loss(rows: list[Row], path: Path, title: str) -> None:
     axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_attention_maps(maps: list[Float[np.ndarray, "heads T T"]], labels: list[str], path: Path, title: str) -> None:
+    """Draws every layer's (row) every head's (column) weights: query down, key across, white 0 to dark 1."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(layer) for layer in maps)
+    figure = Figure(figsize=(2.6 * columns + 0.6, 2.6 * len(maps) + 0.5), layout="constrained")
+    grid = figure.subplots(len(maps), columns, squeeze=False)
+    named = len(labels) <= MOST_LABELS
+    for i, layer in enumerate(maps):
+        for head, axes in enumerate(grid[i]):
+            image = axes.imshow(layer[head], vmin=0, vmax=1, cmap="Blues")
+            axes.set_title(f"layer {i}, head {head}", fontsize=8)
+            axes.set_xticks(range(len(labels)) if named else [])
+            axes.set_yticks(range(len(labels)) if named else [])
+            if named:
+                axes.set_xticklabels(labels, fontsize=6, parse_math=False)
+                axes.set_yticklabels(labels, fontsize=6, parse_math=False)
+    figure.colorbar(image, ax=grid, shrink=0.6, label="weight")
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    figure.savefig(path, dpi=120)
+
+
+def plot_masks(rows: dict[str, list[tuple[str, Bool[np.ndarray, "T T"]]]], path: Path) -> None:
+    """Draws rows of named masks: query down, key across, dark where it is seen."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.9 * columns, 2.1 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, masks) in zip(grid, rows.items(), strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        for axes, (label, mask) in zip(line, masks, strict=False):
+            axes.imshow(mask, vmin=0, vmax=1, cmap="Blues")
+            axes.set_title(f"{name}\n{label}", fontsize=8)
     figure.savefig(path, dpi=120)

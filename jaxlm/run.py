@@ -20,12 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from jaxlm import checkpoint, data, presets, tokenizer
+from jaxlm import checkpoint, data, presets, report, tokenizer
 from jaxlm.config import ExperimentConfig, SampleConfig
 from jaxlm.data import Corpus
 from jaxlm.decode import generate
 from jaxlm.errors import CheckError, UserError
+from jaxlm.maps import attention_maps
 from jaxlm.model import build_model, init_params
 from jaxlm.modules import LanguageModel
 from jaxlm.optim import build_optimizer
@@ -153,7 +155,7 @@ def sample(run: Run, cfg: SampleConfig) -> list[str]:
     Raises:
       UserError: a prompt that is empty or has characters outside the vocabulary.
     """
-    prompt = _encode_prompt(cfg.prompt, run.tokenizer)
+    prompt = _encode(cfg.prompt, run.tokenizer, "prompt")
     out = generate(
         run.model,
         run.params,
@@ -168,14 +170,30 @@ def sample(run: Run, cfg: SampleConfig) -> list[str]:
     return [cfg.prompt + run.tokenizer.decode(row.tolist()) for row in np.asarray(out.tokens)]
 
 
-def _encode_prompt(prompt: str, made: Tokenizer) -> np.ndarray:
-    if not prompt:
-        raise UserError("prompt is empty: give at least one character")
+def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "maps T T"]]:
+    """Writes the picture of each layer's attention weights over a text, and returns them.
+
+    Raises:
+      UserError: a text that is empty, outside the vocabulary or too long; a model without attention; no place to write.
+    """
+    ids = _encode(text, run.tokenizer, "text")
+    maps = [layer[0] for layer in attention_maps(run.model, run.params, ids[None])]
+    labels = [run.tokenizer.decode([token]).replace("\n", "\\n") for token in ids.tolist()]
     try:
-        prompt.encode()
+        report.plot_attention_maps(maps, labels, path, f"{run.path.name}, step {run.step}")
+    except (OSError, ValueError) as error:  # matplotlib refuses an unknown suffix by ValueError
+        raise UserError(f"{path} cannot be written ({error}): give another --out") from None
+    return maps
+
+
+def _encode(text: str, made: Tokenizer, name: str) -> np.ndarray:
+    if not text:
+        raise UserError(f"{name} is empty: give at least one character")
+    try:
+        text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"prompt is no text at position {error.start}: give UTF-8") from None
-    return made.encode(prompt)
+        raise UserError(f"{name} is no text at position {error.start}: give UTF-8") from None
+    return made.encode(text)
 
 
 def evaluate(run: Run) -> dict[str, float | int]:
@@ -284,7 +302,7 @@ def _check_text(corpus: Corpus, sha256: str) -> None:
 def _fit_prompt(config: ExperimentConfig, made: Tokenizer) -> ExperimentConfig:
     """The config with a prompt the tokenizer knows: a text without newlines cannot be sampled from the default one."""
     try:
-        _encode_prompt(config.sample.prompt, made)
+        _encode(config.sample.prompt, made, "prompt")
     except UserError:
         if config.sample.prompt != SampleConfig().prompt:
             raise

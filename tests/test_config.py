@@ -124,3 +124,38 @@ def test_difference_names_the_nested_field():
 def test_an_unknown_preset_lists_those_there_are():
     with pytest.raises(ValueError, match=r"preset 'gpt5' is unknown: choose one of nanogpt-cpu"):
         presets.preset("gpt5")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"family": "bigram", "window": 3, "num_layers": 2},
+            "family = 'bigram' does not read num_layers = 2, window = 3",
+        ),
+        ({"family": "embedding_bigram", "scan_layers": True}, "does not read scan_layers = True"),
+        ({"family": "recurrent", "use_bias": False}, "family = 'recurrent' does not read use_bias = False"),
+        ({"cell": "gru"}, "family = 'transformer' does not read cell = 'gru'"),
+        ({"family": "recurrent", "cell": "gru", "cell_activation": "slide"}, "cell_activation = 'slide' is for cell"),
+        ({"score_dim": 8}, "score_dim = 8 is the width of additive scores, but attention_score = 'dot'"),
+        ({"attention_impl": "cudnn"}, "'cudnn' cannot compute dtype = 'float32': give 'bfloat16'"),
+        (
+            {"attention_impl": "cudnn", "dtype": "bfloat16", "attention_softcap": 3.0},
+            "cannot compute attention_softcap = 3.0",
+        ),
+        ({"attention_impl": "cudnn", "dtype": "bfloat16", "head_dim": 12}, "multiple of 8 up to 128, not 12"),
+        (
+            {"kv_sharing": "summed_scores", "num_kv_heads": 2, "attention_out_proj": False},
+            "leaves the heads' 64 features",
+        ),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(fields, words):
+    with pytest.raises(ValueError, match="leave|give|change|make") as error:
+        ModelConfig(**SIZES, **fields)
+    assert words in str(error.value)
+
+
+def test_a_family_without_heads_may_have_any_width():
+    assert ModelConfig(**SIZES, family="embedding_bigram", embed_dim=5).embed_dim == 5
+    assert ModelConfig(**SIZES, family="recurrent", embed_dim=7).embed_dim == 7

@@ -37,6 +37,32 @@ def recomputed(model, params, prompt, key, context):
     return rows[:, prompt.shape[1] :], np.stack(log_probs, axis=1)
 
 
+OTHERS = {
+    "bigram": {"family": "bigram"},
+    "lstm": {"family": "recurrent", "cell": "lstm", "num_layers": 2, "embed_dim": 12},
+    "local_scanned": {
+        "num_layers": 2,
+        "embed_dim": 12,
+        "num_heads": 2,
+        "position": "rope",
+        "window": 3,
+        "attention_impl": "local",
+        "scan_layers": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_generate_draws_what_recomputing_draws_with_every_kind_of_state(name):
+    cfg = ModelConfig(vocab_size=11, max_seq_len=8, dtype="float64", param_dtype="float64", **OTHERS[name])
+    model, params = built(cfg)
+    prompt, key = random_tokens(cfg, 2, 11), jax.random.key(3)
+    out = generate(model, params, prompt, max_new_tokens=NEW, key=key, temperature=0.7)
+    tokens, log_probs = recomputed(model, params, prompt, key, 1000)
+    np.testing.assert_array_equal(out.tokens, tokens)
+    np.testing.assert_allclose(out.log_probs, log_probs, atol=FLOAT64)
+
+
 @pytest.mark.parametrize("position", ["learned", "rope", "sinusoidal", "none"])
 @pytest.mark.parametrize("prompt_len", [1, 8, 11])
 def test_generate_draws_what_recomputing_draws_also_past_the_context(position, prompt_len):

@@ -1,0 +1,111 @@
+"""Time and peak memory of sliding-window attention, forward and backward: blocked (local) against masked (reference).
+
+Batch 1, one head of 64, window 128. Memory is what XLA's compiled program reserves: arguments, results, temporaries.
+Prints device, versions, the table, and the exponents of a power law fitted over the lengths. With --crossing it times
+whole lengths around a few windows instead: where does "auto" have to change over?
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.attention import attend, local_attend
+from jaxlm.masks import attention_mask
+
+LENGTHS = [1024, 2048, 4096, 8192, 16384]
+
+
+def gradient(length: int, window: int, local: bool, batch: int = 1, heads: int = 1) -> tuple[Callable[[], None], int]:
+    """A call of the compiled forward and backward pass, and the bytes its program needs."""
+    positions = jnp.arange(length)[None]
+
+    def attention(q, k, v):
+        if local:
+            return local_attend(q, k, v, positions, positions, window)
+        return attend(q, k, v, attention_mask(positions, positions, window))
+
+    q, k, v, weight = (jax.random.normal(jax.random.key(i), (batch, length, heads, 64)) for i in range(4))
+    function = jax.jit(jax.grad(lambda q, k, v: (attention(q, k, v) * weight).sum(), (0, 1, 2)))
+    compiled = function.lower(q, k, v).compile()
+    memory = compiled.memory_analysis()
+    size = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return lambda: jax.block_until_ready(compiled(q, k, v)), size
+
+
+def in_turn(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, timed in turn after one warm-up call."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def exponent(lengths: list[int], values: list[float]) -> float:
+    """The slope of log(value) over log(length)."""
+    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
+
+
+def scaling(window: int, rounds: int) -> None:
+    """The table over LENGTHS and the fitted exponents."""
+    found: dict[str, list[tuple[float, int]]] = {"local": [], "reference": []}
+    print(
+        f"{'T':>6}  {'local ms':>9} {'MB':>8}  {'reference ms':>12} {'MB':>8}  {'time ratio':>10} {'memory ratio':>12}"
+    )
+    for length in LENGTHS:
+        made = {name: gradient(length, window, local=name == "local") for name in found}
+        seconds = in_turn({name: call for name, (call, _) in made.items()}, rounds)
+        for name in found:
+            found[name].append((seconds[name], made[name][1]))
+        (fast, small), (slow, large) = found["local"][-1], found["reference"][-1]
+        print(
+            f"{length:>6}  {1e3 * fast:>9.1f} {small / 1e6:>8.1f}  {1e3 * slow:>12.1f} {large / 1e6:>8.1f}  "
+            f"{slow / fast:>10.1f} {large / small:>12.1f}",
+            flush=True,
+        )
+    for name, rows in found.items():
+        times, sizes = zip(*rows, strict=True)
+        print(f"{name:9} grows as T^{exponent(LENGTHS, times):.2f} in time, T^{exponent(LENGTHS, sizes):.2f} in memory")
+
+
+def crossing(rounds: int) -> None:
+    """Time of the reference over that of local, by window and length in windows; batch 4, four heads."""
+    lengths = [1, 1.5, 2, 3, 4, 8]
+    print("reference time / local time; above 1 local is faster\n  W  " + "".join(f"  T = {n:g} W" for n in lengths))
+    for window in (8, 16, 32, 64, 128, 256):
+        ratios = []
+        for n in lengths:
+            calls = {str(local): gradient(int(n * window), window, local, 4, 4)[0] for local in (True, False)}
+            seconds = in_turn(calls, rounds)
+            ratios.append(seconds["False"] / seconds["True"])
+        print(f"{window:>4} " + "".join(f"{ratio:>9.2f}" for ratio in ratios), flush=True)
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each, in turn")
+    parser.add_argument("--crossing", action="store_true")
+    arguments = parser.parse_args()
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({platform.processor() or platform.machine()}), jax {jax.__version__}, float32")
+    print(f"one warm-up call, then the median of {arguments.rounds}, in turn")
+    if arguments.crossing:
+        crossing(arguments.rounds)
+    else:
+        scaling(arguments.window, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

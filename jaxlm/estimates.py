@@ -1,0 +1,79 @@
+"""What a model costs, from its program's shapes alone: nothing is computed and no parameter is made."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from jaxlm.cache import init_cache
+from jaxlm.config import ModelConfig
+from jaxlm.model import build_model, init_params
+from jaxlm.train import batch_loss
+
+
+def parameter_table(cfg: ModelConfig) -> list[tuple[str, tuple[int, ...], int]]:
+    """(path, shape, count) of every parameter of a model."""
+    leaves = jax.tree_util.tree_leaves_with_path(_abstract_params(cfg))
+    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf.shape, leaf.size) for p, leaf in leaves]
+
+
+def forward_flops_per_token(cfg: ModelConfig) -> float:
+    """Floating-point operations of the matrix products of a forward pass over max_seq_len tokens, per token.
+
+    A product of [m, k] and [k, n] counts 2 m k n; what a mask then hides is counted, as it is computed. A training
+    step takes about three times as many. Embedding lookups, norms and activations are left out.
+    """
+    model, tokens = build_model(cfg), jax.ShapeDtypeStruct((1, cfg.max_seq_len), jnp.int32)
+    program = jax.make_jaxpr(lambda params, tokens: model.apply({"params": params}, tokens)[0])
+    return _product_flops(program(_abstract_params(cfg), tokens).jaxpr) / cfg.max_seq_len
+
+
+def cache_bytes(cfg: ModelConfig, capacity: int) -> int:
+    """Bytes of the cache of one row with room for `capacity` tokens: keys, values, positions; or hidden states."""
+    return _bytes(jax.eval_shape(lambda: init_cache(cfg, 1, capacity)))
+
+
+def cache_bytes_per_token(cfg: ModelConfig) -> int:
+    """By how many bytes a row's cache grows with a token, as long as no window is full; 0 for other families."""
+    return cache_bytes(cfg, 2) - cache_bytes(cfg, 1) if cfg.max_seq_len > 1 else 0
+
+
+def activation_bytes_per_sequence(cfg: ModelConfig) -> int:
+    """Bytes that autodiff keeps for the backward pass for each sequence of max_seq_len tokens, dropout off.
+
+    An estimate: XLA may recompute or share some, and the backward pass needs room of its own.
+    """
+    model, params = build_model(cfg), _abstract_params(cfg)
+
+    def kept(batch: int) -> int:
+        windows = jax.ShapeDtypeStruct((batch, cfg.max_seq_len + 1), jnp.int32)
+        saved = jax.eval_shape(lambda p, w: jax.vjp(lambda p: batch_loss(p, model, w), p)[1], params, windows)
+        return _bytes(saved)
+
+    return kept(3) - kept(2)  # what does not grow with the batch (parameters, masks) drops out
+
+
+def _abstract_params(cfg: ModelConfig):
+    return jax.eval_shape(lambda: init_params(build_model(cfg), jax.random.key(0)))
+
+
+def _bytes(tree: object) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _product_flops(program: Jaxpr) -> int:
+    """2 m k n over every dot_general of a program; the body of a scan counts as often as it runs."""
+    total = 0
+    for equation in program.eqns:
+        inner = [p for value in equation.params.values() for p in (value if isinstance(value, tuple) else (value,))]
+        programs = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in inner if isinstance(p, ClosedJaxpr | Jaxpr)]
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(map(_product_flops, programs))
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left: Any = equation.invars[0].aval
+            result: Any = equation.outvars[0].aval
+            total += 2 * math.prod(left.shape[axis] for axis in contracted) * math.prod(result.shape)
+    return total

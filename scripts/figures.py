@@ -1,0 +1,53 @@
+"""Draws docs/masks.png: what a query sees in one layer, and what the model's output depends on, for window patterns.
+
+    python scripts/figures.py [--out docs/masks.png]
+
+The second is measured: the gradient of each position's logits in each token's embedding, zero or not.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.config import ModelConfig
+from jaxlm.masks import attention_mask
+from jaxlm.model import build_model, init_params
+from jaxlm.report import plot_masks
+
+LENGTH = 16
+PATTERNS = {"window=None": None, "window=1": 1, "window=4": 4, "window=(4, 2)": (4, 2), "window=(3, None)": (3, None)}
+
+
+def receptive_field(cfg: ModelConfig) -> np.ndarray:
+    """[T, T], whether the logits at t depend on the token at s; every token has an embedding of its own."""
+    model, tokens = build_model(cfg), jnp.arange(LENGTH)[None]
+    params = init_params(model, jax.random.key(0))
+
+    def loudness(table: jax.Array, t: jax.Array) -> jax.Array:
+        return jnp.abs(model.apply({"params": {**params, "embedding": table}}, tokens)[0][0, t]).sum()
+
+    gradients = jax.jit(jax.vmap(jax.grad(loudness), (None, 0)))(params["embedding"], jnp.arange(LENGTH))
+    return np.asarray(jnp.abs(gradients).max(axis=-1) > 0)
+
+
+def main() -> None:
+    """Writes the picture and prints, for each pattern, how many tokens back the last position sees."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/masks.png"))
+    out = parser.parse_args().out
+    positions, rows = jnp.arange(LENGTH)[None], {}
+    for name, window in PATTERNS.items():
+        sizes = {"vocab_size": LENGTH, "max_seq_len": LENGTH, "num_layers": 2, "embed_dim": 16, "num_heads": 2}
+        cfg = ModelConfig(**sizes, window=window, tie_embeddings=False, init="torch")
+        masks = [np.asarray(attention_mask(positions, positions, w)[0]) for w in cfg.layer_windows]
+        field = receptive_field(cfg)
+        rows[name] = [("layer 0", masks[0]), ("layer 1", masks[1]), ("gradient, both", field)]
+        print(f"{name}: the last of {LENGTH} positions depends on {int(field[-1].sum())} tokens")
+    plot_masks(rows, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Costs read from shapes, against formulas and against the arrays themselves."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import apply, built, random_tokens
+from test_model import VARIANTS, variant
+
+from jaxlm import estimates
+from jaxlm.cache import init_cache
+from jaxlm.config import ModelConfig
+from jaxlm.maps import attention_maps
+from jaxlm.model import build_model
+from jaxlm.presets import preset
+
+
+def test_flops_of_a_transformer_are_two_a_weight_and_token_and_those_of_its_attention():
+    cfg = ModelConfig(vocab_size=11, max_seq_len=7, num_layers=3, embed_dim=24, num_heads=4, mlp_dim=20)
+    products = 3 * (4 * 24 * 24 + 2 * 24 * 20) + 24 * 11
+    assert estimates.forward_flops_per_token(cfg) == 2 * products + 3 * 2 * 2 * 7 * 24
+    for fields in ({"scan_layers": True}, {"remat": True}):  # the scanned body counts once a layer
+        assert (
+            estimates.forward_flops_per_token(dataclasses.replace(cfg, **fields)) == 2 * products + 3 * 2 * 2 * 7 * 24
+        )
+
+
+def test_flops_of_the_other_families():
+    sizes = {"vocab_size": 11, "max_seq_len": 7}
+    assert estimates.forward_flops_per_token(ModelConfig(**sizes, family="bigram")) == 0
+    assert estimates.forward_flops_per_token(ModelConfig(**sizes, family="embedding_bigram", embed_dim=5)) == 2 * 5 * 11
+    lstm = ModelConfig(**sizes, family="recurrent", cell="lstm", embed_dim=5, num_layers=2)
+    assert estimates.forward_flops_per_token(lstm) == 2 * (2 * 8 * 5 * 5) + 2 * 5 * 11
+
+
+def test_local_attention_costs_fewer_operations_on_a_long_context():
+    cfg = variant(max_seq_len=256, window=16)
+    full, local = (dataclasses.replace(cfg, attention_impl=impl) for impl in ("reference", "local"))
+    assert estimates.forward_flops_per_token(local) < 0.4 * estimates.forward_flops_per_token(full)
+
+
+@pytest.mark.parametrize("name", ["rope", "summed_scores", "wide_values", "window_pattern", "lstm", "bigram"])
+def test_cache_bytes_are_those_of_the_arrays(name):
+    cfg = VARIANTS[name]
+    for capacity in (1, 2, 7):
+        arrays = jax.tree.leaves(init_cache(cfg, 1, capacity))
+        assert estimates.cache_bytes(cfg, capacity) == sum(array.nbytes for array in arrays)
+    grown = {"rope": 2 * (2 * 2 * 6 * 4 + 4), "wide_values": 2 * (2 * (6 + 7) * 4 + 4), "lstm": 0, "bigram": 0}
+    if name in grown:  # L layers of K heads of H and Hv features, and a position
+        assert estimates.cache_bytes_per_token(cfg) == grown[name]
+
+
+def test_the_cache_shrinks_exactly_with_the_heads_it_holds():
+    sizes = [estimates.cache_bytes(variant(num_kv_heads=k, num_layers=1), 7) for k in (1, 2, 4)]
+    assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0])
+
+
+def test_activations_shrink_with_recomputation_and_grow_with_the_depth():
+    def kept(**fields):
+        return estimates.activation_bytes_per_sequence(variant(**fields))
+
+    assert kept(remat=True) < 0.5 * kept()
+    assert kept(num_layers=4) - kept(num_layers=3) == kept(num_layers=3) - kept(num_layers=2) > 7 * 24 * 4
+    assert kept(remat=True, num_layers=4) - kept(remat=True, num_layers=3) >= 7 * 24 * 4  # each block's input
+
+
+def test_estimates_of_a_large_preset_make_no_arrays():
+    cfg = preset("gpt2-124m").model
+    products = 12 * 12 * 768 * 768 + 768 * 50257
+    assert estimates.forward_flops_per_token(cfg) == 2 * products + 12 * 4 * 1024 * 768
+    assert estimates.cache_bytes_per_token(cfg) == 12 * (2 * 768 * 4 + 4)
+
+
+@pytest.mark.parametrize("name", ["rope", "local", "summed_scores", "scan_layers", "additive"])
+def test_attention_maps_are_distributions_over_what_is_seen(name):
+    cfg = VARIANTS[name]
+    model, params = built(cfg)
+    maps = attention_maps(model, params, random_tokens(cfg, 2, 6))
+    assert len(maps) == cfg.num_layers
+    for weights, window in zip(maps, cfg.layer_windows, strict=True):
+        assert weights.shape == (2, cfg.attention_maps, 6, 6)
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+        distance = np.arange(6)[:, None] - np.arange(6)
+        seen = (distance >= 0) & (distance < (window or 99))
+        assert (weights[..., ~seen] == 0).all()
+        assert (weights[..., seen] > 0).all()
+    assert np.abs(maps[0][:, 0] - maps[0][:, 1]).max() > 1e-3
+
+
+def test_attention_maps_explain_the_output():
+    """One layer without MLP, norm or residual: logits are the maps times the values, through output and head."""
+    cfg = variant(num_layers=1, mlp_dim=0, norm="none", residual=False, use_bias=False)
+    model, params = built(cfg)
+    tokens = random_tokens(cfg, 2, 6)
+    weights, layer = attention_maps(model, params, tokens)[0], params["block_0"]["attention"]
+    values = (params["embedding"][tokens] @ layer["value"]["kernel"]).reshape(2, 6, 2, 6).repeat(2, axis=2)
+    heads = jnp.einsum("bnts,bsnh->btnh", weights, values).reshape(2, 6, 24)
+    expected = heads @ layer["out"]["kernel"] @ params["embedding"].T
+    np.testing.assert_allclose(apply(model, params, tokens)[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_family_without_attention_has_no_maps():
+    model, params = built(VARIANTS["lstm"])
+    with pytest.raises(ValueError, match="family = 'recurrent' has no attention maps"):
+        attention_maps(build_model(model.cfg), params, random_tokens(model.cfg, 1, 3))
