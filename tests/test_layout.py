@@ -17,6 +17,7 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"presets", "tokenizer", "recipes", "rope", "masks", "linear", "loss"},
+    {"transcripts"},
     {"data", "cache", "attention"},
     {"model"},
     {"optim"},
