@@ -38,6 +38,11 @@ _PARTS = tuple(field.name for field in dataclasses.fields(ExperimentConfig) if f
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _OutOption:
+    out: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _TrainOptions:
     model: ModelConfig
     optim: OptimConfig
@@ -65,7 +70,9 @@ class _CheckpointOptions(_JsonOption):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EvalOptions(_CheckpointOptions):
     path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
-    """Where the run's text lies now, if it has moved."""
+    """Where the run's data lie now, if they have moved."""
+    val_path: Annotated[Path | None, tyro.conf.arg(name="data.val-path")] = None
+    """Likewise its held-out transcripts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,10 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: list[str]) -> int:
     first, rest = _first_word(arguments)
     base = presets.preset(first or "nanogpt-cpu")
-    if "--resume" in rest:  # the run's own configuration is what the options change
+    if "--resume" in rest and not _asks_help(rest):  # the run's own configuration is what the options change
         from jaxlm.run import read_config
 
-        out = _parse(_TrainOptions, rest, "train [PRESET]", _train_defaults(base)).out
+        out = _parse(_OutOption, rest, "train [PRESET]", _OutOption(), others=True).out
         if out is None:
             raise UserError("--resume needs the run to go on with: give --out DIR")
         stored = read_config(out)
@@ -124,9 +131,7 @@ def _train(arguments: list[str]) -> int:
     options = _parse(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
-    if config.data.path is not None:
-        path = str(Path(config.data.path).absolute())
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+    config = _with_paths(config, config.data.path, config.data.val_path)
     out = options.out or next(p for n in itertools.count(1) if not (p := RUNS / f"{base.preset}-{n}").exists())
 
     from jaxlm import run
@@ -173,9 +178,8 @@ def _eval(arguments: list[str]) -> int:
     from jaxlm import run
 
     loaded = run.load_run(path, options.step)
-    if options.path is not None:  # the text has moved; its sha256 must be that of the run
-        moved = dataclasses.replace(loaded.config.data, path=str(options.path))
-        loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=moved))
+    if options.path or options.val_path:  # the data lie elsewhere; their sha256 must be that of the run
+        loaded = dataclasses.replace(loaded, config=_with_paths(loaded.config, options.path, options.val_path))
     found = run.evaluate(loaded)
     if options.json:
         _print_json({"run": str(path), **found})
@@ -191,13 +195,12 @@ def _prepare(arguments: list[str]) -> int:
     options = _parse(_JsonOption, rest, "prepare DATASET", _JsonOption())
     if name is None:
         raise UserError(f"no dataset given: choose one of {', '.join(recipes.names())}")
-    path = recipes.fetch(name)
-    found = {"dataset": name, "path": str(path), "bytes": path.stat().st_size}
-    print(
-        json.dumps(found)
-        if options.json
-        else f"{name}: {path} ({path.stat().st_size:,} bytes, sha256 as in the recipe)"
-    )
+    files = [{"path": str(path), "bytes": path.stat().st_size} for paths in recipes.fetch(name) for path in paths]
+    if options.json:
+        _print_json({"dataset": name, "files": files})
+    else:
+        for file in files:
+            print(f"{name}: {file['path']} ({file['bytes']:,} bytes, sha256 as in the recipe)")
     return 0
 
 
@@ -276,6 +279,16 @@ def _train_defaults(config: ExperimentConfig) -> _TrainOptions:
     return _TrainOptions(**{name: getattr(config, name) for name in _PARTS})
 
 
+def _with_paths(config: ExperimentConfig, path: str | Path | None, val_path: str | Path | None) -> ExperimentConfig:
+    """The config with the data at these places, made absolute; None leaves a place as it is."""
+    chosen = config.data
+    if path is not None:
+        chosen = dataclasses.replace(chosen, path=str(Path(path).absolute()))
+    if val_path is not None:
+        chosen = dataclasses.replace(chosen, val_path=str(Path(val_path).absolute()))
+    return dataclasses.replace(config, data=chosen)
+
+
 def _first_word(arguments: list[str]) -> tuple[str | None, list[str]]:
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], arguments[1:]
@@ -293,11 +306,15 @@ def _run_word(arguments: list[str], command: str) -> tuple[Path, list[str]]:
     return Path(word or ""), rest
 
 
-def _parse(cls: type[_Options], arguments: list[str], usage: str, default: _Options) -> _Options:
-    """Tyro's parser, its boxed refusals turned into one line."""
+def _parse(cls: type[_Options], arguments: list[str], usage: str, default: _Options, others: bool = False) -> _Options:
+    """Tyro's parser, its boxed refusals turned into one line; with `others`, what cls has not is passed over."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
+            if others:
+                return tyro.cli(cls, args=arguments, prog=f"jaxlm {usage}", default=default, return_unknown_args=True)[
+                    0
+                ]
             return tyro.cli(cls, args=arguments, prog=f"jaxlm {usage}", default=default)
     except SystemExit as end:
         if not end.code:
