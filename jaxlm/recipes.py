@@ -12,7 +12,6 @@ import tempfile
 import tomllib
 import urllib.request
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,8 +154,6 @@ _SOURCE_ERRORS = (
     subprocess.SubprocessError,
     KeyError,
     UnicodeDecodeError,
-    EOFError,
     zipfile.BadZipFile,
     tarfile.TarError,
-    zlib.error,
 )

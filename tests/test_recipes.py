@@ -152,7 +152,7 @@ def archive(chapters):
             made.addfile(directory)
             for name, content in (
                 (f"{chapter}-0000.flac", b"\0" * 5000),
-                (f"{chapter}.trans.txt", "".join(line + "\n" for line in lines).encode()),
+                (f"{chapter}.trans.txt", "".join(line + "\n" for line in lines).encode(errors="surrogateescape")),
             ):
                 member = tarfile.TarInfo(f"{folder}/{name}")
                 member.size = len(content)
@@ -203,9 +203,10 @@ def test_the_real_tables_are_what_their_archives_become(librispeech, monkeypatch
         lambda made: b"<html>not found</html>",
         lambda made: made[:300] + b"\xff\xff\xff\xff" + made[304:],
         lambda made: gzip.compress(b"no tar" * 500),
+        lambda made: archive({"2-10": ["2-10-0000 CAF\udcc9"]}),
         lambda made: b"",
     ],
-    ids=["cut", "a page", "damaged", "no tar", "nothing"],
+    ids=["cut", "a page", "damaged", "no tar", "no UTF-8", "nothing"],
 )
 def test_an_archive_that_is_none_is_named_with_its_address(tmp_path, monkeypatch, damage):
     content = damage(archive({"2-10": [f"2-10-{i:04} {i**9}" for i in range(900)]}))

@@ -4,13 +4,19 @@ import contextlib
 import io
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import apply
 
-from jaxlm import cli, transcripts
+from jaxlm import cli, data, run, transcripts
+from jaxlm.model import init_params
+from jaxlm.recorder import Recorder
 from jaxlm.tokenizer import TranscriptTokenizer
+from jaxlm.train import StepMetrics
 
 TOKENIZER = TranscriptTokenizer()
 
@@ -123,9 +129,9 @@ def test_an_array_of_nothing_but_a_frame_is_an_empty_transcript(tmp_path, entrie
 
 
 def test_a_folder_of_arrays_is_read_in_the_order_of_their_names(tmp_path):
-    for name in "CAB":
+    for name in "QWERTZUIOPASDFGHJKLYXCVBNM":
         np.save(tmp_path / f"{name}.npy", np.array([name]))
-    assert read_texts(tmp_path) == ["A", "B", "C"]
+    assert "".join(read_texts(tmp_path)) == "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @pytest.mark.parametrize(
@@ -215,8 +221,8 @@ def inside(request, monkeypatch):
         monkeypatch.chdir(request.getfixturevalue("folder"))
 
 
-def rows_of(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+def rows_of(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in ("elapsed_s", "tokens_per_s")} for line in lines]
 
 
@@ -226,6 +232,38 @@ def test_a_run_knows_its_transcripts_and_samples_from_nothing(folder):
     assert config["model"]["vocab_size"] == 30
     assert config["sample"]["prompt"] == ""
     assert json.loads((folder / "runs/tiny-1/tokenizer.json").read_text()) == {"type": "transcript"}
+
+
+def mean_loss(model, params, rows):
+    """Mean over the targets that are no padding, in numpy."""
+    rows = np.asarray(rows, np.int32)
+    logits = np.asarray(apply(model, params, jnp.asarray(rows[:, :-1]))[0], np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -np.take_along_axis(log_probs, rows[:, 1:, None], axis=-1)[..., 0]
+    return losses[rows[:, 1:] != 29].mean()
+
+
+def test_the_losses_of_a_run_are_means_over_real_targets(folder):
+    trained = run.load_run("runs/tiny-1", 40)
+    corpus = data.load_corpus(trained.config.data, seq_len=16)
+    first, last = (rows_of(folder / "runs/tiny-1")[i] for i in (0, -1))
+    assert last["val_loss"] == pytest.approx(mean_loss(trained.model, trained.params, corpus.val), rel=1e-5)
+    slice_loss = mean_loss(trained.model, trained.params, corpus.train[: len(corpus.val)])
+    assert last["train_loss"] == pytest.approx(slice_loss, rel=1e-5)
+    batch = corpus.train[np.asarray(data.batch_starts(0, 0, trained.config.train.batch_size, len(corpus.train)))]
+    untrained = init_params(trained.model, jax.random.key(0))
+    assert first["loss"] == pytest.approx(mean_loss(trained.model, untrained, batch), rel=1e-5)
+
+
+def test_the_logged_speed_counts_real_targets(folder, tmp_path):
+    trained = run.load_run("runs/tiny-1")
+    corpus = data.load_corpus(trained.config.data, seq_len=16)
+    kept = Recorder(tmp_path, trained.config, trained.model, corpus, None, [])
+    kept.report(StepMetrics(jnp.int32(10), jnp.float32(1), jnp.float32(1)), steps=6, seconds=0.5)
+    kept.close()
+    targets_a_row = 10 * (4 + 3 + 11 + 1 + 31) / 60  # 50 utterances, of which 10 take two rows
+    (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert row["tokens_per_s"] == pytest.approx(6 * 8 * targets_a_row / 0.5, abs=0.1)
 
 
 def test_evaluation_repeats_the_logged_loss_over_every_target(folder):
