@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 a check failed; 2 bad usage or input (one line on stderr);
 
 import dataclasses
 import itertools
-import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +30,11 @@ NOT_YET_COMMANDS = ("parity", "compare", "convert")
 NOT_YET_OPTIONS = ("--mesh", "--init-from")
 RUNS = Path("runs")
 _PARTS = tuple(field.name for field in dataclasses.fields(ExperimentConfig) if field.name != "preset")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OutOption:
+    out: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,9 @@ class _CheckpointOptions(_JsonOption):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EvalOptions(_CheckpointOptions):
     path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
-    """Where the run's text lies now, if it has moved."""
+    """Where the run's data lie now, if they have moved."""
+    val_path: Annotated[Path | None, tyro.conf.arg(name="data.val-path")] = None
+    """Likewise its held-out transcripts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,10 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: list[str]) -> int:
     first, rest = _first_word(arguments)
     base = presets.preset(first or "nanogpt-cpu")
-    if "--resume" in rest:  # the run's own configuration is what the options change
+    if "--resume" in rest and not _asks_help(rest):  # the run's own configuration is what the options change
         from jaxlm.run import read_config
 
-        out = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base)).out
+        out = parse_options(_OutOption, rest, "train [PRESET]", _OutOption(), others=True).out
         if out is None:
             raise UserError("--resume needs the run to go on with: give --out DIR")
         stored = read_config(out)
@@ -128,9 +134,7 @@ def _train(arguments: list[str]) -> int:
     options = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
-    if config.data.path is not None:
-        path = str(Path(config.data.path).absolute())
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+    config = _with_paths(config, config.data.path, config.data.val_path)
     out = options.out or next(p for n in itertools.count(1) if not (p := RUNS / f"{base.preset}-{n}").exists())
 
     from jaxlm import run
@@ -177,9 +181,8 @@ def _eval(arguments: list[str]) -> int:
     from jaxlm import run
 
     loaded = run.load_run(path, options.step)
-    if options.path is not None:  # the text has moved; its sha256 must be that of the run
-        moved = dataclasses.replace(loaded.config.data, path=str(options.path))
-        loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=moved))
+    if options.path or options.val_path:  # the data lie elsewhere; their sha256 must be that of the run
+        loaded = dataclasses.replace(loaded, config=_with_paths(loaded.config, options.path, options.val_path))
     found = run.evaluate(loaded)
     if options.json:
         print_json({"run": str(path), **found})
@@ -195,13 +198,12 @@ def _prepare(arguments: list[str]) -> int:
     options = parse_options(_JsonOption, rest, "prepare DATASET", _JsonOption())
     if name is None:
         raise UserError(f"no dataset given: choose one of {', '.join(recipes.names())}")
-    path = recipes.fetch(name)
-    found = {"dataset": name, "path": str(path), "bytes": path.stat().st_size}
-    print(
-        json.dumps(found)
-        if options.json
-        else f"{name}: {path} ({path.stat().st_size:,} bytes, sha256 as in the recipe)"
-    )
+    files = [{"path": str(path), "bytes": path.stat().st_size} for paths in recipes.fetch(name) for path in paths]
+    if options.json:
+        print_json({"dataset": name, "files": files})
+    else:
+        for file in files:
+            print(f"{name}: {file['path']} ({file['bytes']:,} bytes, sha256 as in the recipe)")
     return 0
 
 
@@ -310,6 +312,16 @@ def _usage() -> str:
 
 def _train_defaults(config: ExperimentConfig) -> _TrainOptions:
     return _TrainOptions(**{name: getattr(config, name) for name in _PARTS})
+
+
+def _with_paths(config: ExperimentConfig, path: str | Path | None, val_path: str | Path | None) -> ExperimentConfig:
+    """The config with the data at these places, made absolute; None leaves a place as it is."""
+    chosen = config.data
+    if path is not None:
+        chosen = dataclasses.replace(chosen, path=str(Path(path).absolute()))
+    if val_path is not None:
+        chosen = dataclasses.replace(chosen, val_path=str(Path(val_path).absolute()))
+    return dataclasses.replace(config, data=chosen)
 
 
 def _first_word(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -249,21 +249,25 @@ class ModelConfig(Validated):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Validated):
-    """Which text, and how it becomes tokens."""
+    """Which text or transcripts, and how they become tokens."""
 
     dataset: str = "tinyshakespeare"
     """A recipe in data/; unused when path is given."""
     path: str | None = None
-    """Your own UTF-8 text file instead of a recipe."""
+    """Your own data instead of a recipe: a UTF-8 text file; for transcripts a CSV file (id,transcript), a folder of
+    them, or a folder of .npy files, one utterance each."""
+    val_path: str | None = None
+    """Transcripts held out for validation, read as path is; None = the last val_fraction of path's."""
     tokenizer: Literal["char", "bpe", "transcript"] = "char"
-    """char: one token per character of the text; bpe: byte-level BPE trained on the training split."""
+    """char: one token per character of the text; bpe: byte-level BPE trained on the training split; transcript: A-Z,
+    apostrophe, space, <eos> and <pad>, each row of the data on its own as <eos> ... <eos>."""
     bpe_vocab_size: int = 4096
     """Entries the byte-level BPE may use, its 256 bytes included."""
     val_fraction: float = 0.1
-    """Last part of the text, held out for validation."""
+    """Last part of the text (of the rows of transcripts), held out for validation."""
     resident_mb: int = 256
     """Texts up to this many MiB are tokenized in memory and live on the device; larger ones go through a
-    memory-mapped token file in the data cache."""
+    memory-mapped token file in the data cache. Transcripts are always in memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -271,6 +275,15 @@ class DataConfig(Validated):
         check_at_least(self, 0, "resident_mb")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
+        if self.val_path is not None and self.tokenizer != "transcript":
+            raise UserError(
+                f"val_path = {self.val_path!r} is for tokenizer = 'transcript', not {self.tokenizer!r}: leave it out, "
+                "and a text is split by val_fraction"
+            )
+        if self.val_path is not None and self.path is None:
+            raise UserError(
+                f"val_path = {self.val_path!r} goes with a path of your own: give path too, or leave val_path out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,18 +13,21 @@ from jaxlm.errors import UserError
 _Options = TypeVar("_Options")
 
 
-def parse_options(cls: type[_Options], arguments: list[str], usage: str, default: _Options | None = None) -> _Options:
-    """The options of `jaxlm USAGE` by tyro, whose boxed refusals become one line.
+def parse_options(
+    cls: type[_Options], arguments: list[str], usage: str, default: _Options | None = None, others: bool = False
+) -> _Options:
+    """The options of `jaxlm USAGE` by tyro, whose boxed refusals become one line; `others` passes unknown ones over.
 
     Raises:
       UserError: options that are unknown, missing or of the wrong type.
     """
-    errors = io.StringIO()
+    errors, given = io.StringIO(), tyro.MISSING_NONPROP if default is None else default
+    prog = f"jaxlm {usage}"
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                cls, args=arguments, prog=f"jaxlm {usage}", default=tyro.MISSING_NONPROP if default is None else default
-            )
+            if others:
+                return tyro.cli(cls, args=arguments, prog=prog, default=given, return_unknown_args=True)[0]
+            return tyro.cli(cls, args=arguments, prog=prog, default=given)
     except SystemExit as end:
         if not end.code:
             raise

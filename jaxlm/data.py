@@ -1,4 +1,4 @@
-"""From a text to batches: read, tokenize, split, and cut windows as a pure function of (seed, step)."""
+"""From a text or transcripts to batches: read, tokenize, split, and choose windows purely by (seed, step)."""
 
 import codecs
 import dataclasses
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
-from jaxlm import recipes
+from jaxlm import recipes, transcripts
 from jaxlm.config import DataConfig
 from jaxlm.errors import UserError
-from jaxlm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+from jaxlm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, TranscriptTokenizer
 
 BLOCK_CHARS = 1 << 24
 """Texts are read and tokenized this many characters at a time."""
@@ -25,28 +25,44 @@ BLOCK_CHARS = 1 << 24
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A tokenized text. The splits are 1-D arrays of the smallest unsigned type that holds V, in memory or mapped."""
+    """Tokenized data, of the smallest unsigned type that holds V.
+
+    The splits of a text are streams [n], in memory or mapped; those of transcripts are rows [R, T + 1], in memory.
+    """
 
     tokenizer: Tokenizer
     train: np.ndarray
     val: np.ndarray
     sha256: str
-    """Of the text."""
+    """Of the text; of transcripts as `transcripts.identity` says."""
 
 
-def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Reads the text of a dataset or path, makes the tokenizer unless one is given, and tokenizes both splits.
+def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None, seq_len: int | None = None) -> Corpus:
+    """Reads the data of a dataset or path, makes the tokenizer unless one is given, and tokenizes both splits.
 
-    The split is by characters: the first 1 - val_fraction train. A character vocabulary is that of the whole
+    A text's split is by characters: the first 1 - val_fraction train. A character vocabulary is that of the whole
     text; BPE merges are learned from the training split alone. Texts of more than `resident_mb` MiB go through
-    a token file in the data cache, made once and memory-mapped.
+    a token file in the data cache, made once and memory-mapped. Transcripts are split by utterances, and each is cut
+    into rows on its own.
+
+    Args:
+      seq_len: T, targets of a row of transcripts; a text needs none.
 
     Raises:
-      UserError: a text that is missing, empty or not UTF-8 (with the byte offset), or an unknown dataset.
+      UserError: data that are missing, empty or not UTF-8 (with the byte offset), characters outside a transcript's
+        vocabulary (with file and row), an unknown dataset, or one that the tokenizer is not for.
     """
+    if not cfg.path:
+        kind = recipes.kind(cfg.dataset)
+        if (kind == "transcripts") != (cfg.tokenizer == "transcript"):
+            fix = "transcript" if kind == "transcripts" else "char or bpe"
+            raise UserError(
+                f"dataset {cfg.dataset!r} is {'a text' if kind == 'text' else kind}, which tokenizer = "
+                f"{cfg.tokenizer!r} does not read: use --data.tokenizer {fix}, or another --data.dataset or --data.path"
+            )
     if cfg.tokenizer == "transcript":
-        raise UserError("tokenizer = 'transcript' is not there yet: use 'char' or 'bpe'")
-    path = Path(cfg.path) if cfg.path else recipes.fetch(cfg.dataset)
+        return _load_transcripts(cfg, seq_len)
+    path = Path(cfg.path) if cfg.path else recipes.fetch(cfg.dataset).train[0]
     if not path.is_file():
         raise UserError(f"corpus {path} is not a file: give an existing UTF-8 text by --data.path")
     characters = sum(len(block) for block in _blocks(path))
@@ -70,6 +86,23 @@ def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     else:
         train, val = (_token_file(path, sha256, tokenizer, span) for span in spans)
     return Corpus(tokenizer, train, val, sha256)
+
+
+def _load_transcripts(cfg: DataConfig, seq_len: int | None) -> Corpus:
+    if seq_len is None:
+        raise UserError("seq_len = None: transcripts are cut into rows, give the targets of one")
+    tokenizer = TranscriptTokenizer()
+    if cfg.path:
+        train_files = transcripts.find_files(Path(cfg.path))
+        val_files = transcripts.find_files(Path(cfg.val_path)) if cfg.val_path else ()
+    else:
+        train_files, val_files = recipes.fetch(cfg.dataset)
+    train, val = (transcripts.read(files, tokenizer) for files in (train_files, val_files))
+    if not val_files:
+        boundary = int((1 - cfg.val_fraction) * len(train))
+        train, val = train[:boundary], train[boundary:]
+    train_rows, val_rows = (transcripts.cut(split, tokenizer, seq_len) for split in (train, val))
+    return Corpus(tokenizer, train_rows, val_rows, transcripts.identity(train_files, val_files))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -123,8 +156,17 @@ def check_lengths(corpus: Corpus, seq_len: int) -> None:
     """Refuses splits too short to train on or to evaluate.
 
     Raises:
-      UserError: fewer than seq_len + 1 training tokens, or fewer than 2 validation tokens.
+      UserError: fewer than seq_len + 1 training tokens, or fewer than 2 validation tokens; a split of transcripts
+        without a row.
     """
+    if corpus.train.ndim == 2:
+        for name, rows in (("training", corpus.train), ("validation", corpus.val)):
+            if not len(rows):
+                raise UserError(
+                    f"the {name} split has no row: give more transcripts, "
+                    "another --data.val-fraction, or --data.val-path"
+                )
+        return
     if len(corpus.train) <= seq_len:
         raise UserError(
             f"the training split has {len(corpus.train)} tokens, shorter than one context of max_seq_len = {seq_len} "
@@ -167,27 +209,43 @@ def host_windows(tokens: np.ndarray, seed: int, first: int, count: int, size: in
     return tokens[starts[..., None] + np.arange(seq_len + 1)]
 
 
+def count_targets(tokens: np.ndarray, pad_token: int | None) -> int:
+    """Tokens of a split that are predicted: all but the first of a stream [n], all but padding of rows [R, T + 1]."""
+    return len(tokens) - 1 if tokens.ndim == 1 else int((tokens[:, 1:] != pad_token).sum())
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalBatch:
-    """Non-overlapping windows with the weight of each target (0 where a window is padded)."""
+    """Non-overlapping windows, or rows, with the weight of each target (0 where one is padded)."""
 
     windows: Integer[np.ndarray, "groups B T1"]
     weights: Float[np.ndarray, "groups B T"]
 
 
-def eval_batches(tokens: np.ndarray, seq_len: int, batch_size: int, groups: int = 64) -> Iterator[EvalBatch]:
-    """Cuts a split into windows of seq_len targets from position 0, the shorter remainder included.
+def eval_batches(
+    tokens: np.ndarray, seq_len: int, batch_size: int, groups: int = 64, pad_token: int | None = None
+) -> Iterator[EvalBatch]:
+    """Cuts a stream [n] into windows of seq_len targets from position 0, the shorter remainder included; rows
+    [R, seq_len + 1] are taken as they are.
 
-    Every target of tokens[1:] is counted once. All batches have the same shape: `groups` batches of
+    Every target (`count_targets`) is counted once. All batches have the same shape: `groups` batches of
     `batch_size` windows, or fewer when the whole split needs fewer.
     """
-    total = -(-(len(tokens) - 1) // seq_len)
+    total = -(-(len(tokens) - 1) // seq_len) if tokens.ndim == 1 else len(tokens)
     groups = min(groups, -(-total // batch_size))
-    for first in itertools.takewhile(lambda f: f < total, itertools.count(0, groups * batch_size)):
-        piece = tokens[first * seq_len : (first + groups * batch_size) * seq_len + 1]
-        padded = np.zeros(groups * batch_size * seq_len + 1, tokens.dtype)
-        padded[: len(piece)] = piece
-        starts = np.arange(groups * batch_size)[:, None] * seq_len
-        windows = padded[starts + np.arange(seq_len + 1)]
-        weights = (starts + np.arange(seq_len) < len(piece) - 1).astype(np.float32)
+    count = groups * batch_size
+    for first in itertools.takewhile(lambda f: f < total, itertools.count(0, count)):
+        if tokens.ndim == 1:
+            piece = tokens[first * seq_len : (first + count) * seq_len + 1]
+            padded = np.zeros(count * seq_len + 1, tokens.dtype)
+            padded[: len(piece)] = piece
+            starts = np.arange(count)[:, None] * seq_len
+            windows = padded[starts + np.arange(seq_len + 1)]
+            real = starts + np.arange(seq_len) < len(piece) - 1
+        else:
+            piece = tokens[first : first + count]
+            windows = np.full((count, seq_len + 1), pad_token, tokens.dtype)
+            windows[: len(piece)] = piece
+            real = windows[:, 1:] != pad_token
+        weights = real.astype(np.float32)
         yield EvalBatch(windows.reshape(groups, batch_size, seq_len + 1), weights.reshape(groups, batch_size, seq_len))

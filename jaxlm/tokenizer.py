@@ -1,6 +1,7 @@
-"""Text to token ids and back: characters, or byte-level BPE."""
+"""Text to token ids and back: characters, byte-level BPE, or the fixed alphabet of speech transcripts."""
 
 import json
+import string
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -20,6 +21,14 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int:
         """Number of ids."""
 
+    @property
+    def eos_token(self) -> int | None:
+        """The id that begins and ends a row; None where there are no rows."""
+
+    @property
+    def pad_token(self) -> int | None:
+        """The id that fills a row up and is never a target; None where there are no rows."""
+
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """The ids of a text, int32."""
 
@@ -32,6 +41,9 @@ class Tokenizer(Protocol):
 
 class CharTokenizer:
     """One id per character, in code-point order."""
+
+    eos_token: None = None
+    pad_token: None = None
 
     def __init__(self, chars: Iterable[str]) -> None:
         self.chars = "".join(sorted(set(chars)))
@@ -72,6 +84,9 @@ class CharTokenizer:
 class BPETokenizer:
     """Byte-level byte-pair encoding (GPT-2's kind): any text can be encoded, nothing is unknown."""
 
+    eos_token: None = None
+    pad_token: None = None
+
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
@@ -108,6 +123,52 @@ class BPETokenizer:
         return {"type": "bpe", "tokenizer": json.loads(self._tokenizer.to_str())}
 
 
+class TranscriptTokenizer:
+    """The alphabet of English speech transcripts: 0..25 A-Z, 26 apostrophe, 27 space, 28 <eos>, 29 <pad>."""
+
+    _CHARACTERS = string.ascii_uppercase + "' "
+
+    def __init__(self) -> None:
+        self._spelled = [*self._CHARACTERS, "<eos>", "<pad>"]
+        self._known = CharTokenizer(self._CHARACTERS)
+        self._ids = np.array([self._CHARACTERS.index(c) for c in self._known.chars], np.int32)
+
+    @property
+    def vocab_size(self) -> int:
+        """30."""
+        return len(self._spelled)
+
+    @property
+    def eos_token(self) -> int:
+        """28, which begins and ends each transcript."""
+        return len(self._CHARACTERS)
+
+    @property
+    def pad_token(self) -> int:
+        """29, which fills a row up."""
+        return len(self._CHARACTERS) + 1
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """The ids of the characters of a transcript, int32, without <eos> or <pad>.
+
+        Raises:
+          UserError: characters outside the vocabulary; the message names them and the place of the first.
+        """
+        try:
+            return self._ids[self._known.encode(text)]
+        except UserError as error:
+            hint = "; write letters in upper case" if set(text) & set(string.ascii_lowercase) else ""
+            raise UserError(f"{error}{hint}") from None
+
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        """The text of some ids; <eos> and <pad> are spelled out."""
+        return "".join(self._spelled[i] for i in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"type": "transcript"}."""
+        return {"type": "transcript"}
+
+
 def from_dict(data: dict[str, Any]) -> Tokenizer:
     """The tokenizer that `to_dict` described.
 
@@ -119,8 +180,10 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
             return CharTokenizer(data["chars"])
         case "bpe":
             return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(data["tokenizer"])))
+        case "transcript":
+            return TranscriptTokenizer()
         case other:
-            raise UserError(f"tokenizer type {other!r} is unknown: expected 'char' or 'bpe'")
+            raise UserError(f"tokenizer type {other!r} is unknown: expected 'char', 'bpe' or 'transcript'")
 
 
 def load(path: Path) -> Tokenizer:

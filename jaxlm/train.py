@@ -52,13 +52,33 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
 
 
+def target_weights(windows: Int[Array, "B T1"], pad_token: int) -> Float[Array, "B T"]:
+    """The weight of each target windows[:, 1:]: 0 on padding, elsewhere such that their mean is 1.
+
+    Needs one target that is no padding.
+    """
+    real = (windows[:, 1:] != pad_token).astype(float)
+    return real / real.mean()
+
+
 def batch_loss(
-    params: Params, model: LanguageModel, windows: Int[Array, "B T1"], dropout_key: Array | None = None
+    params: Params,
+    model: LanguageModel,
+    windows: Int[Array, "B T1"],
+    dropout_key: Array | None = None,
+    weights: Float[Array, "B T"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean cross entropy, nats a token, of predicting windows[:, 1:] from what precedes each; dropout on if keyed."""
+    """Mean cross entropy, nats a token, of predicting windows[:, 1:] from what precedes each; dropout on if keyed.
+
+    Weights multiply the losses and do not divide the mean, so micro-batches of one batch of `target_weights` average
+    to the weighted mean over the batch, however its padding is spread over them.
+    """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     logits, _ = model.apply({"params": params}, windows[:, :-1], train=dropout_key is not None, rngs=rngs)
-    return cross_entropy(logits, windows[:, 1:])
+    if weights is None:
+        return cross_entropy(logits, windows[:, 1:])
+    losses = token_losses(logits, windows[:, 1:])
+    return (losses * weights.astype(losses.dtype)).mean()
 
 
 def train_step(
@@ -68,30 +88,32 @@ def train_step(
     tx: optax.GradientTransformation,
     seed: Int[Array, ""] | int,
     grad_accum: int = 1,
+    pad_token: int | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One optimizer step on a batch of token windows, a pure function.
 
     With grad_accum > 1 the batch is cut into that many micro-batches and their gradients averaged. Dropout draws
-    depend on (seed, step, micro-batch) alone.
+    depend on (seed, step, micro-batch) alone. With a pad_token the loss is the mean over the batch's other targets.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), 1)
+    weights = None if pad_token is None else target_weights(windows, pad_token)
 
-    def value_and_grad(windows: Int[Array, "micro T1"], key: Array):
-        return jax.value_and_grad(batch_loss)(state.params, model, windows, key)
+    def value_and_grad(windows: Int[Array, "micro T1"], weights: Float[Array, "micro T"] | None, key: Array):
+        return jax.value_and_grad(batch_loss)(state.params, model, windows, key, weights)
 
     if grad_accum == 1:
-        loss, grads = value_and_grad(windows, key)
+        loss, grads = value_and_grad(windows, weights, key)
     else:
 
         def micro_step(total, micro):
-            micro_windows, i = micro
-            result = value_and_grad(micro_windows, jax.random.fold_in(key, i))
+            micro_windows, micro_weights, i = micro
+            result = value_and_grad(micro_windows, micro_weights, jax.random.fold_in(key, i))
             return jax.tree.map(jnp.add, total, result), None
 
-        micro_batches = windows.reshape(grad_accum, -1, windows.shape[1])
-        shapes = jax.eval_shape(value_and_grad, micro_batches[0], key)
+        micro_batches = jax.tree.map(lambda a: a.reshape(grad_accum, -1, a.shape[1]), (windows, weights))
+        shapes = jax.eval_shape(value_and_grad, *jax.tree.map(lambda a: a[0], micro_batches), key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(micro_step, zeros, (micro_batches, jnp.arange(grad_accum)))
+        total, _ = jax.lax.scan(micro_step, zeros, (*micro_batches, jnp.arange(grad_accum)))
         loss, grads = jax.tree.map(lambda leaf: leaf / grad_accum, total)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -102,13 +124,19 @@ def train_step(
 Chunk = Callable[[TrainState, Array, int], tuple[TrainState, StepMetrics]]
 
 
-def make_chunk(model: LanguageModel, tx: optax.GradientTransformation, cfg: TrainConfig) -> Chunk:
+def make_chunk(
+    model: LanguageModel, tx: optax.GradientTransformation, cfg: TrainConfig, pad_token: int | None = None
+) -> Chunk:
     """Compiles `chunk(state, source, stop) -> (state, metrics of its last step)`, the state donated.
 
     The loop runs from state.step to `stop`, or ends after the first step whose loss or gradient is no finite
     number. Its trip count is no part of the program: however a run is cut into chunks, one program computes it,
-    so a resumed run is bitwise the uninterrupted one. `source` is either the tokens of the training split [n],
-    from which each step cuts its windows, or the windows of the coming steps [steps, B, T + 1].
+    so a resumed run is bitwise the uninterrupted one. `source` is the tokens of the training split [n], from which
+    each step cuts its windows; or its rows [R, T + 1], of which each step takes B, over the run each about as often;
+    or the windows of the coming steps [steps, B, T + 1].
+
+    Args:
+      pad_token: the target that has no weight, as in `train_step`; None = all count.
     """
     seq_len = model.cfg.max_seq_len
 
@@ -119,12 +147,14 @@ def make_chunk(model: LanguageModel, tx: optax.GradientTransformation, cfg: Trai
         def windows(step: Int[Array, ""]) -> Int[Array, "B T1"]:
             if source.ndim == 3:
                 return source[step - first].astype(jnp.int32)
+            if source.ndim == 2:
+                return source[batch_starts(cfg.seed, step, cfg.batch_size, source.shape[0])].astype(jnp.int32)
             starts = batch_starts(cfg.seed, step, cfg.batch_size, source.shape[0] - seq_len)
             return source[starts[:, None] + jnp.arange(seq_len + 1)[None]].astype(jnp.int32)
 
         def body(carry):
             state, _ = carry
-            return train_step(state, windows(state.step), model, tx, cfg.seed, cfg.grad_accum)
+            return train_step(state, windows(state.step), model, tx, cfg.seed, cfg.grad_accum, pad_token)
 
         shapes = jax.eval_shape(body, (state, None))[1]
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

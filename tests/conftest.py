@@ -15,4 +15,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def shakespeare():
     """The path of the real corpus, fetched once."""
-    return recipes.fetch("tinyshakespeare")
+    return recipes.fetch("tinyshakespeare").train[0]
+
+
+@pytest.fixture(scope="session")
+def librispeech():
+    """The files of the real transcripts, where the cache has them: the archives they come from are 1 GB."""
+    if not (recipes.data_dir() / "librispeech").is_dir():
+        pytest.skip("the data cache has no librispeech: `jaxlm prepare librispeech` fetches it (1 GB)")
+    return recipes.fetch("librispeech")

@@ -69,7 +69,10 @@ def snapshot(root):
         (["train", "tiny", "--optim.name", "lion"], "optim.name = 'lion' is not there yet"),
         (["train", "tiny", "--optim.warmup-steps", "500"], "warmup_steps = 500 is not below steps = 500"),
         (["train", "tiny", "--mesh.data", "2"], "option --mesh.data is not there yet"),
-        (["train", "tiny", "--data.dataset", "wiki"], "dataset 'wiki' is unknown: choose one of tinyshakespeare"),
+        (
+            ["train", "tiny", "--data.dataset", "wiki"],
+            "dataset 'wiki' is unknown: choose one of librispeech, tinyshakespeare",
+        ),
         (["train", "tiny", "--data.path", "nothing.txt"], "nothing.txt is not a file"),
         (["train", "tiny", "--data.path", "empty.txt"], "empty.txt is empty"),
         (["train", "tiny", "--data.path", "short.txt"], "shorter than one context of max_seq_len = 32"),

@@ -1,15 +1,11 @@
-import hashlib
-import http.client
-import subprocess
-import zipfile
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm import data, recipes
+from jaxlm import data
 from jaxlm.config import DataConfig
+from jaxlm.tokenizer import TranscriptTokenizer
 
 
 @pytest.fixture
@@ -97,99 +93,105 @@ def test_a_validation_split_without_a_target_is_refused(text_file):
 def test_a_missing_file_and_an_unknown_dataset_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"corpus .*nothing.txt is not a file"):
         corpus_of(tmp_path / "nothing.txt")
-    with pytest.raises(ValueError, match="dataset 'wikitext' is unknown: choose one of tinyshakespeare"):
+    with pytest.raises(ValueError, match="dataset 'wikitext' is unknown: choose one of librispeech, tinyshakespeare"):
         data.load_corpus(DataConfig(dataset="wikitext"))
 
 
-# Recipes -------------------------------------------------------------------------------------------------------------
+# Transcripts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    """Two sources for the bytes b"hello": https, then a wheel of two members."""
-    digest = hashlib.sha256(b"hello").hexdigest()
-    (tmp_path / "greeting.toml").write_text(
-        f'file = "a.txt"\nsha256 = "{digest}"\n'
-        '[[sources]]\nkind = "https"\nurl = "https://example.invalid/a"\ntimeout_s = 1\n'
-        '[[sources]]\nkind = "wheel"\nrequirement = "pkg==1"\nmembers = ["x", "y"]\ntimeout_s = 1\n'
-    )
-    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
+def transcript_file(path, *texts):
+    path.write_text("id,transcript\n" + "".join(f"{i},{text}\n" for i, text in enumerate(texts)))
+    return path
 
 
-def serve(monkeypatch, https=None, wheel=None):
-    def source(content):
-        def read(source):
-            if content is None:
-                raise OSError("no route")
-            return content
-
-        return read
-
-    monkeypatch.setattr(recipes, "_SOURCES", {"https": source(https), "wheel": source(wheel)})
+def texts_of(rows):
+    return [TranscriptTokenizer().decode(row).replace("<pad>", "").replace("<eos>", "|") for row in rows]
 
 
-def test_the_first_source_with_the_right_sha256_is_cached(recipe, monkeypatch, cache):
-    serve(monkeypatch, https=b"tampered", wheel=b"hello")
-    path = recipes.fetch("greeting")
-    assert path == cache / "greeting" / "a.txt"
-    assert path.read_bytes() == b"hello"
-    serve(monkeypatch)  # the cache needs no source
-    assert recipes.fetch("greeting") == path
+def transcripts_of(path, seq_len=6, **fields):
+    return data.load_corpus(DataConfig(path=str(path), tokenizer="transcript", **fields), seq_len=seq_len)
 
 
-def test_a_download_cut_short_falls_through_to_the_next_source(recipe, monkeypatch):
-    serve(monkeypatch, wheel=b"hello")
-
-    def cut(source):
-        raise http.client.IncompleteRead(b"hel")
-
-    monkeypatch.setitem(recipes._SOURCES, "https", cut)
-    assert recipes.fetch("greeting").read_bytes() == b"hello"
-
-
-def test_a_cache_that_cannot_be_written_is_named(recipe, monkeypatch, tmp_path):
-    serve(monkeypatch, wheel=b"hello")
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("JAXLM_DATA_DIR", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match=r"cannot be written .*set JAXLM_DATA_DIR"):
-        recipes.fetch("greeting")
+def test_the_last_utterances_are_held_out_whole(tmp_path):
+    path = transcript_file(tmp_path / "a.csv", "ONE", "TWO", "THREE", "FOUR AND MORE")
+    corpus = transcripts_of(path, val_fraction=0.3)
+    assert texts_of(corpus.train) == ["|ONE|", "|TWO|"]
+    assert texts_of(corpus.val) == ["|THREE|", "|FOUR A", "AND MOR", "RE|"]
+    assert corpus.train.dtype == corpus.val.dtype == np.uint8
+    assert [data.count_targets(rows, 29) for rows in (corpus.train, corpus.val)] == [8, 20]
+    assert corpus.tokenizer.to_dict() == {"type": "transcript"}
 
 
-def test_a_damaged_cache_is_kept_aside_and_fetched_anew(recipe, monkeypatch, cache):
-    serve(monkeypatch, https=b"hello")
-    path = recipes.fetch("greeting")
-    path.write_bytes(b"edited")
-    assert recipes.fetch("greeting").read_bytes() == b"hello"
-    assert (path.parent / "a.txt.damaged").read_bytes() == b"edited"
+def test_a_val_path_holds_out_its_rows_and_no_other(tmp_path):
+    train = transcript_file(tmp_path / "a.csv", "ONE", "TWO")
+    val = transcript_file(tmp_path / "b.csv", "THREE")
+    corpus = transcripts_of(train, val_path=str(val))
+    assert (texts_of(corpus.train), texts_of(corpus.val)) == (["|ONE|", "|TWO|"], ["|THREE|"])
 
 
-def test_when_nothing_works_the_message_lists_what_was_tried(recipe, monkeypatch, cache):
-    serve(monkeypatch, wheel=b"tampered")
-    with pytest.raises(ValueError, match="could not be fetched") as error:
-        recipes.fetch("greeting")
-    for words in (
-        "https https://example.invalid/a: no route",
-        "wheel pkg==1: sha256",
-        str(cache / "greeting" / "a.txt"),
-    ):
-        assert words in str(error.value)
-    assert not list(cache.rglob("a.txt*"))
+def test_transcripts_are_known_by_the_contents_and_the_split_of_their_files(tmp_path):
+    train = transcript_file(tmp_path / "a.csv", "ONE", "TWO")
+    val = transcript_file(tmp_path / "b.csv", "THREE")
+    first = transcripts_of(train, val_path=str(val)).sha256
+    assert transcripts_of(train.rename(tmp_path / "c.csv"), val_path=str(val)).sha256 == first
+    others = [transcripts_of(val, val_path=str(tmp_path / "c.csv")).sha256, transcripts_of(tmp_path).sha256]
+    transcript_file(val, "TREE")
+    others.append(transcripts_of(tmp_path / "c.csv", val_path=str(val)).sha256)
+    assert len({first, *others}) == 4
 
 
-def test_a_wheel_is_downloaded_not_installed_and_its_members_joined(recipe, monkeypatch):
-    commands = []
+@pytest.mark.parametrize(("texts", "split"), [([], "training"), (["ONE"], "training")])
+def test_a_split_without_a_row_is_refused(tmp_path, texts, split):
+    corpus = transcripts_of(transcript_file(tmp_path / "a.csv", *texts))
+    with pytest.raises(ValueError, match=f"the {split} split has no row"):
+        data.check_lengths(corpus, 6)
 
-    def pip(command, **kwargs):
-        commands.append(command)
-        with zipfile.ZipFile(command[command.index("--dest") + 1] + "/pkg-1-py3-none-any.whl", "w") as archive:
-            archive.writestr("y", "lo")
-            archive.writestr("x", "hel")
-        return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(recipes.subprocess, "run", pip)
-    monkeypatch.setattr(recipes, "_SOURCES", {**recipes._SOURCES, "https": recipes._from_wheel})
-    assert recipes.fetch("greeting").read_bytes() == b"hello"
-    assert all("download" in command and "--no-deps" in command for command in commands)
+def test_a_held_out_file_without_a_row_is_refused(tmp_path):
+    paths = transcript_file(tmp_path / "a.csv", "ONE"), transcript_file(tmp_path / "b.csv")
+    with pytest.raises(ValueError, match="the validation split has no row"):
+        data.check_lengths(transcripts_of(paths[0], val_path=str(paths[1])), 6)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "tokenizer", "words"),
+    [
+        ("librispeech", "char", "dataset 'librispeech' is transcripts, which tokenizer = 'char' does not read"),
+        ("librispeech", "bpe", "use --data.tokenizer transcript"),
+        ("tinyshakespeare", "transcript", "dataset 'tinyshakespeare' is a text, .* use --data.tokenizer char or bpe"),
+    ],
+)
+def test_a_tokenizer_that_is_not_for_the_dataset_is_refused_before_anything_is_fetched(
+    monkeypatch, dataset, tokenizer, words
+):
+    monkeypatch.setattr(data.recipes, "fetch", None)
+    with pytest.raises(ValueError, match=words):
+        data.load_corpus(DataConfig(dataset=dataset, tokenizer=tokenizer), seq_len=6)
+
+
+def test_the_real_transcripts(librispeech, monkeypatch):
+    monkeypatch.setattr(data.recipes, "fetch", lambda name: librispeech)
+    corpus = data.load_corpus(DataConfig(dataset="librispeech", tokenizer="transcript"), seq_len=256)
+    assert [data.count_targets(rows, 29) for rows in (corpus.train, corpus.val)] == [291_159 + 275_697, 284_150]
+    assert [int((rows[:, 0] == 28).sum()) for rows in (corpus.train, corpus.val)] == [2703 + 2939, 2620]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("groups", [1, 64])
+def test_evaluation_takes_every_row_once_and_counts_no_padding(count, groups):
+    rows = np.full((count, 8), 29, np.uint8)
+    for i, row in enumerate(rows):
+        row[: 2 + i % 7] = i
+    seen = []
+    for batch in data.eval_batches(rows, seq_len=7, batch_size=2, groups=groups, pad_token=29):
+        assert batch.windows.shape[1:] == (2, 8)
+        assert batch.windows.dtype == np.uint8
+        for window, weights in zip(batch.windows.reshape(-1, 8), batch.weights.reshape(-1, 7), strict=True):
+            np.testing.assert_array_equal(weights, window[1:] != 29)
+            seen += window[1:][weights > 0].tolist()
+    assert seen == [i for i in range(count) for _ in range(1 + i % 7)]
+    assert len(seen) == data.count_targets(rows, 29)
 
 
 # Batches -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"presets", "console", "tokenizer", "recipes", "rope", "masks", "scores", "linear", "loss"},
+    {"transcripts"},
     {"data", "cache", "attention"},
     {"modules", "stack"},
     {"transformer", "baselines"},

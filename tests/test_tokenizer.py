@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.tokenizer import BPETokenizer, CharTokenizer, from_dict, load
+from jaxlm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, TranscriptTokenizer, from_dict, load
 
 TEXT = "the cat sat on the mat; the dog sat on the log.\n" * 3
 
@@ -49,6 +49,43 @@ def test_bpe_learns_merges_from_its_text_up_to_the_size():
 def test_bpe_takes_what_looks_like_a_special_token_as_text():
     tokenizer = BPETokenizer.train([TEXT], 270)
     assert len(tokenizer.encode("<|endoftext|>")) == 13
+
+
+@given(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ' "))
+def test_transcripts_go_and_come_back(text):
+    tokenizer = reloaded(TranscriptTokenizer())
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert tokenizer.decode(ids) == text
+
+
+def test_transcript_ids_are_letters_apostrophe_space_eos_pad():
+    tokenizer = TranscriptTokenizer()
+    assert tokenizer.encode("AZ' ").tolist() == [0, 25, 26, 27]
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.vocab_size) == (28, 29, 30)
+    assert tokenizer.decode(range(24, 30)) == "YZ' <eos><pad>"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ABÉ!", "characters '!É' are outside the vocabulary (first 'É' at position 2)"),
+        ("<eos>", "(first '<' at position 0)"),
+        ("A1", "characters '1' are outside"),
+    ],
+)
+def test_what_no_transcript_has_is_named_with_the_first_place(text, message):
+    with pytest.raises(ValueError, match="use only") as error:
+        TranscriptTokenizer().encode(text)
+    assert message in str(error.value)
+    assert ("upper case" in str(error.value)) == (text == "<eos>")
+
+
+def test_only_transcripts_have_an_end_and_padding():
+    for tokenizer in (CharTokenizer("ab"), BPETokenizer.train([TEXT], 260)):
+        assert isinstance(tokenizer, Tokenizer)
+        assert tokenizer.eos_token is tokenizer.pad_token is None
+    assert isinstance(TranscriptTokenizer(), Tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support import apply, built, random_tokens
 from tolerances import FLOAT32, assert_close
@@ -76,6 +77,44 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     assert_close(parts_metrics.grad_norm, whole_metrics.grad_norm, FLOAT32)
     moments = [state.opt_state[1][0].mu for state in (parts, whole)]
     jax.tree.map(lambda a, b: assert_close(a, b, 10 * FLOAT32), *moments)
+
+
+def padded_rows(lengths, width=8):
+    """Rows of random tokens and then 64, the padding of these tests; row i has lengths[i] targets."""
+    rows = np.random.default_rng(1).integers(0, 64, (len(lengths), width))
+    return jnp.asarray(np.where(np.arange(width) > np.array(lengths)[:, None], 64, rows), jnp.int32)
+
+
+def test_padding_has_no_weight_however_the_batch_is_cut():
+    cfg = dataclasses.replace(CFG, dropout=0.0, qkv_bias=False)
+    lengths = 7, 7, 1, 2, 1, 3  # micro-batches of 14, 3 and 4 targets
+    rows, model = padded_rows(lengths), build_model(cfg)
+    step = jax.jit(train_step, static_argnums=(2, 3, 4, 5, 6))
+    (whole, whole_metrics), (parts, parts_metrics) = (step(fresh(cfg), rows, model, TX, 0, n, 64) for n in (1, 3))
+
+    def mean_loss(params):
+        logits, _ = model.apply({"params": params}, rows[:, :-1])
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), rows[:, 1:, None], axis=-1)[..., 0]
+        return sum(losses[i, :n].sum() for i, n in enumerate(lengths)) / sum(lengths)
+
+    loss, grads = jax.jit(jax.value_and_grad(mean_loss))(fresh(cfg).params)
+    clip = min(1, 1 / float(optax.tree.norm(grads)))  # the default clip_norm; the first moment is (1 - b1) g
+    expected = jax.tree.map(lambda g: 0.1 * clip * g, grads)
+    for state, metrics in ((whole, whole_metrics), (parts, parts_metrics)):
+        assert_close(metrics.loss, loss, FLOAT32)
+        assert_close(metrics.grad_norm, optax.tree.norm(grads), FLOAT32)
+        jax.tree.map(lambda a, b: assert_close(a, b, 10 * FLOAT32), state.opt_state[1][0].mu, expected)
+
+
+def test_a_chunk_takes_its_rows_by_the_sequence_of_its_seed():
+    rows = padded_rows([1 + i % 7 for i in range(40)]).astype(jnp.uint8)
+    state, metrics = make_chunk(build_model(CFG), TX, TRAIN, 64)(fresh(), rows, 2)
+    step, expected = jax.jit(train_step, static_argnums=(2, 3, 4, 5, 6)), fresh()
+    for i in range(2):
+        batch = rows[data.batch_starts(TRAIN.seed, i, TRAIN.batch_size, 40)].astype(jnp.int32)
+        expected, expected_metrics = step(expected, batch, build_model(CFG), TX, TRAIN.seed, 1, 64)
+    assert_close(metrics.loss, expected_metrics.loss, FLOAT32)
+    assert int(state.step) == 2
 
 
 def test_dropout_is_on_in_training_and_changes_with_the_step():
