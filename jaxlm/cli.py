@@ -24,6 +24,7 @@ from jaxlm.config import (
 )
 from jaxlm.console import parse_options, print_json, print_table
 from jaxlm.errors import CheckError, UserError
+from jaxlm.model_config import Family, idle_fields
 from jaxlm.schema import to_dict
 
 NOT_YET_COMMANDS = ("parity", "compare", "convert")
@@ -83,6 +84,11 @@ class _AttendOptions(_CheckpointOptions):
     """PNG to write; default: attention.png in the run's folder."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _FamilyOption:
+    family: Annotated[Family, tyro.conf.arg(name="model.family")]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _InfoOptions(_JsonOption):
     model: ModelConfig
@@ -131,6 +137,7 @@ def _train(arguments: list[str]) -> int:
         if first and first != stored.preset:
             raise UserError(f"{out} was made with preset {stored.preset!r}, not {first!r}: drop the preset")
         base = stored
+    base = dataclasses.replace(base, model=_of_family(base.model, rest))
     options = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
@@ -245,7 +252,7 @@ def _info(arguments: list[str]) -> int:
                 f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
             )
         model = read_config(Path(name)).model
-    chosen = parse_options(_InfoOptions, rest, "info PRESET", _InfoOptions(model=model))
+    chosen = parse_options(_InfoOptions, rest, "info PRESET", _InfoOptions(model=_of_family(model, rest)))
     from jaxlm import estimates
 
     model = chosen.model
@@ -308,6 +315,14 @@ def _usage() -> str:
         "usage: jaxlm COMMAND ...\n\nTrain, sample and check small language models in JAX.\n\n"
         f"{lines}\n\n`jaxlm COMMAND --help` lists the options of a command."
     )
+
+
+def _of_family(model: ModelConfig, arguments: list[str]) -> ModelConfig:
+    """A preset's model where --model.family asks for another: what that family does not read goes back to default."""
+    if _asks_help(arguments):
+        return model
+    family = parse_options(_FamilyOption, arguments, "train [PRESET]", _FamilyOption(model.family), others=True).family
+    return dataclasses.replace(model, family=family, **idle_fields(model, family))
 
 
 def _train_defaults(config: ExperimentConfig) -> _TrainOptions:

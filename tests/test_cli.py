@@ -64,7 +64,16 @@ def snapshot(root):
         (["train", "tiny", "--model.activation", "swish"], "'swish'"),
         (["train", "tiny", "--model.num-layers", "two"], "'two'"),
         (["train", "tiny", "--model.num-heads", "5"], "num_heads = 5 does not divide embed_dim = 32"),
-        (["train", "tiny", "--model.family", "recurrent"], "family = 'recurrent' is not there yet"),
+        (
+            ["train", "tiny", "--model.family", "recurrent", "--model.window", "3"],
+            "family = 'recurrent' does not read window = 3",
+        ),
+        (["train", "tiny", "--model.family", "rnn"], "'rnn'"),
+        (["attend", "runs/tiny-1"], "--text"),
+        (["attend", "runs/tiny-1", "--text", ""], "text is empty"),
+        (["attend", "runs/tiny-1", "--text", "x" * 33], "33 tokens are beyond the learned position table"),
+        (["attend", "runs/tiny-1", "--text", "two", "--out", "no/such/folder.png"], "no/such/folder.png cannot be"),
+        (["attend", "runs/tiny-1", "--text", "two", "--out", "map.txt"], "map.txt cannot be written (Format 'txt'"),
         (["train", "tiny", "--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
         (["train", "tiny", "--optim.name", "lion"], "optim.name = 'lion' is not there yet"),
         (["train", "tiny", "--optim.warmup-steps", "500"], "warmup_steps = 500 is not below steps = 500"),
@@ -204,3 +213,22 @@ def test_reports_as_text_and_as_one_json_object(shakespeare, arguments):
     if arguments == ["info", "gpt2-124m"]:
         assert found["parameters"] == 124_439_808
         assert "124,439,808" in text
+
+
+def test_another_family_on_a_preset_drops_what_it_does_not_read(folder):
+    few = ["--train.steps", "5", "--optim.warmup-steps", "2", "--data.path", "text.txt", "--sample.max-new-tokens", "5"]
+    code, _, err = command("train", "tiny", "--model.family", "recurrent", "--model.cell", "gru", *few, "--out", "gru")
+    assert code == 0, err
+    assert json.loads((folder / "gru/config.json").read_text())["config"]["model"]["cell"] == "gru"
+    assert "family = 'recurrent' has no attention maps" in refused("attend", "gru", "--text", "two")
+    shutil.rmtree("gru")
+    found = json.loads(command("info", "tiny", "--model.family", "bigram", "--json")[1])
+    assert (found["parameters"], found["cache_bytes"]) == (65 * 65, 0)
+
+
+def test_attend_draws_every_head(folder):
+    code, out, _ = command("attend", "runs/tiny-1", "--text", "to be,", "--out", "maps.png", "--json")
+    assert code == 0
+    assert json.loads(out)["maps"] == [[2, 6, 6]]
+    assert (folder / "maps.png").read_bytes().startswith(b"\x89PNG")
+    (folder / "maps.png").unlink()

@@ -15,6 +15,7 @@ PACKAGE = Path(jaxlm.__file__).parent
 LAYERS = [
     {"errors", "types"},
     {"schema"},
+    {"model_config"},
     {"config"},
     {"presets", "console", "tokenizer", "recipes", "rope", "masks", "scores", "linear", "loss"},
     {"transcripts"},
