@@ -23,6 +23,7 @@ test: .venv/.test
 
 test-slow: .venv/.test
 	$(BIN)/python -m pytest -m "not x64 and slow"
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -m "x64 and slow"
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -35,6 +36,7 @@ format: .venv/.dev
 
 bench: .venv/.test
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/attention.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -75,5 +75,5 @@ def plot_masks(rows: dict[str, list[tuple[str, Bool[np.ndarray, "T T"]]]], path:
             axes.set_axis_off()
         for axes, (label, mask) in zip(line, masks, strict=False):
             axes.imshow(mask, vmin=0, vmax=1, cmap="Blues")
-            axes.set_title(f"{name}\n{label}", fontsize=8)
+            axes.set_title(f"{label}\n{name}", fontsize=8)
     figure.savefig(path, dpi=120)

@@ -38,13 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/masks.png"))
     out = parser.parse_args().out
-    positions, rows = jnp.arange(LENGTH)[None], {}
+    positions = jnp.arange(LENGTH)[None]
+    rows: dict[str, list[tuple[str, np.ndarray]]] = {"layer 0 sees": [], "layer 1 sees": [], "output depends on": []}
     for name, window in PATTERNS.items():
         sizes = {"vocab_size": LENGTH, "max_seq_len": LENGTH, "num_layers": 2, "embed_dim": 16, "num_heads": 2}
         cfg = ModelConfig(**sizes, window=window, tie_embeddings=False, init="torch")
         masks = [np.asarray(attention_mask(positions, positions, w)[0]) for w in cfg.layer_windows]
         field = receptive_field(cfg)
-        rows[name] = [("layer 0", masks[0]), ("layer 1", masks[1]), ("gradient, both", field)]
+        for row, mask in zip(rows.values(), [*masks, field], strict=True):
+            row.append((name, mask))
         print(f"{name}: the last of {LENGTH} positions depends on {int(field[-1].sum())} tokens")
     plot_masks(rows, out)
 

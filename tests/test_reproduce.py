@@ -10,8 +10,8 @@ from jaxlm.presets import preset
 pytestmark = pytest.mark.slow
 
 
-def val_loss(tmp_path, **optim):
-    config = preset("nanogpt-cpu")
+def val_loss(tmp_path, name="nanogpt-cpu", **optim):
+    config = preset(name)
     config = dataclasses.replace(
         config,
         optim=dataclasses.replace(config.optim, **optim),
@@ -26,3 +26,8 @@ def test_nanogpt_cpu_reaches_its_loss(tmp_path):
 
 def test_nanogpt_cpu_with_the_settings_of_the_published_run(tmp_path):
     assert val_loss(tmp_path, learning_rate=1e-3, warmup_steps=100, weight_decay=0.1) <= 1.91
+
+
+@pytest.mark.parametrize(("name", "bound"), [("bigram", 2.50), ("embedding-bigram", 2.49), ("single-head", 2.39)])
+def test_the_baselines_of_stats_305_reach_their_loss(tmp_path, name, bound):
+    assert val_loss(tmp_path, name) <= bound
