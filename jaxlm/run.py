@@ -136,6 +136,11 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
             f"{path / 'tokenizer.json'} has {made.vocab_size} entries, the model {config.model.vocab_size}: "
             "put the run's own tokenizer back"
         )
+    if config.model.attention_impl == "cudnn" and jax.default_backend() != "gpu":
+        warnings.warn(
+            f"{path} was trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'", stacklevel=2
+        )
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention_impl="auto"))
     model = build_model(config.model)
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     for candidate in candidates:
@@ -183,7 +188,7 @@ def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "m
     """
     ids = _encode(text, run.tokenizer, "text")
     maps = [layer[0] for layer in attention_maps(run.model, run.params, ids[None])]
-    labels = [run.tokenizer.decode([token]).replace("\n", "\\n") for token in ids.tolist()]
+    labels = [run.tokenizer.decode([token]).replace("\n", "\\n").replace(" ", "␣") for token in ids.tolist()]
     try:
         report.plot_attention_maps(maps, labels, path, f"{run.path.name}, step {run.step}")
     except (OSError, ValueError) as error:  # matplotlib refuses an unknown suffix by ValueError

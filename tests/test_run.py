@@ -238,3 +238,15 @@ def test_a_bpe_run_loads_with_its_vocabulary(config, tmp_path):
     assert loaded.config.model.vocab_size == loaded.tokenizer.vocab_size == 300
     sample = dataclasses.replace(bpe.sample, prompt="Wherefore art thou, Zoë?", max_new_tokens=5)
     assert run.sample(loaded, sample)[0].startswith("Wherefore art thou, Zoë?")
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there cuDNN is at hand")
+def test_a_run_of_a_gpu_opens_elsewhere_with_a_warning(whole, tmp_path):
+    out = tmp_path / "moved"
+    shutil.copytree(whole, out)
+    record = json.loads((out / "config.json").read_text())
+    record["config"]["model"] |= {"attention_impl": "cudnn", "dtype": "bfloat16"}
+    (out / "config.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match="trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'"):
+        opened = run.load_run(out)
+    assert opened.model.cfg.attention_impl == "auto"
