@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.attention import attend, local_attend
+from jaxlm.attention import attend
+from jaxlm.local import local_attend
 from jaxlm.masks import attention_mask
 
 LENGTHS = [1024, 2048, 4096, 8192, 16384]
@@ -38,17 +39,15 @@ def gradient(length: int, window: int, local: bool, batch: int = 1, heads: int =
     return lambda: jax.block_until_ready(compiled(q, k, v)), size
 
 
-def in_turn(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, timed in turn after one warm-up call."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
+def median_seconds(call: Callable[[], None], rounds: int) -> float:
+    """Of consecutive calls after two to warm up. Not in turn: gigabytes of the one would empty the other's caches."""
+    times = []
+    for i in range(rounds + 2):
+        started = time.perf_counter()
         call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+        if i >= 2:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def exponent(lengths: list[int], values: list[float]) -> float:
@@ -63,10 +62,9 @@ def scaling(window: int, rounds: int) -> None:
         f"{'T':>6}  {'local ms':>9} {'MB':>8}  {'reference ms':>12} {'MB':>8}  {'time ratio':>10} {'memory ratio':>12}"
     )
     for length in LENGTHS:
-        made = {name: gradient(length, window, local=name == "local") for name in found}
-        seconds = in_turn({name: call for name, (call, _) in made.items()}, rounds)
-        for name in found:
-            found[name].append((seconds[name], made[name][1]))
+        for name, rows in found.items():
+            call, size = gradient(length, window, local=name == "local")
+            rows.append((median_seconds(call, rounds), size))
         (fast, small), (slow, large) = found["local"][-1], found["reference"][-1]
         print(
             f"{length:>6}  {1e3 * fast:>9.1f} {small / 1e6:>8.1f}  {1e3 * slow:>12.1f} {large / 1e6:>8.1f}  "
@@ -85,9 +83,8 @@ def crossing(rounds: int) -> None:
     for window in (8, 16, 32, 64, 128, 256):
         ratios = []
         for n in lengths:
-            calls = {str(local): gradient(int(n * window), window, local, 4, 4)[0] for local in (True, False)}
-            seconds = in_turn(calls, rounds)
-            ratios.append(seconds["False"] / seconds["True"])
+            local, masked = (gradient(int(n * window), window, choice, 4, 4)[0] for choice in (True, False))
+            ratios.append(median_seconds(masked, rounds) / median_seconds(local, rounds))
         print(f"{window:>4} " + "".join(f"{ratio:>9.2f}" for ratio in ratios), flush=True)
 
 
@@ -95,12 +92,12 @@ def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--window", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each, in turn")
+    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each")
     parser.add_argument("--crossing", action="store_true")
     arguments = parser.parse_args()
     device = jax.devices()[0]
     print(f"{device.device_kind} ({platform.processor() or platform.machine()}), jax {jax.__version__}, float32")
-    print(f"one warm-up call, then the median of {arguments.rounds}, in turn")
+    print(f"two warm-up calls, then the median of {arguments.rounds}")
     if arguments.crossing:
         crossing(arguments.rounds)
     else:

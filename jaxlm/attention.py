@@ -6,9 +6,8 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jaxlm.masks import attention_mask
 from jaxlm.scores import Score, dot_scores
 
 
@@ -74,71 +73,6 @@ def attend(
         weights = on_weights(weights)
     out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(values.dtype), values)
     return out.reshape(batch, length, -1, values.shape[-1])
-
-
-def local_attend(
-    queries: Float[Array, "B T N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K Hv"],
-    query_positions: Int[Array, "#B T"],
-    key_positions: Int[Array, "#B S"],
-    window: int,
-    *,
-    block: int | None = None,
-    score: Score = dot_scores,
-    cap: float | None = None,
-    on_weights: Callable[[Array], Array] | None = None,
-) -> Float[Array, "B T maps Hv"]:
-    """`attend` under a sliding window, in time and memory O(T W) instead of O(T S).
-
-    The queries are cut into blocks; each sees its own block and as many keys before it as the window reaches back,
-    masked by positions as ever. The last T keys must be the queries' own tokens and the keys before them (a cache)
-    must end right there: token by token, oldest first. Padding (position -1) may stand anywhere.
-
-    Args:
-      window: keys a query sees, itself included.
-      block: queries a block; None = as many as measured fastest.
-    """
-    batch, length = queries.shape[:2]
-    block = block or min(length, local_block(window))
-    reach = -(-(window - 1) // block) * block  # keys before a block, in whole blocks
-    blocks = -(-length // block)
-    before = keys.shape[1] - length
-    missing, tail = reach - before, blocks * block - length
-
-    def with_reach(x: Array, fill: int) -> Array:
-        """x over the keys, so that block i's keys begin at i * block."""
-        widths = [(0, 0), (max(missing, 0), tail), *[(0, 0)] * (x.ndim - 2)]
-        return jnp.pad(x[:, max(-missing, 0) :], widths, constant_values=fill)
-
-    def blocked_keys(x: Array, fill: int = 0) -> Array:
-        padded = with_reach(x, fill)
-        pieces = padded.reshape(x.shape[0], -1, block, *x.shape[2:])
-        seen = [pieces[:, i : i + blocks] for i in range(reach // block + 1)]
-        return jnp.concatenate(seen, axis=2).reshape(-1, reach + block, *x.shape[2:])
-
-    def blocked_queries(x: Array, fill: int = 0) -> Array:
-        padded = jnp.pad(x, [(0, 0), (0, tail), *[(0, 0)] * (x.ndim - 2)], constant_values=fill)
-        return padded.reshape(-1, block, *x.shape[2:])
-
-    mask = attention_mask(blocked_queries(query_positions, -1), blocked_keys(key_positions, -1), window)
-    if query_positions.shape[0] < batch:
-        mask = jnp.tile(mask, (batch // query_positions.shape[0], 1, 1))
-    out = attend(
-        blocked_queries(queries),
-        blocked_keys(keys),
-        blocked_keys(values),
-        mask,
-        score=score,
-        cap=cap,
-        on_weights=on_weights,
-    )
-    return out.reshape(batch, blocks * block, *out.shape[2:])[:, :length]
-
-
-def local_block(window: int) -> int:
-    """Queries a block of `local_attend`: about half the window was fastest for windows of 32 to 256 (docs/log.md)."""
-    return max(16, -(-window // 2))
 
 
 def cudnn_attend(

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlm.attention import attend, cudnn_attend, local_attend
+from jaxlm.attention import attend, cudnn_attend
 from jaxlm.cache import KVCache, LayerCache
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
+from jaxlm.local import local_attend
 from jaxlm.masks import attention_mask
 from jaxlm.modules import Dense, LanguageModel, Norm, look_up, table_init, weight_init
 from jaxlm.rope import apply_rope, rope_angles, sinusoids
@@ -19,8 +20,8 @@ from jaxlm.scores import Score, additive_scores, concat_scores, dot_scores, mult
 from jaxlm.stack import apply_layers
 from jaxlm.types import Logits, Tokens
 
-LOCAL_FROM = 3
-"""attention_impl "auto" goes local from this many windows of queries on: below it the whole mask is as fast."""
+LOCAL_FROM_WINDOWS, LOCAL_FROM_TOKENS = 3, 128
+"""attention_impl "auto" goes local where there are at least as many queries: below, the whole mask is as fast."""
 
 
 def _gelu(x: Array) -> Array:
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         """Attends from x to itself and to what the cache holds; returns the cache with x's keys written."""
         cfg = self.cfg
         queries, keys, values = self._project(x, positions)
-        on_weights = nn.Dropout(cfg.attention_dropout, deterministic=not train)
+        dropout = nn.Dropout(cfg.attention_dropout, deterministic=False) if train and cfg.attention_dropout else None
         window, key_positions, new_cache = self.window, positions, None
         if cache is not None:
             new_cache = cache.write(keys, values, positions)
@@ -69,12 +70,12 @@ class Attention(nn.Module):
             out = cudnn_attend(queries, keys, values, window)
         elif window is not None and self._goes_local(x.shape[1], window):
             at = positions, key_positions, window
-            out = local_attend(queries, keys, values, *at, score=score, cap=cap, on_weights=on_weights)
+            out = local_attend(queries, keys, values, *at, score=score, cap=cap, on_weights=dropout)
         else:
 
             def seen(weights: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
                 self.sow("intermediates", "attention_weights", weights)  # a no-op unless asked for
-                return on_weights(weights)
+                return dropout(weights) if dropout else weights
 
             mask = attention_mask(positions, key_positions, window)
             out = attend(queries, keys, values, mask, score=score, cap=cap, on_weights=seen)
@@ -87,7 +88,7 @@ class Attention(nn.Module):
     def _goes_local(self, length: int, window: int) -> bool:
         if length == 1 or self.cfg.attention_impl == "reference":
             return False
-        return self.cfg.attention_impl == "local" or length >= LOCAL_FROM * window
+        return self.cfg.attention_impl == "local" or length >= max(LOCAL_FROM_WINDOWS * window, LOCAL_FROM_TOKENS)
 
     @nn.nowrap
     def _project(

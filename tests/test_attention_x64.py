@@ -12,11 +12,11 @@ from tolerances import FLOAT32, FLOAT64, assert_close
 from jaxlm.attention import (
     attend,
     cudnn_attend,
-    local_attend,
     self_attention,
     self_attention_grads,
     softcap,
 )
+from jaxlm.local import local_attend
 from jaxlm.masks import attention_mask
 from jaxlm.scores import additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
 
@@ -45,11 +45,18 @@ def assert_same(ours, theirs, tolerance):
     jax.tree.map(functools.partial(assert_close, tolerance=tolerance), ours, theirs)
 
 
-WIDE_GRID = [pytest.param(t, b, marks=pytest.mark.slow) for t in (3, 17, 31, 67, 129) for b in (None, 1, 2, 5, 8, 64)]
+WIDE_GRID = [
+    pytest.param(length, block, chunk, marks=pytest.mark.slow)
+    for length in (3, 17, 31, 67, 129)
+    for block, chunk in ((None, None), (1, None), (2, 12), (5, 9), (8, None), (64, 33))
+]
 
 
-@pytest.mark.parametrize(("length", "block"), [(1, None), (13, None), (13, 3), (29, 4), (29, None), *WIDE_GRID])
-def test_local_attention_is_the_masked_one_for_every_window(length, block):
+@pytest.mark.parametrize(
+    ("length", "block", "chunk"),
+    [(1, None, None), (13, None, None), (13, 3, None), (29, 4, None), (29, 3, 8), *WIDE_GRID],
+)
+def test_local_attention_is_the_masked_one_for_every_window(length, block, chunk):
     queries, keys, values = normal(0, 2, length, 4, 3), normal(1, 2, length, 2, 3), normal(2, 2, length, 2, 5)
     positions, weight = jnp.arange(length)[None], normal(99, 2, length, 4, 5)
 
@@ -61,7 +68,13 @@ def test_local_attention_is_the_masked_one_for_every_window(length, block):
 
     @functools.partial(jax.jit, static_argnums=0)
     def local(window):
-        at = {"query_positions": positions, "key_positions": positions, "window": window, "block": block}
+        at = {
+            "query_positions": positions,
+            "key_positions": positions,
+            "window": window,
+            "block": block,
+            "chunk": chunk,
+        }
         value, pull = jax.vjp(functools.partial(local_attend, **at), queries, keys, values)
         return value, pull(weight)
 
@@ -91,17 +104,17 @@ def test_local_attention_after_a_cache(before):
     positions = jnp.maximum(positions, -1)
     at = positions[:, before:], positions, 5
     masked = attend(queries, keys, values, attention_mask(*at))
-    for block in (None, 2, 5):
-        assert_close(local_attend(queries, keys, values, *at, block=block), masked, LOCAL)
+    for block, chunk in ((None, None), (2, None), (5, None), (2, 5)):
+        assert_close(local_attend(queries, keys, values, *at, block=block, chunk=chunk), masked, LOCAL)
 
 
 def test_memory_of_local_attention_grows_with_the_length_and_that_of_the_mask_with_its_square():
-    def peak(length, local):
+    def peak(length, local, chunk=None):
         positions = jnp.arange(length)[None]
 
         def loss(q, k, v):
             if local:
-                return local_attend(q, k, v, positions, positions, 8).sum()
+                return local_attend(q, k, v, positions, positions, 8, chunk=chunk).sum()
             return attend(q, k, v, attention_mask(positions, positions, 8)).sum()
 
         shape = jax.ShapeDtypeStruct((1, length, 1, 4), jnp.float64)
@@ -110,6 +123,7 @@ def test_memory_of_local_attention_grows_with_the_length_and_that_of_the_mask_wi
 
     assert peak(2048, local=True) / peak(512, local=True) < 4.5
     assert peak(2048, local=False) / peak(512, local=False) > 10
+    assert peak(2048, local=True, chunk=256) < 0.8 * peak(2048, local=True)
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])

@@ -41,6 +41,19 @@ def test_local_attention_costs_fewer_operations_on_a_long_context():
     assert estimates.forward_flops_per_token(local) < 0.4 * estimates.forward_flops_per_token(full)
 
 
+@pytest.mark.parametrize(
+    ("length", "window", "chosen"), [(127, 8, "reference"), (128, 43, "reference"), (129, 43, "local")]
+)
+def test_auto_goes_local_from_three_windows_and_128_tokens_on(length, window, chosen):
+    cfg = variant(max_seq_len=length, window=window, num_layers=1)
+    flops = {
+        impl: estimates.forward_flops_per_token(dataclasses.replace(cfg, attention_impl=impl))
+        for impl in ("auto", "reference", "local")
+    }
+    assert flops["reference"] != flops["local"]
+    assert flops["auto"] == flops[chosen]
+
+
 @pytest.mark.parametrize("name", ["rope", "summed_scores", "wide_values", "window_pattern", "lstm", "bigram"])
 def test_cache_bytes_are_those_of_the_arrays(name):
     cfg = VARIANTS[name]

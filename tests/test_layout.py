@@ -20,7 +20,7 @@ LAYERS = [
     {"presets", "console", "tokenizer", "recipes", "rope", "masks", "scores", "linear", "loss"},
     {"transcripts"},
     {"data", "cache", "attention"},
-    {"modules", "stack"},
+    {"modules", "stack", "local"},
     {"transformer", "baselines"},
     {"model"},
     {"optim"},
