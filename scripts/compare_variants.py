@@ -60,6 +60,7 @@ VARIANTS = {
     "value_head_dim 128": changed(value_head_dim=128),
     "learned positions": changed(position="learned"),
     "sinusoidal positions": changed(position="sinusoidal"),
+    "sinusoidal positions, init torch": changed(position="sinusoidal", init="torch"),
     "no positions": changed(position="none"),
     "post-norm": changed(norm_order="post"),
     "rmsnorm, swiglu": changed(norm="rmsnorm", activation="swiglu", mlp_dim=344),
