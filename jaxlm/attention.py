@@ -123,7 +123,8 @@ def self_attention(
 ) -> Float[Array, "*batch T Dv"]:
     """One attention head, softmax(Q K^T / sqrt(D_k)) V with K = X W_k, Q = X W_q, V = X W_v; derivative by hand.
 
-    The backward pass is `self_attention_grads`, not autodiff (reverse mode only). Any number of batch axes.
+    The softmax is in at least float32. The backward pass is `self_attention_grads`, not autodiff (reverse mode only).
+    Any number of batch axes.
 
     Args:
       causal: token t sees tokens 0 .. t only.
@@ -147,10 +148,11 @@ def self_attention_grads(
 
 def _self_attention(X, W_k, W_q, W_v, causal):
     K, Q, V = (jnp.matmul(X, weight) for weight in (W_k, W_q, W_v))
-    A_w = jnp.einsum("...tk,...sk->...ts", Q, K)
+    wide = jnp.promote_types(X.dtype, jnp.float32)
+    A_w = jnp.einsum("...tk,...sk->...ts", Q, K, preferred_element_type=wide)
     mask = jnp.tri(X.shape[-2], dtype=bool) if causal else jnp.ones(A_w.shape[-2:], bool)
     mask = jnp.expand_dims(mask, range(A_w.ndim - 2))
-    A_sig = masked_softmax(A_w * W_k.shape[1] ** -0.5, mask)
+    A_sig = masked_softmax(A_w * W_k.shape[1] ** -0.5, mask).astype(X.dtype)
     return jnp.matmul(A_sig, V), (X, W_k, W_q, W_v, K, Q, V, A_sig)
 
 

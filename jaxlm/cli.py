@@ -137,7 +137,7 @@ def _train(arguments: list[str]) -> int:
         if first and first != stored.preset:
             raise UserError(f"{out} was made with preset {stored.preset!r}, not {first!r}: drop the preset")
         base = stored
-    base = dataclasses.replace(base, model=_of_family(base.model, rest))
+    base = dataclasses.replace(base, model=_of_family(base.model, rest, "train [PRESET]"))
     options = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
@@ -252,7 +252,9 @@ def _info(arguments: list[str]) -> int:
                 f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
             )
         model = read_config(Path(name)).model
-    chosen = parse_options(_InfoOptions, rest, "info PRESET", _InfoOptions(model=_of_family(model, rest)))
+    chosen = parse_options(
+        _InfoOptions, rest, "info PRESET", _InfoOptions(model=_of_family(model, rest, "info PRESET"))
+    )
     from jaxlm import estimates
 
     model = chosen.model
@@ -317,11 +319,11 @@ def _usage() -> str:
     )
 
 
-def _of_family(model: ModelConfig, arguments: list[str]) -> ModelConfig:
+def _of_family(model: ModelConfig, arguments: list[str], usage: str) -> ModelConfig:
     """A preset's model where --model.family asks for another: what that family does not read goes back to default."""
     if _asks_help(arguments):
         return model
-    family = parse_options(_FamilyOption, arguments, "train [PRESET]", _FamilyOption(model.family), others=True).family
+    family = parse_options(_FamilyOption, arguments, usage, _FamilyOption(model.family), others=True).family
     return dataclasses.replace(model, family=family, **idle_fields(model, family))
 
 

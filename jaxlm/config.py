@@ -28,7 +28,8 @@ class DataConfig(Validated):
     bpe_vocab_size: int = 4096
     """Entries the byte-level BPE may use, its 256 bytes included."""
     val_fraction: float = 0.1
-    """Last part of the text (of the rows of transcripts), held out for validation."""
+    """Last part of the text (of the rows of transcripts), held out for validation; unused where there are held-out
+    files, by val_path or by the dataset."""
     resident_mb: int = 256
     """Texts up to this many MiB are tokenized in memory and live on the device; larger ones go through a
     memory-mapped token file in the data cache. Transcripts are always in memory."""

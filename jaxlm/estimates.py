@@ -1,5 +1,6 @@
 """What a model costs, from its program's shapes alone: nothing is computed and no parameter is made."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxlm.cache import init_cache
 from jaxlm.config import ModelConfig
 from jaxlm.model import build_model, init_params
+from jaxlm.modules import LanguageModel
 from jaxlm.train import batch_loss
 
 
@@ -25,7 +27,7 @@ def forward_flops_per_token(cfg: ModelConfig) -> float:
     A product of [m, k] and [k, n] counts 2 m k n; what a mask then hides is counted, as it is computed. A training
     step takes about three times as many. Embedding lookups, norms and activations are left out.
     """
-    model, tokens = build_model(cfg), jax.ShapeDtypeStruct((1, cfg.max_seq_len), jnp.int32)
+    model, tokens = _model(cfg), jax.ShapeDtypeStruct((1, cfg.max_seq_len), jnp.int32)
     program = jax.make_jaxpr(lambda params, tokens: model.apply({"params": params}, tokens)[0])
     return _product_flops(program(_abstract_params(cfg), tokens).jaxpr) / cfg.max_seq_len
 
@@ -45,7 +47,7 @@ def activation_bytes_per_sequence(cfg: ModelConfig) -> int:
 
     An estimate: XLA may recompute or share some, and the backward pass needs room of its own.
     """
-    model, params = build_model(cfg), _abstract_params(cfg)
+    model, params = _model(cfg), _abstract_params(cfg)
 
     def kept(batch: int) -> int:
         windows = jax.ShapeDtypeStruct((batch, cfg.max_seq_len + 1), jnp.int32)
@@ -55,8 +57,13 @@ def activation_bytes_per_sequence(cfg: ModelConfig) -> int:
     return kept(3) - kept(2)  # what does not grow with the batch (parameters, masks) drops out
 
 
+def _model(cfg: ModelConfig) -> LanguageModel:
+    """The model, with the plain attention where the config's runs on another machine: it costs the same products."""
+    return build_model(dataclasses.replace(cfg, attention_impl="auto") if cfg.attention_impl == "cudnn" else cfg)
+
+
 def _abstract_params(cfg: ModelConfig):
-    return jax.eval_shape(lambda: init_params(build_model(cfg), jax.random.key(0)))
+    return jax.eval_shape(lambda: init_params(_model(cfg), jax.random.key(0)))
 
 
 def _bytes(tree: object) -> int:

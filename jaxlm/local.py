@@ -33,14 +33,17 @@ def local_attend(
 
     The queries are cut into blocks; each sees its own block and as many keys before it as the window reaches back,
     masked by positions as ever. The last T keys must be the queries' own tokens and the keys before them (a cache)
-    must end right there: token by token, oldest first. Padding (position -1) may stand anywhere.
+    must end right there: token by token, oldest first. Padding (position -1) may stand before all or after all of them.
 
     Args:
       window: keys a query sees, itself included.
       block: queries a block; None = about half the window, fastest for windows of 32 to 256 (docs/log.md).
       chunk: queries computed at once; None = CHUNK, or all where `on_weights` is given, which may draw random numbers.
     """
-    length = queries.shape[1]
+    length, window = queries.shape[1], min(window, keys.shape[1])
+    query_positions, key_positions = (
+        jnp.broadcast_to(x, (len(queries), x.shape[1])) for x in (query_positions, key_positions)
+    )
     block = block or min(length, max(16, -(-window // 2)))
     chunk = chunk or (max(CHUNK, window) if on_weights is None else length)
 
@@ -51,8 +54,6 @@ def local_attend(
 
         reach = block + window - 1
         mask = attention_mask(cut(query_positions, block, block, -1), cut(key_positions, block, reach, -1), window)
-        if len(query_positions) < len(queries):
-            mask = jnp.tile(mask, (len(queries), 1, 1))
         at = cut(queries, block, block), cut(keys, block, reach), cut(values, block, reach), mask
         out = attend(*at, score=score, cap=cap, on_weights=on_weights)
         return out.reshape(len(queries), -1, *out.shape[2:])[:, : queries.shape[1]]

@@ -1,6 +1,7 @@
 """ModelConfig: the architecture. Import it from jaxlm.config."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from jaxlm.errors import UserError
@@ -44,7 +45,8 @@ class ModelConfig(Validated):
     mlp_dim: int | None = None
     """F, feed-forward width; None = 4 D, 0 = no MLP sublayer."""
     activation: Activation = "gelu"
-    """gelu is the exact (erf) form, gelu_tanh its approximation; swiglu and geglu (erf) gate with a third matrix."""
+    """Of the MLP. gelu is the exact (erf) form, gelu_tanh its approximation; swiglu and geglu (erf) gate with a third
+    matrix."""
     norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
     """Normalisation; moments in at least float32."""
     norm_eps: float = 1e-5
@@ -68,7 +70,7 @@ class ModelConfig(Validated):
     position: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
     """How positions enter."""
     rope_theta: float = 10000.0
-    """Base of the RoPE frequencies."""
+    """Base of the RoPE frequencies; like rope_layout read with position = "rope" alone."""
     rope_layout: Literal["half", "interleaved"] = "half"
     """half rotates (x[:H/2], x[H/2:]) as Hugging Face does; interleaved rotates (x[2i], x[2i+1]) as Meta does."""
     window: Window = None
@@ -80,7 +82,8 @@ class ModelConfig(Validated):
     are added before one softmax, so there are K attention maps and K value heads."""
     attention_score: Literal["dot", "multiplicative", "concat", "additive"] = "dot"
     """dot: k^T q / sqrt(H); multiplicative: k^T W q / sqrt(H); concat: w^T [k; q]; additive: w^T tanh(W [k; q]); with
-    weights of each query head's own. (In concat the query's term cancels in the softmax.)"""
+    weights of each query head's own. (In concat the query's term cancels in the softmax, unless a soft cap comes
+    between.)"""
     score_dim: int | None = None
     """Width of the additive score's hidden layer; None = H."""
     qk_norm: bool = False
@@ -105,8 +108,9 @@ class ModelConfig(Validated):
     """Type of the parameters."""
     attention_impl: Literal["auto", "reference", "local", "cudnn"] = "auto"
     """Which implementation computes attention; the result is the same. reference: the whole T x T mask; local: windowed
-    layers in blocks, time and memory O(T W); auto: local where it is faster; cudnn: the fused kernel of an NVIDIA GPU
-    (bfloat16, no attention dropout, no score variants; training only, cached decoding uses auto)."""
+    layers in blocks, time and memory O(T W), the others as with reference; auto: local where it is faster; cudnn: the
+    fused kernel of an NVIDIA GPU (bfloat16, no attention dropout, no score variants; training only, cached decoding
+    uses auto)."""
     scan_layers: bool = False
     """One compiled block scanned over stacked parameters: compiles faster when deep."""
     remat: bool = False
@@ -120,8 +124,8 @@ class ModelConfig(Validated):
         check_rate(self, "dropout", "attention_dropout", "embedding_dropout")
         for name in ("rope_theta", "attention_softcap", "final_softcap"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} = {value!r} is too small: give more than 0")
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} = {value!r} is out of range: give a finite number above 0")
         if self.family == "transformer":
             self._check_attention()
         self._check_fields_of_family()

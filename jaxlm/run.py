@@ -189,6 +189,8 @@ def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "m
     ids = _encode(text, run.tokenizer, "text")
     maps = [layer[0] for layer in attention_maps(run.model, run.params, ids[None])]
     labels = [run.tokenizer.decode([token]).replace("\n", "\\n").replace(" ", "␣") for token in ids.tolist()]
+    if path.suffix == "" or path.is_dir():  # matplotlib would write another file
+        raise UserError(f"{path} cannot be written: give --out a file with a suffix, such as .png")
     try:
         report.plot_attention_maps(maps, labels, path, f"{run.path.name}, step {run.step}")
     except (OSError, ValueError) as error:  # matplotlib refuses an unknown suffix by ValueError

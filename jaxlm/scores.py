@@ -1,4 +1,8 @@
-"""How well a key answers a query: the four attention scores, in at least float32."""
+"""How well a key answers a query: the four attention scores.
+
+They are summed and returned in at least float32; what multiplicative and additive scores compute before the last sum
+is in the type of the queries.
+"""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -35,7 +39,7 @@ def concat_scores(
     key_weight: Float[Array, "K G H"],
     query_weight: Float[Array, "K G H"],
 ) -> Float[Array, "B K G T S"]:
-    """w^T [k; q], w cut into its halves. The query's term is the same for all keys: the softmax cancels it."""
+    """w^T [k; q], w in halves. The query's term is the same for all keys: the softmax, if uncapped, cancels it."""
     wide = _wide(queries)
     of_queries = jnp.einsum("btkgh,kgh->bkgt", queries, query_weight, preferred_element_type=wide)
     of_keys = jnp.einsum("bskh,kgh->bkgs", keys, key_weight, preferred_element_type=wide)

@@ -99,6 +99,10 @@ def stack_params(cfg: ModelConfig, params: Params) -> Params:
             f"num_layers = {cfg.num_layers} is not a multiple of the period {period} of window = {cfg.window!r}: "
             "such layers cannot be stacked"
         )
+    for j, block in enumerate(blocks):
+        ours, theirs = (jax.tree.map(jnp.shape, tree) for tree in (block, blocks[j % period]))
+        if ours != theirs:
+            raise UserError(f"block_{j} has not the parameters of block_{j % period}: {ours} against {theirs}")
     layers = {f"block_{j}": _stacked(blocks[j::period]) for j in range(period)}
     return {**{name: leaf for name, leaf in params.items() if not name.startswith("block_")}, "layers": layers}
 

@@ -25,13 +25,13 @@ def find_files(path: Path) -> tuple[Path, ...]:
     Raises:
       UserError: nothing there, no such file in the folder, or both kinds.
     """
-    if path.is_file() and path.suffix == ".csv":
+    if path.is_file() and path.suffix.lower() == ".csv":
         return (path,)
     if not path.is_dir():
         what = "is not a CSV file" if path.exists() else "is not there"
         raise UserError(f"transcripts {path} {what}: give a .csv file with columns id,transcript, or a folder")
-    found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in (".csv", ".npy"))
-    kinds = {file.suffix for file in found}
+    found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in (".csv", ".npy"))
+    kinds = {file.suffix.lower() for file in found}
     if len(kinds) != 1:
         what = "no .csv and no .npy file" if not kinds else "both .csv and .npy files"
         raise UserError(f"folder {path} has {what}: give a folder of one kind")
@@ -82,7 +82,7 @@ def _encode(text: str, where: str, tokenizer: TranscriptTokenizer) -> Utterance:
 
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
     """Where each transcript of a file stands, and its text."""
-    return _csv_texts(file) if file.suffix == ".csv" else _npy_texts(file)
+    return _csv_texts(file) if file.suffix.lower() == ".csv" else _npy_texts(file)
 
 
 def _csv_texts(path: Path) -> Iterator[tuple[str, str]]:
@@ -96,16 +96,17 @@ def _csv_texts(path: Path) -> Iterator[tuple[str, str]]:
             f"{path} is not UTF-8: byte 0x{byte:02x} at offset {error.start}, line {line}; convert it to UTF-8 first"
         ) from None
     number = 0
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
         for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), 1):
             if number == 1:
                 if row != HEADER:
                     raise UserError(f"{path} row 1: header is {','.join(row)!r}: write {','.join(HEADER)!r}")
-            elif len(row) != len(HEADER):
+            elif row and len(row) != len(HEADER):  # blank lines are passed over
                 raise UserError(
                     f"{path} row {number}: {len(row)} columns in place of {len(HEADER)}: write {','.join(HEADER)}"
                 )
-            else:
+            elif row:
                 yield f"{path} row {number}", row[1]
     except csv.Error as error:
         raise UserError(f"{path} row {number + 1}: no CSV ({error}): quote the field, or mend it") from None

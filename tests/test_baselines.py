@@ -114,6 +114,14 @@ def test_dropout_of_the_other_families_acts_in_training_only(name):
         assert np.abs(np.asarray(one - other)).max() > 1e-3
 
 
+def test_dropout_acts_after_each_recurrent_layer():
+    cfg = dataclasses.replace(VARIANTS["elman_tanh"], dropout=0.5, tie_embeddings=False)
+    model, params = built(cfg)
+    params = {**params, "head": {"kernel": jnp.eye(6, 11)}}
+    hidden = np.asarray(apply(model, params, random_tokens(cfg, 3, 7), train=True, key=jax.random.key(1))[0])[..., :6]
+    assert 0.3 < (hidden == 0).mean() < 0.7  # tanh itself is never exactly 0
+
+
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
 def test_cells_begin_as_pytorchs_with_init_torch(cell):
     cfg = family("recurrent", cell=cell, embed_dim=16, num_layers=1, init="torch", tie_embeddings=False)

@@ -73,6 +73,10 @@ def snapshot(root):
         (["attend", "runs/tiny-1", "--text", ""], "text is empty"),
         (["attend", "runs/tiny-1", "--text", "x" * 33], "33 tokens are beyond the learned position table"),
         (["attend", "runs/tiny-1", "--text", "two", "--out", "no/such/folder.png"], "no/such/folder.png cannot be"),
+        (
+            ["attend", "runs/tiny-1", "--text", "two", "--out", "map"],
+            "map cannot be written: give --out a file with a suffix",
+        ),
         (["attend", "runs/tiny-1", "--text", "two", "--out", "map.txt"], "map.txt cannot be written (Format 'txt'"),
         (["train", "tiny", "--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
         (["train", "tiny", "--optim.name", "lion"], "optim.name = 'lion' is not there yet"),

@@ -1,6 +1,7 @@
 """The Transformer in float32: shapes, causality by gradient, options, initialisation, refusals."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,11 +11,13 @@ import pytest
 from support import apply, built, random_tokens
 from tolerances import FLOAT32, assert_close
 
-from jaxlm import data
+from jaxlm import data, transformer
+from jaxlm.attention import cudnn_attend
 from jaxlm.config import ModelConfig
 from jaxlm.loss import cross_entropy
 from jaxlm.model import build_model, init_params
 from jaxlm.presets import preset
+from jaxlm.transformer import Transformer
 
 # Co-prime sizes, so that swapped axes fail: B 3, T 7, D 24, N 4 x H 6, K 2, F 20, V 11, L 2.
 BASE = ModelConfig(
@@ -56,6 +59,9 @@ VARIANTS = {
     "window": variant(window=3),
     "window_pattern": variant(window=(2, None)),
     "local": variant(window=(2, 4), attention_impl="local"),
+    "local_additive_capped": variant(
+        window=3, attention_impl="local", attention_score="additive", attention_softcap=0.7
+    ),
     "mean_pooled": variant(kv_sharing="mean_pooled"),
     "summed_scores": variant(kv_sharing="summed_scores"),
     "multiplicative": variant(attention_score="multiplicative"),
@@ -70,6 +76,7 @@ VARIANTS = {
     "scan_layers": variant(scan_layers=True, num_layers=4, window=(3, None)),
     "remat": variant(remat=True, mlp_dim=19),
     "bigram": family("bigram"),
+    "bigram_capped": family("bigram", final_softcap=1.5),
     "embedding_bigram": family("embedding_bigram", embed_dim=6),
     "elman_tanh": family("recurrent", embed_dim=6, num_layers=2),
     "elman_relu": family("recurrent", embed_dim=6, num_layers=2, cell_activation="relu"),
@@ -190,13 +197,29 @@ def test_parameter_counts_known_from_elsewhere():
     assert count("gpt2-124m") == 124_439_808  # Hugging Face's gpt2
     assert count("shakespeare-char") - 256 * 384 == 10_646_784  # nanoGPT prints 10.65M, positions left out
     assert count("nanogpt-cpu") - 64 * 128 == 795_904  # nanoGPT prints 0.80M
+    embeddings_and_head = 65 * 384 + 256 * 384 + 384 * 65 + 65
+    assert count("bigram") == 65 * 65
+    assert count("embedding-bigram") == 65 * 32 + 32 * 65 + 65
+    assert count("single-head") == embeddings_and_head + 3 * 384 * 384
+    values_of_full_width = 2 * 384 * 384 + 384 * 6 * 384 + 6 * 384 * 384 + 384
+    assert count("multi-head") == embeddings_and_head + values_of_full_width
+    mlp, norms = 2 * 4 * 384 * 384 + 5 * 384, 4 * 384
+    assert count("relu-transformer") == embeddings_and_head + 6 * (values_of_full_width + mlp + norms) + 2 * 384
 
 
-@pytest.mark.parametrize("kind", ["dropout", "attention_dropout", "embedding_dropout"])
-def test_dropout_acts_in_training_only(kind):
-    cfg = variant(**{kind: 0.5})
+@pytest.mark.parametrize(
+    ("base", "kind"),
+    [
+        (BASE, "dropout"),
+        (BASE, "attention_dropout"),
+        (BASE, "embedding_dropout"),
+        (VARIANTS["local"], "attention_dropout"),
+    ],
+)
+def test_dropout_acts_in_training_only(base, kind):
+    cfg = dataclasses.replace(base, **{kind: 0.5})
     tokens = random_tokens(cfg, 2, 7)
-    np.testing.assert_array_equal(logits_of(cfg, tokens), logits_of(BASE, tokens))
+    np.testing.assert_array_equal(logits_of(cfg, tokens), logits_of(base, tokens))
     one, same, other = (logits_of(cfg, tokens, train=True, key=jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-2
@@ -215,16 +238,30 @@ def test_dropout_keeps_the_mean_of_what_it_drops():
     assert logits.std(0).max() > 0.1
 
 
-def test_embedding_dropout_drops_every_occurrence_of_a_word():
-    cfg = variant(num_layers=1, mlp_dim=0, position="none", embedding_dropout=0.5, tie_embeddings=False)
-    cfg = dataclasses.replace(cfg, norm="none", attention_out_proj=True)
+def silent(**fields):
+    """(config, model, parameters) whose one block writes nothing: logits are the residual stream times the head."""
+    cfg = variant(num_layers=1, mlp_dim=0, norm="none", position="none", **fields)
     model, params = built(cfg)
-    silent = jax.tree.map(jnp.zeros_like, params["block_0"])  # only the residual stream is left: logits = word @ head
-    params = {**params, "block_0": silent}
+    return cfg, model, {**params, "block_0": jax.tree.map(jnp.zeros_like, params["block_0"])}
+
+
+def test_dropout_acts_on_the_embeddings_before_the_first_block():
+    _, model, params = silent(dropout=0.5, tie_embeddings=False)
+    params["head"] = {"kernel": jnp.eye(24)[:, :11]}
+    tokens = jnp.array([[3, 4, 3, 5]])
+    out = np.asarray(
+        apply(model, params, tokens, train=True, key=jax.random.key(1))[0] / params["embedding"][tokens][..., :11]
+    )
+    assert set(np.round(out.ravel(), 4)) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_embedding_dropout_drops_every_occurrence_of_a_word(tied):
+    _, model, params = silent(embedding_dropout=0.5, tie_embeddings=tied)
     tokens = jnp.array([[3, 4, 3, 5, 3, 6, 7]])
     out, _ = apply(model, params, tokens, train=True, key=jax.random.key(1))
-    words = params["embedding"][tokens] @ params["head"]["kernel"]
-    ratio = np.asarray((out / words)[0]).mean(axis=-1)
+    words = params["embedding"][tokens] @ (params["embedding"].T if tied else params["head"]["kernel"])
+    ratio = np.asarray((out / words)[0]).mean(axis=-1)  # the head's own table drops nothing
     assert set(np.round(ratio, 3)) == {0.0, 2.0}
     assert ratio[0] == ratio[2] == ratio[4]
 
@@ -261,6 +298,18 @@ def test_rope_angles_stay_wide_under_bfloat16():
     # Rounded to bfloat16, positions past 512 fall on every fourth: neighbours would share their angles.
     error = np.sqrt(((half - exact) ** 2).mean() / (exact**2).mean())
     assert error < 0.02, error
+
+
+def test_cudnn_is_called_with_the_layers_window(monkeypatch):
+    """The same call through XLA's implementation: bfloat16 on both sides, so they agree to its rounding."""
+    cfg = variant(window=(2, None), dtype="bfloat16", head_dim=8)
+    _, params = built(cfg)
+    fused = Transformer(dataclasses.replace(cfg, attention_impl="cudnn"))
+    monkeypatch.setattr(transformer, "cudnn_attend", functools.partial(cudnn_attend, implementation="xla"))
+    tokens = random_tokens(cfg, 2, 7)
+    logits = np.asarray(logits_of(cfg, tokens))
+    ours = np.asarray(fused.apply({"params": params}, tokens)[0])
+    assert np.sqrt(((ours - logits) ** 2).mean() / (logits**2).mean()) < 0.02
 
 
 def test_what_the_machine_cannot_do_is_refused():

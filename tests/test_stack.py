@@ -11,6 +11,7 @@ from test_model import VARIANTS, variant
 from tolerances import FLOAT32, assert_close
 
 from jaxlm.model import build_model, init_params
+from jaxlm.optim import decay_mask
 from jaxlm.stack import stack_params, unstack_params
 
 PATTERN = variant(num_layers=4, window=(3, None))
@@ -50,6 +51,16 @@ def test_parameters_convert_to_the_last_bit_and_have_the_layout_of_init():
     jax.tree.map(np.testing.assert_array_equal, stack_params(PATTERN, plain), params)
 
 
+def test_weight_decay_is_the_same_for_stacked_layers():
+    cfg = variant(num_layers=4, window=(3, None), attention_score="additive", qk_norm=True)
+    params = built(cfg)[1]
+    plain, stacked = decay_mask(params), decay_mask(stack_params(cfg, params))
+    assert {leaf for place in stacked["layers"].values() for leaf in jax.tree.leaves(place)} == {True, False}
+    for i in range(4):
+        assert stacked["layers"][f"block_{i % 2}"] == plain[f"block_{i}"]
+    assert not plain["block_0"]["mlp"]["up"]["bias"]
+
+
 def test_every_scanned_layer_begins_with_draws_of_its_own():
     model = build_model(variant(num_layers=4, scan_layers=True))
     kernel = np.asarray(init_params(model, jax.random.key(0))["layers"]["block_0"]["mlp"]["up"]["kernel"])
@@ -78,6 +89,11 @@ def test_every_scanned_layer_drops_units_of_its_own():
             "the layers block_0, block_1, block_3;",
         ),
         (stack_params, lambda p: {**p, "block_4": p["block_0"]}, "block_4; num_layers = 4"),
+        (
+            stack_params,
+            lambda p: {**p, "block_2": {"mlp": p["block_2"]["mlp"]}},
+            "block_2 has not the parameters of block_0",
+        ),
         (unstack_params, lambda p: p, "not stacked"),
         (unstack_params, lambda p: {"layers": {"block_0": p["block_0"]}}, "need block_0, block_1"),
         (

@@ -325,3 +325,10 @@ def test_bad_input_is_one_line(folder, arguments, words):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err
     assert not (folder / "refused").exists()
+
+
+def test_blank_lines_long_transcripts_and_upper_case_suffixes_are_read(tmp_path):
+    long = "A" * 200_000  # above the csv module's own limit
+    (tmp_path / "speech.CSV").write_text(f"id,transcript\n1,{long}\n\n2,B\n\n")
+    assert read_texts(tmp_path) == [long, "B"]
+    assert read_texts(tmp_path / "speech.CSV") == [long, "B"]

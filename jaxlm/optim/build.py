@@ -2,6 +2,7 @@
 
 import jax
 import optax
+from jaxtyping import Array
 
 from jaxlm.config import OptimConfig
 from jaxlm.errors import UserError
@@ -10,8 +11,15 @@ from jaxlm.types import Params
 
 
 def decay_mask(params: Params) -> Params:
-    """True for the leaves that weight decay shrinks: matrices (kernels and tables), not biases or norm scales."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+    """True for the leaves weight decay shrinks: matrices (kernels, tables, weights of scores), not biases and scales.
+
+    Layers stacked by scan_layers decay as they would one by one.
+    """
+
+    def is_matrix(path: tuple, leaf: Array) -> bool:
+        return leaf.ndim - (path[0] == jax.tree_util.DictKey("layers")) >= 2
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
