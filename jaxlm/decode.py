@@ -49,9 +49,9 @@ def generate(
     """Continues each prompt with `max_new_tokens` tokens drawn from softmax(logits / temperature).
 
     Row r draws token i with fold_in(fold_in(key, r), i), so the same key gives the same tokens. Past max_seq_len
-    a transformer without a position table rolls: it sees the latest max_seq_len tokens of each layer's cache (a recurrent
-    model keeps its state). A learned
-    table cannot roll; there each token costs a forward pass over the latest max_seq_len tokens.
+    a transformer without a position table rolls: it sees the latest max_seq_len tokens of each layer's cache. A learned
+    table cannot roll; there each token costs a forward pass over the latest max_seq_len tokens. A recurrent model
+    keeps its state.
 
     Args:
       prompt: [B, P] token ids, P >= 1.
