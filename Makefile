@@ -10,6 +10,8 @@ TORCH_INDEX ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Tests are mostly compiled by one thread each: a process a core, a file's tests in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 INSTALLED := pyproject.toml constraints.txt
 
 .PHONY: train test test-slow lint format bench clean
@@ -18,12 +20,12 @@ train: .venv/.train
 	$(BIN)/jaxlm train $(PRESET)
 
 test: .venv/.test
-	$(BIN)/python -m pytest -m "not x64 and not slow"
-	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -m "x64 and not slow"
+	$(PYTEST) -m "not x64 and not slow"
+	JAX_ENABLE_X64=1 $(PYTEST) -m "x64 and not slow"
 
 test-slow: .venv/.test
 	$(BIN)/python -m pytest -m "not x64 and slow"
-	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -m "x64 and slow"
+	JAX_ENABLE_X64=1 $(PYTEST) -m "x64 and slow"
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

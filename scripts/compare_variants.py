@@ -118,6 +118,7 @@ def main() -> None:
     corpus = data.load_corpus(DataConfig())
     device = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(f"{device}, jax {jax.__version__}, {arguments.steps} steps, float32")
+    print("step time: after the training, in turn with the first row, ratio of the medians of 5 rounds of 10 steps")
     print("| variant | parameters | cache bytes a token | step time | val loss |\n| --- | ---: | ---: | ---: | ---: |")
     base = Trainer(BASE, corpus, arguments.steps)
     for name in dict.fromkeys([REFERENCE, *(arguments.only or VARIANTS)]):

@@ -1,10 +1,13 @@
 """Models and tokens that tests share, so that each is made once a session."""
 
+import contextlib
 import functools
+import io
 
 import jax
 from jaxtyping import Array
 
+from jaxlm import cli
 from jaxlm.config import ModelConfig
 from jaxlm.model import build_model, init_params
 
@@ -30,3 +33,11 @@ def apply(model, params, tokens, cache=None, lengths=None, train=False, key=None
 def random_tokens(cfg: ModelConfig, batch: int, length: int, seed: int = 0) -> Array:
     """[batch, length] int32 ids."""
     return jax.random.randint(jax.random.key(seed), (batch, length), 0, cfg.vocab_size)
+
+
+def command(*arguments):
+    """(exit code, stdout, stderr) of `jaxlm ARGUMENTS`."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()

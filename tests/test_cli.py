@@ -1,24 +1,16 @@
 """The command: exit codes, one-line refusals, output."""
 
 import contextlib
-import io
 import json
 import shutil
 
 import pytest
+from support import command
 
 from jaxlm import cli
 
 RUN = ["train", "tiny", "--train.steps", "30", "--train.eval-every", "15", "--train.checkpoint-every", "15"]
 SMALL = ["--model.num-layers", "1", "--optim.warmup-steps", "2", "--sample.max-new-tokens", "20"]
-
-
-def command(*arguments):
-    """(exit code, stdout, stderr) of `jaxlm ARGUMENTS`."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(argument) for argument in arguments])
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Transcripts: how files become rows, what is refused, and a run on them by the command."""
 
 import contextlib
-import io
 import json
 
 import jax
@@ -10,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import apply
+from support import apply, command
 
-from jaxlm import cli, data, run, transcripts
+from jaxlm import data, run, transcripts
 from jaxlm.model import init_params
 from jaxlm.recorder import Recorder
 from jaxlm.tokenizer import TranscriptTokenizer
@@ -189,14 +188,6 @@ def test_a_path_without_transcripts_is_refused(tmp_path, files, path, words):
 TRAIN = ["train", "tiny", "--data.tokenizer", "transcript", "--data.path", "train.csv", "--data.val-path", "val.csv"]
 SMALL = ["--model.num-layers", "1", "--model.max-seq-len", "16", "--optim.warmup-steps", "2", "--optim.learning-rate"]
 STEPS = ["0.02", "--train.steps", "40", "--train.eval-every", "20", "--train.checkpoint-every", "20"]
-
-
-def command(*arguments):
-    """(exit code, stdout, stderr) of `jaxlm ARGUMENTS`."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(argument) for argument in arguments])
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
