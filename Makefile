@@ -12,6 +12,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Tests are mostly compiled by one thread each: a process a core, a file's tests in one process.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Float64 tests compile much and compute little: machine code without optimisation halves their time.
+PYTEST_X64 := JAX_ENABLE_X64=1 XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(PYTEST)
 INSTALLED := pyproject.toml constraints.txt
 
 .PHONY: train test test-slow lint format bench clean
@@ -21,11 +23,11 @@ train: .venv/.train
 
 test: .venv/.test
 	$(PYTEST) -m "not x64 and not slow"
-	JAX_ENABLE_X64=1 $(PYTEST) -m "x64 and not slow"
+	$(PYTEST_X64) -m "x64 and not slow"
 
 test-slow: .venv/.test
 	$(BIN)/python -m pytest -m "not x64 and slow"
-	JAX_ENABLE_X64=1 $(PYTEST) -m "x64 and slow"
+	$(PYTEST_X64) --dist load -m "x64 and slow"
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
