@@ -64,7 +64,8 @@ class ModelConfig(Validated):
     attention_out_proj: bool = True
     """A linear layer after the heads are joined."""
     init: Literal["gpt2", "normal", "torch"] = "gpt2"
-    """gpt2: N(0, 0.02), residual projections scaled by 1/sqrt(2L); normal: N(0, 0.02); torch: PyTorch's defaults."""
+    """gpt2: N(0, 0.02), residual projections scaled by 1/sqrt(2L); normal: N(0, 0.02); torch: PyTorch's defaults.
+    Recurrent cells and sinusoidal positions want torch: with 0.02 they begin to learn late."""
     tie_embeddings: bool = True
     """The vocabulary head is the embedding table, transposed."""
     position: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
