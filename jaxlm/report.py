@@ -48,32 +48,29 @@ def plot_attention_maps(maps: list[Float[np.ndarray, "heads T T"]], labels: list
     columns = max(len(layer) for layer in maps)
     figure = Figure(figsize=(2.6 * columns + 0.6, 2.6 * len(maps) + 0.5), layout="constrained")
     grid = figure.subplots(len(maps), columns, squeeze=False)
-    named = len(labels) <= MOST_LABELS
+    if len(labels) > MOST_LABELS:
+        labels = []
     for i, layer in enumerate(maps):
         for head, axes in enumerate(grid[i]):
             image = axes.imshow(layer[head], vmin=0, vmax=1, cmap="Blues")
             axes.set_title(f"layer {i}, head {head}", fontsize=8)
-            axes.set_xticks(range(len(labels)) if named else [])
-            axes.set_yticks(range(len(labels)) if named else [])
-            if named:
-                axes.set_xticklabels(labels, fontsize=6, parse_math=False)
-                axes.set_yticklabels(labels, fontsize=6, parse_math=False)
+            for set_ticks in (axes.set_xticks, axes.set_yticks):
+                set_ticks(range(len(labels)), labels, fontsize=6, parse_math=False)
     figure.colorbar(image, ax=grid, shrink=0.6, label="weight")
     figure.suptitle(title, fontsize=9, parse_math=False)
     figure.savefig(path, dpi=120)
 
 
 def plot_masks(rows: dict[str, list[tuple[str, Bool[np.ndarray, "T T"]]]], path: Path) -> None:
-    """Draws rows of named masks: query down, key across, dark where it is seen."""
+    """Draws rows of equally many named masks: query down, key across, dark where it is seen."""
     from matplotlib.figure import Figure
 
-    columns = max(map(len, rows.values()))
+    columns = len(next(iter(rows.values())))
     figure = Figure(figsize=(1.9 * columns, 2.1 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, masks) in zip(grid, rows.items(), strict=True):
-        for axes in line:
-            axes.set_axis_off()
-        for axes, (label, mask) in zip(line, masks, strict=False):
+        for axes, (label, mask) in zip(line, masks, strict=True):
             axes.imshow(mask, vmin=0, vmax=1, cmap="Blues")
             axes.set_title(f"{label}\n{name}", fontsize=8)
+            axes.set_axis_off()
     figure.savefig(path, dpi=120)
