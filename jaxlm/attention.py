@@ -47,8 +47,9 @@ def attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B S K H"],
     values: Float[Array, "B S K Hv"],
-    mask: Bool[Array, "#B T S"],
+    mask: Bool[Array, "#B T seen"],
     *,
+    past: tuple[Float[Array, "B C K H"], Float[Array, "B C K Hv"]] | None = None,
     score: Score = dot_scores,
     cap: float | None = None,
     on_weights: Callable[[Array], Array] | None = None,
@@ -56,10 +57,11 @@ def attend(
     """softmax(scores) V, query head n reading key/value head n // G; the type of `values` is kept.
 
     Args:
-      mask: True where a query may see a key. A query that sees none gives zeros.
+      mask: True where a query may see a key, those of the past first. A query that sees none gives zeros.
+      past: keys and values before these. Scores are joined, not keys: a cache is read where it lies.
       score: the score of a query and a key; one that adds up a group (`scores.summed`) leaves K maps instead of N.
       cap: soft cap of the scores.
-      on_weights: what becomes of the attention weights [B, K, G, T, S] before they meet the values (dropout).
+      on_weights: what becomes of the attention weights [B, K, G, T, C + S] before they meet the values (dropout).
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouping: Ainslie et al. 2023,
     https://arxiv.org/abs/2305.13245. torch.nn.functional.scaled_dot_product_attention gives NaN, not zeros, for
@@ -68,11 +70,25 @@ def attend(
     batch, length, heads, width = queries.shape
     kv_heads = keys.shape[2]
     grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    weights = masked_softmax(softcap(score(grouped, keys), cap), mask[:, None, None])
+    scores = score(grouped, keys)
+    if past is not None:
+        scores = jnp.concatenate([score(grouped, past[0]), scores], axis=-1)
+    weights = masked_softmax(softcap(scores, cap), mask[:, None, None])
     if on_weights is not None:
         weights = on_weights(weights)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(values.dtype), values)
+    weights = weights.astype(values.dtype)
+    if past is None:
+        out = _mix(weights, values)
+    else:
+        slots = past[1].shape[1]
+        out = _mix(weights[..., :slots], past[1]) + _mix(weights[..., slots:], values)
     return out.reshape(batch, length, -1, values.shape[-1])
+
+
+def _mix(weights: Float[Array, "B K G T S"], values: Float[Array, "B S K Hv"]) -> Float[Array, "B T K G Hv"]:
+    if weights.shape[3] == 1:  # the order of `dot_scores`
+        return jnp.einsum("bskh,bkgts->btkgh", values, weights)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, values)
 
 
 def cudnn_attend(

@@ -19,7 +19,11 @@ def dot_scores(queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"]
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
-    scores = jnp.einsum("btkgh,bskh->bkgts", queries, keys, preferred_element_type=_wide(queries))
+    wide = _wide(queries)
+    if queries.shape[1] == 1:  # a step of decoding: in this order XLA:CPU reads the cache where it lies
+        scores = jnp.einsum("bskh,btkgh->bkgts", keys, queries, preferred_element_type=wide)
+    else:
+        scores = jnp.einsum("btkgh,bskh->bkgts", queries, keys, preferred_element_type=wide)
     return scores * queries.shape[-1] ** -0.5
 
 

@@ -4,6 +4,7 @@ Unrolled parameters are block_0, block_1, ...; stacked ones are layers/block_j, 
 k of layers/block_j is block_{k * period + j}, the period being that of the window pattern.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,6 +126,17 @@ def unstack_params(cfg: ModelConfig, params: Params) -> Params:
         )
     blocks = {f"block_{i}": _at(places[i % period], i // period) for i in range(cfg.num_layers)}
     return {**{name: leaf for name, leaf in params.items() if name != "layers"}, **blocks}
+
+
+def unrolled(model: nn.Module, params: Params) -> tuple[Any, Params]:
+    """The same model and parameters without scan_layers: a decoding step then copies no cache."""
+    if not model.cfg.scan_layers:
+        return model, params
+    cfg = model.cfg
+    return model.clone(cfg=dataclasses.replace(cfg, scan_layers=False)), _unstack(cfg, params)
+
+
+_unstack = jax.jit(unstack_params, static_argnums=0)
 
 
 def _take_blocks(cfg: ModelConfig, params: Params, names: list[str]) -> list[Params]:

@@ -53,32 +53,36 @@ class Attention(nn.Module):
         cfg = self.cfg
         queries, keys, values = self._project(x, positions)
         dropout = nn.Dropout(cfg.attention_dropout, deterministic=False) if train and cfg.attention_dropout else None
-        window, key_positions, new_cache = self.window, positions, None
+        window, new_cache = self.window, None
         if cache is not None:
             new_cache = cache.write(keys, values, positions)
-            window = cache.positions.shape[1]  # min(W, capacity)
-            if x.shape[1] == 1:
-                keys, values, key_positions = new_cache
-            else:  # the ring may be shorter than the prompt: see the old slots and all new keys together
-                old = cache.in_order()
-                keys = jnp.concatenate([old.keys, keys], axis=1)
-                values = jnp.concatenate([old.values, values], axis=1)
-                key_positions = jnp.concatenate([old.positions, positions], axis=1)
+            window = cache.slots  # min(W, capacity)
 
         score, cap = self._score(), cfg.attention_softcap
         if cfg.attention_impl == "cudnn" and cache is None:
             out = cudnn_attend(queries, keys, values, window)
         elif window is not None and self._goes_local(x.shape[1], window):
+            key_positions = positions
+            if cache is not None:
+                new = keys, values, jnp.broadcast_to(positions, x.shape[:2])
+                pairs = zip(cache.in_order(), new, strict=True)
+                keys, values, key_positions = (jnp.concatenate(pair, axis=1) for pair in pairs)
             at = positions, key_positions, window
             out = local_attend(queries, keys, values, *at, score=score, cap=cap, on_weights=dropout)
         else:
 
-            def seen(weights: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
+            def watched(weights: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
                 self.sow("intermediates", "attention_weights", weights)  # a no-op unless asked for
                 return dropout(weights) if dropout else weights
 
+            past, key_positions = None, positions
+            if new_cache is not None and x.shape[1] == 1:
+                keys, values, key_positions = new_cache.keys, new_cache.values, new_cache.positions
+            elif cache is not None:  # the old slots, for new tokens may overwrite what the first of them still see
+                past = cache.keys, cache.values
+                key_positions = jnp.concatenate([cache.positions, positions], axis=1)
             mask = attention_mask(positions, key_positions, window)
-            out = attend(queries, keys, values, mask, score=score, cap=cap, on_weights=seen)
+            out = attend(queries, keys, values, mask, past=past, score=score, cap=cap, on_weights=watched)
         out = out.reshape(*x.shape[:2], cfg.attention_maps * cfg.value_width)
         if cfg.attention_out_proj:
             out = Dense(cfg, cfg.embed_dim, cfg.use_bias, to_residual=True, name="out")(out)

@@ -11,7 +11,9 @@ from support import apply, built, random_tokens
 from tolerances import FLOAT32
 
 from jaxlm.config import ModelConfig
-from jaxlm.decode import filter_logits, generate
+from jaxlm.decode import generate
+from jaxlm.request import Request
+from jaxlm.sampling import filter_logits
 
 CFG = ModelConfig(
     vocab_size=11, max_seq_len=24, num_layers=2, embed_dim=12, num_heads=3, num_kv_heads=1, position="rope"
@@ -87,7 +89,10 @@ def test_a_finished_row_stays_finished():
 )
 def test_filters_keep_what_they_say(top_k, top_p, kept):
     probs = np.array([[0.2, 0.4, 0.1, 0.3]])
-    filtered = filter_logits(jnp.log(probs), min(top_k, 4) if top_k else None, top_p)
+    request = Request(
+        dataclasses.replace(CFG, vocab_size=4), PROMPT[:, :1] % 4, max_new_tokens=1, key=KEY, top_k=top_k, top_p=top_p
+    )
+    filtered = filter_logits(jnp.log(probs), request.rules, request.settings)
     assert np.flatnonzero(np.isfinite(filtered[0])).tolist() == kept
 
 

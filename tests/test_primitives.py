@@ -75,8 +75,8 @@ def test_mask_of_a_ring_with_an_empty_slot_and_a_padded_query():
 
 
 def layer(slots, batch=2):
-    shape = batch, slots, 1, 1
-    return LayerCache(jnp.zeros(shape), jnp.zeros(shape), jnp.full((batch, slots), -1, jnp.int32))
+    keys, values = jnp.zeros((batch, 1, 1, slots)), jnp.zeros((batch, 1, slots, 1))
+    return LayerCache(keys, values, jnp.full((batch, slots), -1, jnp.int32))
 
 
 def write(cache, positions):
