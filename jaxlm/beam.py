@@ -100,7 +100,7 @@ def beam_search(
     return Beams(tokens, scores, lengths)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "places", "width"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("model", "places", "width"))
 def _search(
     model: LanguageModel,
     params: Params,

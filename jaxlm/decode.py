@@ -256,7 +256,7 @@ def capacities(model: LanguageModel, params: Params, request: Request) -> list[i
         return _bytes(jax.eval_shape(functools.partial(init_cache, cfg, request.rows, capacity)))
 
     first, weights = power_of_two(max(request.longest, MIN_BUCKET)), _bytes(params)
-    while first < last and cache_size(2 * first) <= weights:
+    while first < last and cache_size(min(2 * first, last)) <= weights:
         first *= 2
     sizes = []
     while first < last:

@@ -10,10 +10,13 @@ import pytest
 from support import apply, built, random_tokens
 from tolerances import FLOAT32
 
+from jaxlm import decode
+from jaxlm.beam import beam_search
 from jaxlm.config import ModelConfig
-from jaxlm.decode import generate
+from jaxlm.decode import MAX_BLOCK, blocks, generate, predict, score
 from jaxlm.request import Request
-from jaxlm.sampling import filter_logits
+from jaxlm.streaming import stream
+from jaxlm.tokenizer import CharTokenizer
 
 CFG = ModelConfig(
     vocab_size=11, max_seq_len=24, num_layers=2, embed_dim=12, num_heads=3, num_kv_heads=1, position="rope"
@@ -74,28 +77,6 @@ def test_a_finished_row_stays_finished():
     assert int(out.lengths[0]) <= 3
 
 
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "kept"),
-    [
-        (None, None, [0, 1, 2, 3]),
-        (2, None, [1, 3]),
-        (9, None, [0, 1, 2, 3]),
-        (None, 0.45, [1, 3]),  # 0.4 alone does not reach it
-        (None, 0.3, [1]),
-        (None, 1.0, [0, 1, 2, 3]),
-        (None, 0.75, [0, 1, 3]),
-        (3, 0.75, [1, 3]),  # among the three left the two likeliest have 0.7 / 0.9
-    ],
-)
-def test_filters_keep_what_they_say(top_k, top_p, kept):
-    probs = np.array([[0.2, 0.4, 0.1, 0.3]])
-    request = Request(
-        dataclasses.replace(CFG, vocab_size=4), PROMPT[:, :1] % 4, max_new_tokens=1, key=KEY, top_k=top_k, top_p=top_p
-    )
-    filtered = filter_logits(jnp.log(probs), request.rules, request.settings)
-    assert np.flatnonzero(np.isfinite(filtered[0])).tolist() == kept
-
-
 def test_extremes_still_draw_the_likeliest():
     greedy = draw(PROMPT, temperature=0).tokens
     np.testing.assert_array_equal(draw(PROMPT, top_p=1e-50).tokens, greedy)
@@ -104,23 +85,93 @@ def test_extremes_still_draw_the_likeliest():
         draw(PROMPT, temperature=1e-42)
 
 
-def test_draws_follow_the_filtered_distribution():
+def test_work_stops_when_every_row_is_done():
     model, params = built(CFG)
-    prompt = PROMPT[:1]
-    logits = np.asarray(apply(model, params, prompt)[0][0, -1], np.float64) / 2.0
-    top = np.sort(logits)[-6:]
-    probs = np.where(logits >= top[0], np.exp(logits - top[-1]), 0)
-    probs /= probs.sum()
-    order = np.argsort(-probs)
-    needed = int(np.searchsorted(np.cumsum(probs[order]), 0.9)) + 1
-    probs[order[needed:]] = 0
-    probs /= probs.sum()
-    count = 20_000
-    out = draw(prompt, max_new_tokens=1, num_samples=count, temperature=2.0, top_k=6, top_p=0.9)
-    found = np.bincount(np.asarray(out.tokens[:, 0]), minlength=11)
-    assert (found[probs == 0] == 0).all()
-    deviation = np.abs(found - count * probs) / np.sqrt(count * probs * (1 - probs) + 1e-9)
-    assert deviation[probs > 0].max() < 5
+    stop = int(draw(PROMPT[:1], max_new_tokens=1).tokens[0, 0])
+    request = Request(CFG, PROMPT[:1], max_new_tokens=9, key=KEY, stop_token=stop)
+    assert [part.tokens.shape for part in blocks(model, params, request, 256)] == [(1, MAX_BLOCK)]
+    out = draw(PROMPT[:1], stop_token=stop)
+    assert out.tokens.tolist() == [[stop] * 9]
+    assert out.lengths.tolist() == [0]
+    assert out.log_probs[0, 0] < 0
+    assert (out.log_probs[0, 1:] == 0).all()
+
+
+def test_programs_are_compiled_per_bucket_never_per_value_or_exact_length():
+    def programs():
+        return decode._advance._cache_size(), decode._prefill._cache_size()
+
+    draw(PROMPT, top_k=3, top_p=0.5, repetition_penalty=1.1)  # 2 prompts of up to 17, 16 slots
+    before = programs()
+    for length, count, top_k in ((3, 9, 3), (5, 12, 4), (9, 8, 3), (12, 1, 4), (2, 15, 3)):
+        tokens = random_tokens(CFG, 2, length, seed=length)
+        penalty = 1.0 + length / 10
+        draw(tokens, max_new_tokens=count, temperature=length / 5, top_k=top_k, top_p=0.9, repetition_penalty=penalty)
+    assert programs() == before
+    draw(PROMPT, top_k=3, top_p=0.5, repetition_penalty=1.1, max_new_tokens=13)  # 32 slots
+    assert programs() == (before[0] + 1, before[1] + 1)
+
+
+def test_forbidden_tokens_are_never_drawn():
+    free = draw(PROMPT, num_samples=20, temperature=5.0)
+    assert {0, 4} < set(np.asarray(free.tokens).ravel().tolist())
+    out = draw(PROMPT, num_samples=20, temperature=5.0, forbidden_tokens=[0, 4])
+    assert not {0, 4} & set(np.asarray(out.tokens).ravel().tolist())
+
+
+def test_the_repetition_penalty_knows_the_prompt_and_what_was_drawn():
+    model, params = built(CFG)
+    out = draw(PROMPT, temperature=0, repetition_penalty=1.5)
+    whole = np.concatenate([PROMPT, out.tokens], axis=1)
+    logits = np.asarray(apply(model, params, whole)[0])
+    for row in range(2):
+        for place in range(5, 14):
+            past = list(set(whole[row, :place].tolist()))
+            wanted = logits[row, place - 1].copy()
+            wanted[past] = np.where(wanted[past] > 0, wanted[past] / 1.5, wanted[past] * 1.5)
+            assert whole[row, place] == wanted.argmax()
+    assert (out.tokens != draw(PROMPT, temperature=0).tokens).any()
+
+
+LETTERS = CharTokenizer("abcdefghijk")
+
+
+def test_a_stop_string_ends_its_row_in_the_stream():
+    model, params = built(CFG)
+    arguments = {"max_new_tokens": 9, "key": KEY, "num_samples": 2}
+    whole = np.asarray(draw(PROMPT, num_samples=2).tokens)
+    text = LETTERS.decode(whole[0])
+    string = text[2:4]
+    streamed = np.stack(
+        list(stream(model, params, PROMPT, stop_strings=["zz", string], tokenizer=LETTERS, **arguments)), axis=1
+    )
+    for row, tokens in zip(streamed, whole, strict=True):
+        place = LETTERS.decode(tokens).find(string)
+        length = 9 if place < 0 else place + 2
+        np.testing.assert_array_equal(row[:length], tokens[: len(row[:length])])
+        assert (row[length:] == -1).all()
+    with pytest.raises(ValueError, match=r"stop_strings = \['x'\]: give a tokenizer"):
+        stream(model, params, PROMPT, stop_strings=["x"], **arguments)
+
+
+def test_a_stream_begins_before_all_tokens_are_drawn(monkeypatch):
+    calls, advance = [], decode._advance
+    monkeypatch.setattr(decode, "_advance", lambda *args, **kwargs: calls.append(1) or advance(*args, **kwargs))
+    model, params = built(CFG)
+    tokens = stream(model, params, PROMPT, max_new_tokens=17, key=KEY)
+    next(tokens)
+    assert len(calls) == 1
+    assert len(list(tokens)) == 16
+    assert len(calls) == 3
+
+
+def test_what_overflows_is_refused_with_the_numbers_where_asked():
+    words = r"prompt 5 \+ 9 new tokens pass the capacity 12: give fewer"
+    with pytest.raises(ValueError, match=words):
+        draw(PROMPT, capacity=12, on_overflow="error")
+    draw(PROMPT, capacity=13, on_overflow="error")  # the last token is never fed
+    model, params = built(dataclasses.replace(CFG, window=4))
+    generate(model, params, PROMPT, max_new_tokens=9, key=KEY, capacity=12, on_overflow="error")  # no window reaches it
 
 
 def test_past_a_learned_table_a_warning_tells_the_numbers():
@@ -137,7 +188,17 @@ def test_past_a_learned_table_a_warning_tells_the_numbers():
     [
         ({"prompt": jnp.zeros((2, 0), jnp.int32)}, r"prompt has shape \(2, 0\)"),
         ({"prompt": jnp.array([[0, 11]])}, "ids 0 to 11: the vocabulary has 0 to 10"),
+        ({"prompt_lengths": [5, 6]}, r"prompt_lengths = \[5, 6\]: each must be 1 to the prompt's width 5"),
+        ({"prompt_lengths": [0, 5]}, r"prompt_lengths = \[0, 5\]"),
+        ({"prompt_lengths": [5]}, r"prompt_lengths = \[5\]: give one integer for each of the 2 prompts"),
         ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+        ({"num_samples": 0}, "num_samples = 0"),
+        ({"capacity": 0}, "capacity = 0"),
+        ({"min_p": 0.0}, "min_p = 0.0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
+        ({"forbidden_tokens": [3, 11]}, "forbidden_tokens holds 11"),
+        ({"forbidden_tokens": range(11)}, "forbidden_tokens holds all 11 tokens"),
         ({"temperature": -0.5}, "temperature = -0.5"),
         ({"top_k": 0}, "top_k = 0"),
         ({"top_p": 1.5}, "top_p = 1.5"),
@@ -148,3 +209,34 @@ def test_past_a_learned_table_a_warning_tells_the_numbers():
 def test_bad_arguments_are_named(change, words):
     with pytest.raises(ValueError, match=words):
         draw(change.pop("prompt", PROMPT), **change)
+
+
+def test_arguments_of_the_wrong_type_are_named_where_no_type_checker_stands_before():
+    for name, value, words in (
+        ("prompt", jnp.zeros((2, 3)), "prompt has type float32: give integer token ids"),
+        ("key", jax.random.PRNGKey(0), r"key has type uint32: give jax.random.key\(seed\)"),
+        ("on_overflow", "stop", "on_overflow = 'stop': give 'continue' or 'error'"),
+    ):
+        request = Request(CFG, PROMPT, max_new_tokens=1, key=KEY)
+        object.__setattr__(request, name, value)
+        with pytest.raises(ValueError, match=words):
+            request.__post_init__()
+
+
+def test_the_other_entries_name_bad_arguments_too():
+    model, params = built(CFG)
+    learned = built(dataclasses.replace(CFG, position="learned", max_seq_len=8))
+    with pytest.raises(ValueError, match="prompt 5 . 5 new tokens pass the capacity 8"):
+        predict(*learned, PROMPT, 5)
+    with pytest.raises(ValueError, match="prompt 5 . 5 new tokens pass the capacity 8"):
+        beam_search(*learned, PROMPT, max_new_tokens=5, beam_width=2)
+    with pytest.raises(ValueError, match="beam_width = 0"):
+        beam_search(model, params, PROMPT, max_new_tokens=5, beam_width=0)
+    with pytest.raises(ValueError, match=r"tokens has shape \(2, 1\)"):
+        score(model, params, PROMPT[:, :1])
+    with pytest.raises(ValueError, match="tokens holds ids 0 to 11"):
+        score(model, params, jnp.array([[0, 11]]))
+    with pytest.raises(ValueError, match=r"weights has shape \(2, 5\): give one for each target, \(2, 4\)"):
+        score(model, params, PROMPT, jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match="9 tokens are beyond the learned position table"):
+        score(*learned, random_tokens(CFG, 1, 10))

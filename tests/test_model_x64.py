@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from jaxlm.stack import unstack_params
 pytestmark = pytest.mark.x64
 
 SPLITS = [(4, 4, 1), (9,), (1,) * 9, (1, 7, 1)]
+ALL_SPLITS = [tuple(len(piece) + 1 for piece in "".join(cuts).split("|")) for cuts in itertools.product(".|", repeat=8)]
+"""All 256 ways to cut nine tokens."""
 
 
 def wide(cfg):
@@ -53,6 +56,14 @@ def test_cached_logits_are_those_of_the_full_pass_however_the_prompt_is_cut(name
         assert_close(cached_logits(cfg, tokens, split, 9), full, FLOAT64)
 
 
+@pytest.mark.parametrize("name", ["window_pattern", "learned"])
+def test_every_way_to_cut_a_prompt_gives_the_logits_of_the_full_pass(name):
+    cfg, tokens, full = full_logits(name)
+    assert len(set(ALL_SPLITS)) == 256
+    for split in ALL_SPLITS:
+        assert_close(cached_logits(cfg, tokens, split, 9), full, FLOAT64)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_the_function_written_out(name):
     cfg, tokens, full = full_logits(name)
@@ -70,12 +81,14 @@ def test_every_variant_is_another_function():
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4, (3, 1)])
-def test_windows_hold_past_the_wrap_of_the_ring(window):
+def test_windows_hold_three_windows_past_the_wrap_of_the_ring(window):
     cfg = dataclasses.replace(wide(BASE), window=window)
     model, params = built(cfg)
     tokens = random_tokens(cfg, 2, 17)
     full, _ = apply(model, params, tokens)
-    for split in ((17,), (2, *(1,) * 15), (2, 14, 1)):
+    widest = window if isinstance(window, int) else max(window)
+    around = [(first, *(1,) * (17 - first)) for first in (widest - 1, widest, widest + 1) if first]
+    for split in ((17,), (2, 14, 1), *around):
         assert_close(cached_logits(cfg, tokens, split, 17), full, FLOAT64)
 
 
