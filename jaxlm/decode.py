@@ -20,7 +20,7 @@ from jaxlm.naive import recompute
 from jaxlm.request import Block, Generation, Request, assemble, power_of_two
 from jaxlm.sampling import Rules, Settings, choose, gumbel_noise
 from jaxlm.stack import unrolled
-from jaxlm.types import Params, Tokens
+from jaxlm.types import Params, Tokens, tree_bytes
 
 PREFILL = 512
 """Prompt tokens run at once; longer prompts go through in pieces."""
@@ -177,7 +177,8 @@ def blocks(model: LanguageModel, params: Params, request: Request, max_steps: in
     """
     model, params = unrolled(model, params)
     rules, settings = request.rules, request.settings
-    size = min(MAX_BLOCK, power_of_two(max(1, MAX_NOISE // (request.rows * model.cfg.vocab_size)) + 1) // 2)
+    affordable = max(1, MAX_NOISE // (request.rows * model.cfg.vocab_size))
+    size = min(MAX_BLOCK, power_of_two(request.max_new_tokens), power_of_two(affordable + 1) // 2)
     row_keys = _row_keys(request.key, request.rows)
     sizes = capacities(model, params, request)
     drawn: list[Block] = []
@@ -193,9 +194,7 @@ def blocks(model: LanguageModel, params: Params, request: Request, max_steps: in
             state = state._replace(cache=_grow(model, state.cache, sizes[0]))
             continue
         count = min(room, max(max_steps, size))
-        state, tokens, log_probs = _advance(
-            model, params, state, row_keys, settings, count, rules=rules, size=size, width=max(max_steps, size)
-        )
+        state, tokens, log_probs = _advance(model, params, state, row_keys, settings, count, rules=rules, size=size)
         taken = min(int(state.step) - step, count)
         drawn.append(Block(np.asarray(tokens)[:, :taken], np.asarray(log_probs)[:, :taken]))
         yield drawn[-1]
@@ -253,9 +252,9 @@ def capacities(model: LanguageModel, params: Params, request: Request) -> list[i
             last = min(last, cfg.max_seq_len)
 
     def cache_size(capacity: int) -> int:
-        return _bytes(jax.eval_shape(functools.partial(init_cache, cfg, request.rows, capacity)))
+        return tree_bytes(jax.eval_shape(functools.partial(init_cache, cfg, request.rows, capacity)))
 
-    first, weights = power_of_two(max(request.longest, MIN_BUCKET)), _bytes(params)
+    first, weights = power_of_two(max(request.longest, MIN_BUCKET)), tree_bytes(params)
     while first < last and cache_size(min(2 * first, last)) <= weights:
         first *= 2
     sizes = []
@@ -265,11 +264,7 @@ def capacities(model: LanguageModel, params: Params, request: Request) -> list[i
     return [*sizes, last]
 
 
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-@functools.partial(jax.jit, static_argnames=("model", "rules", "size", "width"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("model", "rules", "size"), donate_argnames=("state",))
 def _advance(
     model: LanguageModel,
     params: Params,
@@ -280,9 +275,8 @@ def _advance(
     *,
     rules: Rules,
     size: int,
-    width: int,
-) -> tuple[State, Int[Array, "R width"], Float[Array, "R width"]]:
-    """Scans over blocks of `size` steps until `count` are taken or every row is done."""
+) -> tuple[State, Int[Array, "R steps"], Float[Array, "R steps"]]:
+    """Scans over blocks of `size` steps until `count` (at most MAX_STEPS) are taken or every row is done."""
     first, rows = state.step, state.token.shape[0]
     dtype = jnp.promote_types(model.cfg.dtype, jnp.float32)
 
@@ -310,8 +304,7 @@ def _advance(
         state = carry[0]
         return (state.step - first < count) & ~state.done.all()
 
-    width = -(-width // size) * size
-    carry = state, jnp.zeros((rows, width), jnp.int32), jnp.zeros((rows, width), dtype)
+    carry = state, jnp.zeros((rows, MAX_STEPS), jnp.int32), jnp.zeros((rows, MAX_STEPS), dtype)
     return jax.lax.while_loop(unfinished, block, carry)
 
 

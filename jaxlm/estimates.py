@@ -13,6 +13,7 @@ from jaxlm.config import ModelConfig
 from jaxlm.model import build_model, init_params
 from jaxlm.modules import LanguageModel
 from jaxlm.train import batch_loss
+from jaxlm.types import tree_bytes
 
 
 def parameter_table(cfg: ModelConfig) -> list[tuple[str, tuple[int, ...], int]]:
@@ -34,7 +35,7 @@ def forward_flops_per_token(cfg: ModelConfig) -> float:
 
 def cache_bytes(cfg: ModelConfig, capacity: int) -> int:
     """Bytes of the cache of one row with room for `capacity` tokens: keys, values, positions; or hidden states."""
-    return _bytes(jax.eval_shape(lambda: init_cache(cfg, 1, capacity)))
+    return tree_bytes(jax.eval_shape(lambda: init_cache(cfg, 1, capacity)))
 
 
 def cache_bytes_per_token(cfg: ModelConfig) -> int:
@@ -52,7 +53,7 @@ def activation_bytes_per_sequence(cfg: ModelConfig) -> int:
     def kept(batch: int) -> int:
         windows = jax.ShapeDtypeStruct((batch, cfg.max_seq_len + 1), jnp.int32)
         saved = jax.eval_shape(lambda p, w: jax.vjp(lambda p: batch_loss(p, model, w), p)[1], params, windows)
-        return _bytes(saved)
+        return tree_bytes(saved)
 
     return kept(3) - kept(2)  # what does not grow with the batch (parameters, masks) drops out
 
@@ -64,10 +65,6 @@ def _model(cfg: ModelConfig) -> LanguageModel:
 
 def _abstract_params(cfg: ModelConfig):
     return jax.eval_shape(lambda: init_params(_model(cfg), jax.random.key(0)))
-
-
-def _bytes(tree: object) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _product_flops(program: Jaxpr) -> int:

@@ -1,4 +1,4 @@
-"""The axis legend and the aliases that signatures share.
+"""The axis legend, the aliases that signatures share, and the size of a tree.
 
 B batch, T query length, S key or cache length, D model width, N query heads, K key/value heads, G = N / K,
 H head width, F feed-forward width, V vocabulary, L layers, W window.
@@ -6,6 +6,7 @@ H head width, F feed-forward width, V vocabulary, L layers, W window.
 
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -13,3 +14,8 @@ Params: TypeAlias = dict[str, Any]
 """Parameters: nested dicts of arrays."""
 Tokens: TypeAlias = Int[Array | np.ndarray, "B T"]
 Logits: TypeAlias = Float[Array, "B T V"]
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all leaves, arrays or their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
