@@ -103,7 +103,7 @@ def test_programs_are_compiled_per_bucket_never_per_value_or_exact_length():
 
     draw(PROMPT, top_k=3, top_p=0.5, repetition_penalty=1.1)  # 2 prompts of up to 17, 16 slots
     before = programs()
-    for length, count, top_k in ((3, 9, 3), (5, 12, 4), (9, 8, 3), (12, 1, 4), (2, 15, 3)):
+    for length, count, top_k in ((3, 9, 3), (5, 12, 4), (9, 8, 3), (12, 5, 4), (2, 15, 3)):
         tokens = random_tokens(CFG, 2, length, seed=length)
         penalty = 1.0 + length / 10
         draw(tokens, max_new_tokens=count, temperature=length / 5, top_k=top_k, top_p=0.9, repetition_penalty=penalty)
