@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxlm.linear import wide_einsum
 from jaxlm.scores import Score, dot_scores
 
 
@@ -165,7 +166,7 @@ def self_attention_grads(
 def _self_attention(X, W_k, W_q, W_v, causal):
     K, Q, V = (jnp.matmul(X, weight) for weight in (W_k, W_q, W_v))
     wide = jnp.promote_types(X.dtype, jnp.float32)
-    A_w = jnp.einsum("...tk,...sk->...ts", Q, K, preferred_element_type=wide)
+    A_w = wide_einsum("...tk,...sk->...ts", Q, K, wide)
     mask = jnp.tri(X.shape[-2], dtype=bool) if causal else jnp.ones(A_w.shape[-2:], bool)
     mask = jnp.expand_dims(mask, range(A_w.ndim - 2))
     A_sig = masked_softmax(A_w * W_k.shape[1] ** -0.5, mask).astype(X.dtype)

@@ -1,4 +1,4 @@
-"""A matrix product whose backward pass XLA's CPU backend runs fast."""
+"""Products as XLA's CPU backend runs them fast, or at all."""
 
 import functools
 
@@ -18,7 +18,27 @@ def matmul(
     backward products and runs them on one thread: half of a training step. The barrier keeps both operands
     apart from what made them.
     """
-    return jnp.matmul(x, kernel, preferred_element_type=dtype)
+    return wide_einsum("...i,io->...o", x, kernel, dtype)
+
+
+def wide_einsum(
+    equation: str, x: Float[Array, "*left"], y: Float[Array, "*right"], dtype: DTypeLike | None = None
+) -> Float[Array, "*result"]:
+    """`jnp.einsum`, summed and returned in `dtype` (None: the operands' type).
+
+    On CPU the operands of a wider result are widened first: XLA:CPU cannot run every product of bfloat16 into float32
+    ("Unsupported element type for DotThunk").
+    """
+    if dtype is None or dtype == x.dtype == y.dtype:
+        return jnp.einsum(equation, x, y)
+
+    def widened(x: Array, y: Array) -> Array:
+        return jnp.einsum(equation, x.astype(dtype), y.astype(dtype))
+
+    def native(x: Array, y: Array) -> Array:
+        return jnp.einsum(equation, x, y, preferred_element_type=dtype)
+
+    return jax.lax.platform_dependent(x, y, cpu=widened, default=native)
 
 
 def _forward(x, kernel, dtype):

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlm.linear import wide_einsum
+
 Score: TypeAlias = Callable[[Array, Array], Array]
 """(queries [B, T, K, G, H], keys [B, S, K, H]) -> scores [B, K, G, T, S]."""
 
@@ -21,9 +23,9 @@ def dot_scores(queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"]
     """
     wide = _wide(queries)
     if queries.shape[1] == 1:  # a step of decoding: in this order XLA:CPU reads the cache where it lies
-        scores = jnp.einsum("bskh,btkgh->bkgts", keys, queries, preferred_element_type=wide)
+        scores = wide_einsum("bskh,btkgh->bkgts", keys, queries, wide)
     else:
-        scores = jnp.einsum("btkgh,bskh->bkgts", queries, keys, preferred_element_type=wide)
+        scores = wide_einsum("btkgh,bskh->bkgts", queries, keys, wide)
     return scores * queries.shape[-1] ** -0.5
 
 
@@ -45,8 +47,8 @@ def concat_scores(
 ) -> Float[Array, "B K G T S"]:
     """w^T [k; q], w in halves. The query's term is the same for all keys: the softmax, if uncapped, cancels it."""
     wide = _wide(queries)
-    of_queries = jnp.einsum("btkgh,kgh->bkgt", queries, query_weight, preferred_element_type=wide)
-    of_keys = jnp.einsum("bskh,kgh->bkgs", keys, key_weight, preferred_element_type=wide)
+    of_queries = wide_einsum("btkgh,kgh->bkgt", queries, query_weight, wide)
+    of_keys = wide_einsum("bskh,kgh->bkgs", keys, key_weight, wide)
     return of_queries[..., :, None] + of_keys[..., None, :]
 
 
@@ -65,7 +67,7 @@ def additive_scores(
     of_queries = jnp.einsum("btkgh,kgha->bkgta", queries, query_weight)
     of_keys = jnp.einsum("bskh,kgha->bkgsa", keys, key_weight)
     hidden = jnp.tanh(of_queries[..., :, None, :] + of_keys[..., None, :, :])
-    return jnp.einsum("bkgtsa,kga->bkgts", hidden, out_weight, preferred_element_type=wide)
+    return wide_einsum("bkgtsa,kga->bkgts", hidden, out_weight, wide)
 
 
 def summed(score: Score) -> Score:

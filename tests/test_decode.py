@@ -240,3 +240,11 @@ def test_the_other_entries_name_bad_arguments_too():
         score(model, params, PROMPT, jnp.ones((2, 5)))
     with pytest.raises(ValueError, match="9 tokens are beyond the learned position table"):
         score(*learned, random_tokens(CFG, 1, 10))
+
+
+def test_bfloat16_is_sampled_at_sizes_whose_products_xla_cpu_cannot_widen():
+    cfg = ModelConfig(
+        vocab_size=65, max_seq_len=128, num_layers=2, embed_dim=256, num_heads=4, position="rope", dtype="bfloat16"
+    )
+    out = generate(*built(cfg), random_tokens(cfg, 8, 16), max_new_tokens=64, key=KEY, temperature=0)
+    assert np.isfinite(out.log_probs).all()
