@@ -68,13 +68,14 @@ def _abstract_params(cfg: ModelConfig):
 
 
 def _product_flops(program: Jaxpr) -> int:
-    """2 m k n over every dot_general of a program; the body of a scan counts as often as it runs."""
+    """2 m k n over every dot_general; the body of a scan counts as often as it runs, one branch of a cond."""
     total = 0
     for equation in program.eqns:
         inner = [p for value in equation.params.values() for p in (value if isinstance(value, tuple) else (value,))]
         programs = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in inner if isinstance(p, ClosedJaxpr | Jaxpr)]
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += times * sum(map(_product_flops, programs))
+        counts = list(map(_product_flops, programs))
+        total += max(counts, default=0) if equation.primitive.name == "cond" else times * sum(counts)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left: Any = equation.invars[0].aval

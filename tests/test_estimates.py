@@ -21,7 +21,7 @@ def test_flops_of_a_transformer_are_two_a_weight_and_token_and_those_of_its_atte
     cfg = ModelConfig(vocab_size=11, max_seq_len=7, num_layers=3, embed_dim=24, num_heads=4, mlp_dim=20)
     products = 3 * (4 * 24 * 24 + 2 * 24 * 20) + 24 * 11
     assert estimates.forward_flops_per_token(cfg) == 2 * products + 3 * 2 * 2 * 7 * 24
-    for fields in ({"scan_layers": True}, {"remat": True}):  # the scanned body counts once a layer
+    for fields in ({"scan_layers": True}, {"remat": True}, {"dtype": "bfloat16"}):  # a scanned body counts once a layer
         assert (
             estimates.forward_flops_per_token(dataclasses.replace(cfg, **fields)) == 2 * products + 3 * 2 * 2 * 7 * 24
         )
