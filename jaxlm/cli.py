@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxlm import presets
+from jaxlm import cli_decode, presets
 from jaxlm.config import (
     DataConfig,
     ExperimentConfig,
@@ -22,7 +22,16 @@ from jaxlm.config import (
     SampleConfig,
     TrainConfig,
 )
-from jaxlm.console import parse_options, print_json, print_table
+from jaxlm.console import (
+    CheckpointOptions,
+    JsonOption,
+    asks_help,
+    first_word,
+    parse_options,
+    print_json,
+    print_table,
+    run_word,
+)
 from jaxlm.errors import CheckError, UserError
 from jaxlm.model_config import Family, idle_fields
 from jaxlm.schema import to_dict
@@ -52,32 +61,7 @@ class _TrainOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _JsonOption:
-    json: bool = False
-    """Print one JSON object on stdout instead of text."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _CheckpointOptions(_JsonOption):
-    step: int | None = None
-    """Checkpoint to use; default: the one with the lowest validation loss."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _EvalOptions(_CheckpointOptions):
-    path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
-    """Where the run's data lie now, if they have moved."""
-    val_path: Annotated[Path | None, tyro.conf.arg(name="data.val-path")] = None
-    """Likewise its held-out transcripts."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _SampleOptions(_CheckpointOptions):
-    sample: Annotated[SampleConfig, tyro.conf.arg(name="")]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _AttendOptions(_CheckpointOptions):
+class _AttendOptions(CheckpointOptions):
     text: str
     """The text whose tokens attend to one another."""
     out: Path | None = None
@@ -90,7 +74,7 @@ class _FamilyOption:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _InfoOptions(_JsonOption):
+class _InfoOptions(JsonOption):
     model: ModelConfig
 
 
@@ -125,9 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    first, rest = _first_word(arguments)
+    first, rest = first_word(arguments)
     base = presets.preset(first or "nanogpt-cpu")
-    if "--resume" in rest and not _asks_help(rest):  # the run's own configuration is what the options change
+    if "--resume" in rest and not asks_help(rest):  # the run's own configuration is what the options change
         from jaxlm.run import read_config
 
         out = parse_options(_OutOption, rest, "train [PRESET]", _OutOption(), others=True).out
@@ -141,10 +125,10 @@ def _train(arguments: list[str]) -> int:
     options = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
-    config = _with_paths(config, config.data.path, config.data.val_path)
+    config = config.with_data_at(config.data.path, config.data.val_path)
     out = options.out or next(p for n in itertools.count(1) if not (p := RUNS / f"{base.preset}-{n}").exists())
 
-    from jaxlm import run
+    from jaxlm import run, texts
 
     outcome = run.train(config, out, options.resume)
     if outcome.signum is not None:
@@ -152,7 +136,7 @@ def _train(arguments: list[str]) -> int:
     trained = run.load_run(out)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "prompt .* pass the learned position table")  # long samples are expected here
-        text = "\n---\n".join(run.sample(trained, trained.config.sample))
+        text = "\n---\n".join(texts.sample(trained, trained.config.sample))
     (out / "samples").mkdir(exist_ok=True)
     (out / "samples" / f"step-{trained.step}.txt").write_text(text, encoding="utf-8")
     print(text)
@@ -162,47 +146,11 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def _sample(arguments: list[str]) -> int:
-    path, rest = _run_word(arguments, "sample")
-    if _asks_help(rest):
-        defaults = SampleConfig()
-    else:
-        from jaxlm.run import read_config
-
-        defaults = read_config(path).sample
-    options = parse_options(_SampleOptions, rest, "sample RUN", _SampleOptions(sample=defaults))
-    from jaxlm import run
-
-    loaded = run.load_run(path, options.step)
-    texts = run.sample(loaded, options.sample)
-    if options.json:
-        print_json({"run": str(path), "step": loaded.step, "sample": to_dict(options.sample), "texts": texts})
-    else:
-        print("\n---\n".join(texts))
-    return 0
-
-
-def _eval(arguments: list[str]) -> int:
-    path, rest = _run_word(arguments, "eval")
-    options = parse_options(_EvalOptions, rest, "eval RUN", _EvalOptions())
-    from jaxlm import run
-
-    loaded = run.load_run(path, options.step)
-    if options.path or options.val_path:  # the data lie elsewhere; their sha256 must be that of the run
-        loaded = dataclasses.replace(loaded, config=_with_paths(loaded.config, options.path, options.val_path))
-    found = run.evaluate(loaded)
-    if options.json:
-        print_json({"run": str(path), **found})
-    else:
-        print_table(f"{path}", ["quantity", "value"], [[name, f"{value:.6g}"] for name, value in found.items()])
-    return 0
-
-
 def _prepare(arguments: list[str]) -> int:
     from jaxlm import recipes
 
-    name, rest = _first_word(arguments)
-    options = parse_options(_JsonOption, rest, "prepare DATASET", _JsonOption())
+    name, rest = first_word(arguments)
+    options = parse_options(JsonOption, rest, "prepare DATASET", JsonOption())
     if name is None:
         raise UserError(f"no dataset given: choose one of {', '.join(recipes.names())}")
     files = [{"path": str(path), "bytes": path.stat().st_size} for paths in recipes.fetch(name) for path in paths]
@@ -215,7 +163,7 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _presets(arguments: list[str]) -> int:
-    options = parse_options(_JsonOption, arguments, "presets", _JsonOption())
+    options = parse_options(JsonOption, arguments, "presets", JsonOption())
     made = {name: presets.preset(name) for name in presets.PRESETS}
     if options.json:
         print_json({name: to_dict(config) for name, config in made.items()})
@@ -229,9 +177,9 @@ def _presets(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
-    name, rest = _first_word(arguments)
+    name, rest = first_word(arguments)
     if name is None:
-        options = parse_options(_JsonOption, rest, "info", _JsonOption())
+        options = parse_options(JsonOption, rest, "info", JsonOption())
         from jaxlm.run import provenance
 
         found = provenance()
@@ -285,7 +233,7 @@ def _info(arguments: list[str]) -> int:
 
 
 def _attend(arguments: list[str]) -> int:
-    path, rest = _run_word(arguments, "attend")
+    path, rest = run_word(arguments, "attend")
     options = parse_options(_AttendOptions, rest, "attend RUN")
     from jaxlm import run
 
@@ -301,8 +249,16 @@ def _attend(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "train": (_train, "[PRESET]", "Train a model: --model.* --optim.* --data.* --train.* --sample.* --out --resume"),
-    "sample": (_sample, "RUN", "Draw text: --prompt --num-samples --temperature --top-k --top-p --seed --json"),
-    "eval": (_eval, "RUN", "Exact validation loss, perplexity and training-slice loss of a checkpoint"),
+    "sample": (
+        cli_decode.sample,
+        "RUN",
+        "Draw text: --prompt --prompt-file --num-samples --temperature --top-p --stop --seed",
+    ),
+    "eval": (
+        cli_decode.evaluate,
+        "RUN",
+        "Exact validation loss; --task prediction, generation or likelihood",
+    ),
     "attend": (_attend, "RUN", "Draw the attention maps of every layer and head: --text --out"),
     "prepare": (_prepare, "DATASET", "Fetch a dataset into the local cache and check it"),
     "presets": (_presets, "", "The named configurations"),
@@ -321,7 +277,7 @@ def _usage() -> str:
 
 def _of_family(model: ModelConfig, arguments: list[str], usage: str) -> ModelConfig:
     """A preset's model where --model.family asks for another: what that family does not read goes back to default."""
-    if _asks_help(arguments):
+    if asks_help(arguments):
         return model
     family = parse_options(_FamilyOption, arguments, usage, _FamilyOption(model.family), others=True).family
     return dataclasses.replace(model, family=family, **idle_fields(model, family))
@@ -329,33 +285,6 @@ def _of_family(model: ModelConfig, arguments: list[str], usage: str) -> ModelCon
 
 def _train_defaults(config: ExperimentConfig) -> _TrainOptions:
     return _TrainOptions(**{name: getattr(config, name) for name in _PARTS})
-
-
-def _with_paths(config: ExperimentConfig, path: str | Path | None, val_path: str | Path | None) -> ExperimentConfig:
-    """The config with the data at these places, made absolute; None leaves a place as it is."""
-    chosen = config.data
-    if path is not None:
-        chosen = dataclasses.replace(chosen, path=str(Path(path).absolute()))
-    if val_path is not None:
-        chosen = dataclasses.replace(chosen, val_path=str(Path(val_path).absolute()))
-    return dataclasses.replace(config, data=chosen)
-
-
-def _first_word(arguments: list[str]) -> tuple[str | None, list[str]]:
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], arguments[1:]
-    return None, arguments
-
-
-def _asks_help(arguments: list[str]) -> bool:
-    return bool({"-h", "--help"} & set(arguments))
-
-
-def _run_word(arguments: list[str], command: str) -> tuple[Path, list[str]]:
-    word, rest = _first_word(arguments)
-    if word is None and not _asks_help(rest):
-        raise UserError(f"no run given: jaxlm {command} RUN ..., RUN being a folder that `jaxlm train` made")
-    return Path(word or ""), rest
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

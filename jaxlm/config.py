@@ -4,6 +4,8 @@ Imports neither JAX nor torch, so the command line answers at once and torchref 
 """
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import Literal
 
 from jaxlm.errors import UserError
@@ -136,6 +138,14 @@ class SampleConfig(Validated):
     """Keep the k likeliest tokens."""
     top_p: float | None = None
     """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
+    min_p: float | None = None
+    """Keep the tokens at least min_p times as probable as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt and those drawn become less likely."""
+    forbidden_tokens: tuple[int, ...] = ()
+    """Ids that are never drawn; transcripts forbid <pad> in any case."""
+    stop: tuple[str, ...] = ()
+    """Texts before which a sample ends."""
     num_samples: int = 1
     """Samples drawn from the prompt."""
     seed: int = 0
@@ -146,8 +156,20 @@ class SampleConfig(Validated):
         check_at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
         check_at_least(self, 0, "temperature")
         check_seed(self)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p = {self.top_p!r} is out of range: give 0 < top_p <= 1")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"{name} = {value!r} is out of range: give 0 < {name} <= 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(
+                f"repetition_penalty = {self.repetition_penalty!r} is out of range: "
+                "give a number above 0; 1 changes nothing"
+            )
+        if any(token < 0 for token in self.forbidden_tokens):
+            raise UserError(f"forbidden_tokens = {self.forbidden_tokens!r} holds a negative id: give ids from 0 on")
+        for text in self.stop:
+            if not text or any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(f"stop = {self.stop!r} holds {'no text' if text else 'an empty text'}: give UTF-8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,3 +183,12 @@ class ExperimentConfig(Validated):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+
+    def with_data_at(self, path: str | Path | None, val_path: str | Path | None) -> "ExperimentConfig":
+        """The config with the data at these places, made absolute; None leaves a place as it is."""
+        chosen = self.data
+        if path is not None:
+            chosen = dataclasses.replace(chosen, path=str(Path(path).absolute()))
+        if val_path is not None:
+            chosen = dataclasses.replace(chosen, val_path=str(Path(val_path).absolute()))
+        return dataclasses.replace(self, data=chosen)

@@ -1,9 +1,12 @@
 """What the command reads and prints: options by tyro, tables by rich, JSON."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
+import sys
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -11,6 +14,22 @@ import tyro
 from jaxlm.errors import UserError
 
 _Options = TypeVar("_Options")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JsonOption:
+    """What every reporting command takes."""
+
+    json: bool = False
+    """Print one JSON object on stdout instead of text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(JsonOption):
+    """What every command on a run takes."""
+
+    step: int | None = None
+    """Checkpoint to use; default: the one with the lowest validation loss."""
 
 
 def parse_options(
@@ -50,17 +69,63 @@ def _unboxed(refusal: str) -> str:
     return f"{message}; perhaps you meant {guesses[0]}" if guesses else message
 
 
+def first_word(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The word before the options, if there is one, and the rest."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    return None, arguments
+
+
+def asks_help(arguments: list[str]) -> bool:
+    """Whether the options are only to be listed."""
+    return bool({"-h", "--help"} & set(arguments))
+
+
+def run_word(arguments: list[str], command: str) -> tuple[Path, list[str]]:
+    """The run's folder before the options, and the rest.
+
+    Raises:
+      UserError: there is none.
+    """
+    word, rest = first_word(arguments)
+    if word is None and not asks_help(rest):
+        raise UserError(f"no run given: jaxlm {command} RUN ..., RUN being a folder that `jaxlm train` made")
+    return Path(word or ""), rest
+
+
+def read_text(name: str) -> str:
+    """A UTF-8 file to the last character, newlines as they are; "-" is stdin.
+
+    Raises:
+      UserError: it cannot be read, or is not UTF-8.
+    """
+    where = "stdin" if name == "-" else name
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return content.decode()
+    except OSError as error:
+        raise UserError(
+            f"{where} cannot be read ({error.strerror}): give an existing UTF-8 text, or - for stdin"
+        ) from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(
+            f"{where} is not UTF-8: byte 0x{byte:02x} at offset {error.start}; convert it to UTF-8 first"
+        ) from None
+
+
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
     print(json.dumps(value, ensure_ascii=False))
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout."""
+    """A table on stdout; what looks like rich's markup is text."""
     import rich.console
     import rich.table
+    import rich.text
 
     table = rich.table.Table(*columns, title=title)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(rich.text.Text, row))
     rich.console.Console().print(table)

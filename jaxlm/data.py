@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,21 +89,39 @@ def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None, seq_len: in
     return Corpus(tokenizer, train, val, sha256)
 
 
-def _load_transcripts(cfg: DataConfig, seq_len: int | None) -> Corpus:
-    if seq_len is None:
-        raise UserError("seq_len = None: transcripts are cut into rows, give the targets of one")
-    tokenizer = TranscriptTokenizer()
+class Transcripts(NamedTuple):
+    """Both splits as utterances, uncut and without their frame."""
+
+    train: list[transcripts.Utterance]
+    val: list[transcripts.Utterance]
+    sha256: str
+    """As `transcripts.identity` says."""
+
+
+def read_transcripts(cfg: DataConfig) -> Transcripts:
+    """Reads both splits of transcripts.
+
+    Raises:
+      UserError: as `load_corpus`.
+    """
     if cfg.path:
         train_files = transcripts.find_files(Path(cfg.path))
         val_files = transcripts.find_files(Path(cfg.val_path)) if cfg.val_path else ()
     else:
         train_files, val_files = recipes.fetch(cfg.dataset)
-    train, val = (transcripts.read(files, tokenizer) for files in (train_files, val_files))
+    train, val = (transcripts.read(files, TranscriptTokenizer()) for files in (train_files, val_files))
     if not val_files:
         boundary = int((1 - cfg.val_fraction) * len(train))
         train, val = train[:boundary], train[boundary:]
-    train_rows, val_rows = (transcripts.cut(split, tokenizer, seq_len) for split in (train, val))
-    return Corpus(tokenizer, train_rows, val_rows, transcripts.identity(train_files, val_files))
+    return Transcripts(train, val, transcripts.identity(train_files, val_files))
+
+
+def _load_transcripts(cfg: DataConfig, seq_len: int | None) -> Corpus:
+    if seq_len is None:
+        raise UserError("seq_len = None: transcripts are cut into rows, give the targets of one")
+    read, tokenizer = read_transcripts(cfg), TranscriptTokenizer()
+    train_rows, val_rows = (transcripts.cut(split, tokenizer, seq_len) for split in (read.train, read.val))
+    return Corpus(tokenizer, train_rows, val_rows, read.sha256)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -25,7 +25,6 @@ from jaxtyping import Float
 from jaxlm import checkpoint, data, presets, report, tokenizer
 from jaxlm.config import ExperimentConfig, SampleConfig
 from jaxlm.data import Corpus
-from jaxlm.decode import generate
 from jaxlm.errors import CheckError, UserError
 from jaxlm.maps import attention_maps
 from jaxlm.model import build_model, init_params
@@ -33,7 +32,7 @@ from jaxlm.modules import LanguageModel
 from jaxlm.optim import build_optimizer
 from jaxlm.recorder import Evaluation, Recorder
 from jaxlm.schema import difference, from_dict, to_dict
-from jaxlm.tokenizer import Tokenizer
+from jaxlm.tokenizer import Tokenizer, prompt_ids
 from jaxlm.train import CHUNK_STEPS, init_state, loop, make_chunk
 from jaxlm.types import Params
 
@@ -155,38 +154,13 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     raise CheckError("; ".join(errors))
 
 
-def sample(run: Run, cfg: SampleConfig) -> list[str]:
-    """Texts drawn from a run, prompt included; cfg decides every character.
-
-    A run on transcripts begins each with <eos>, whatever the prompt, and a text ends before the next <eos>.
-
-    Raises:
-      UserError: a prompt that is empty (not for transcripts) or has characters outside the vocabulary.
-    """
-    prompt = _encode(cfg.prompt, run.tokenizer, "prompt")
-    out = generate(
-        run.model,
-        run.params,
-        prompt[None],
-        max_new_tokens=cfg.max_new_tokens,
-        key=jax.random.key(cfg.seed),
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        top_p=cfg.top_p,
-        num_samples=cfg.num_samples,
-        stop_token=run.tokenizer.eos_token,
-    )
-    drawn = zip(np.asarray(out.tokens), np.asarray(out.lengths), strict=True)
-    return [cfg.prompt + run.tokenizer.decode(row[:length].tolist()) for row, length in drawn]
-
-
 def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "maps T T"]]:
     """Writes the picture of each layer's attention weights over a text, and returns them.
 
     Raises:
       UserError: a text that is empty, outside the vocabulary or too long; a model without attention; no place to write.
     """
-    ids = _encode(text, run.tokenizer, "text")
+    ids = prompt_ids(text, run.tokenizer, "text")
     maps = [layer[0] for layer in attention_maps(run.model, run.params, ids[None])]
     labels = [run.tokenizer.decode([token]).replace("\n", "\\n").replace(" ", "␣") for token in ids.tolist()]
     if path.suffix == "" or path.is_dir():  # matplotlib would write another file
@@ -198,21 +172,10 @@ def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "m
     return maps
 
 
-def _encode(text: str, made: Tokenizer, name: str) -> np.ndarray:
-    if not text and made.eos_token is None:
-        raise UserError(f"{name} is empty: give at least one character")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{name} is no text at position {error.start}: give UTF-8") from None
-    frame = [] if made.eos_token is None else [made.eos_token]
-    return np.concatenate([np.array(frame, np.int32), made.encode(text)])
-
-
 def evaluate(run: Run) -> dict[str, float | int]:
     """Exact losses of a run: val_loss and perplexity over the validation split, train_loss over the fixed slice."""
     corpus = data.load_corpus(run.config.data, run.tokenizer, run.config.model.max_seq_len)
-    _check_text(corpus, run.corpus_sha256)
+    check_data(corpus.sha256, run.corpus_sha256)
     losses = Evaluation(run.model, corpus, run.config)(run.params)
     return {"step": run.step, **losses, "val_targets": data.count_targets(corpus.val, corpus.tokenizer.pad_token)}
 
@@ -241,7 +204,7 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
         raise UserError(f"{out} already holds {'a run' if 'resume' in hint else 'something'}: {hint}")
     corpus = data.load_corpus(config.data, stored, config.model.max_seq_len)
     if resume:
-        _check_text(corpus, sha256)
+        check_data(corpus.sha256, sha256)
     config = _fit_vocabulary(config, corpus.tokenizer.vocab_size)
     config = _fit_prompt(config, corpus.tokenizer)
     data.check_lengths(corpus, config.model.max_seq_len)
@@ -304,10 +267,15 @@ def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -
             )
 
 
-def _check_text(corpus: Corpus, sha256: str) -> None:
-    if corpus.sha256 != sha256:
+def check_data(found: str, wanted: str) -> None:
+    """Refuses data whose sha256 is not that of the run.
+
+    Raises:
+      UserError: they differ.
+    """
+    if found != wanted:
         raise UserError(
-            f"the text has changed: its sha256 is {corpus.sha256[:12]}..., the run's {sha256[:12]}...; "
+            f"the text has changed: its sha256 is {found[:12]}..., the run's {wanted[:12]}...; "
             "put the run's own text back, or name it by --data.path"
         )
 
@@ -315,7 +283,7 @@ def _check_text(corpus: Corpus, sha256: str) -> None:
 def _fit_prompt(config: ExperimentConfig, made: Tokenizer) -> ExperimentConfig:
     """The config with a prompt the tokenizer knows: where there is no newline the default one cannot be used."""
     try:
-        _encode(config.sample.prompt, made, "prompt")
+        prompt_ids(config.sample.prompt, made)
     except UserError:
         if config.sample.prompt != SampleConfig().prompt:
             raise

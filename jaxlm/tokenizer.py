@@ -198,5 +198,24 @@ def load(path: Path) -> Tokenizer:
         raise UserError(f"{path} holds no tokenizer ({error}): restore it, or train anew") from None
 
 
+def prompt_ids(text: str, tokenizer: Tokenizer, name: str = "prompt") -> Int[np.ndarray, " n"]:
+    """What a model reads of a text, int32: its ids, after <eos> where rows begin with it.
+
+    Args:
+      name: what the text is called in a refusal.
+
+    Raises:
+      UserError: a text that is empty (where no <eos> precedes it), no UTF-8, or has characters outside the vocabulary.
+    """
+    if not text and tokenizer.eos_token is None:
+        raise UserError(f"{name} is empty: give at least one character")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} is no text at position {error.start}: give UTF-8") from None
+    frame = [] if tokenizer.eos_token is None else [tokenizer.eos_token]
+    return np.concatenate([np.array(frame, np.int32), tokenizer.encode(text)])
+
+
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

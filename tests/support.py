@@ -3,6 +3,9 @@
 import contextlib
 import functools
 import io
+import os
+import tempfile
+from unittest import mock
 
 import jax
 from jaxtyping import Array
@@ -10,6 +13,9 @@ from jaxtyping import Array
 from jaxlm import cli
 from jaxlm.config import ModelConfig
 from jaxlm.model import build_model, init_params
+
+PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxlm-programs-")
+"""Where the commands of the tests keep compiled programs, in place of the user's own folder; gone with the process."""
 
 
 @functools.cache
@@ -38,6 +44,7 @@ def random_tokens(cfg: ModelConfig, batch: int, length: int, seed: int = 0) -> A
 def command(*arguments):
     """(exit code, stdout, stderr) of `jaxlm ARGUMENTS`."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    environment = {"JAX_COMPILATION_CACHE_DIR": PROGRAMS.name, **os.environ}
+    with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main([str(argument) for argument in arguments])
     return code, out.getvalue(), err.getvalue()

@@ -33,7 +33,10 @@ LAYERS = [
     {"decode"},
     {"checkpoint", "streaming", "beam", "report", "estimates", "maps"},
     {"recorder"},
-    {"run"},
+    {"run", "programs"},
+    {"texts", "oracles"},
+    {"tasks"},
+    {"cli_decode"},
     {"cli"},
 ]
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm import checkpoint, run
+from jaxlm import checkpoint, run, texts
 from jaxlm.config import DataConfig
 from jaxlm.errors import CheckError
 from jaxlm.presets import preset
@@ -216,7 +216,7 @@ def test_a_text_without_newlines_and_a_name_with_dollars_train_and_sample(config
     )
     run.train(short, tmp_path / "a$_$b")
     loaded = run.load_run(tmp_path / "a$_$b")
-    assert run.sample(loaded, dataclasses.replace(loaded.config.sample, max_new_tokens=3))[0].startswith(" ")
+    assert texts.sample(loaded, dataclasses.replace(loaded.config.sample, max_new_tokens=3))[0].startswith(" ")
 
 
 def test_a_corpus_read_from_a_mapped_file_trains_the_same_batches(config, whole, tmp_path, monkeypatch):
@@ -237,7 +237,7 @@ def test_a_bpe_run_loads_with_its_vocabulary(config, tmp_path):
     loaded = run.load_run(tmp_path / "bpe")
     assert loaded.config.model.vocab_size == loaded.tokenizer.vocab_size == 300
     sample = dataclasses.replace(bpe.sample, prompt="Wherefore art thou, Zoë?", max_new_tokens=5)
-    assert run.sample(loaded, sample)[0].startswith("Wherefore art thou, Zoë?")
+    assert texts.sample(loaded, sample)[0].startswith("Wherefore art thou, Zoë?")
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there cuDNN is at hand")
