@@ -5,6 +5,8 @@ Exit codes: 0 done; 1 a check failed; 2 bad usage or input (one line on stderr);
 
 import dataclasses
 import itertools
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -106,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(error, 1)
         except KeyboardInterrupt:
             return 130
+        except BrokenPipeError:  # who read stdout has gone: what is still buffered goes nowhere, in silence
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
 
 
 def _train(arguments: list[str]) -> int:

@@ -155,9 +155,9 @@ def _check(options: _EvalOptions) -> None:
         value = getattr(options, field.name)
         if field.name in every - TASK_OPTIONS[options.task] and value != field.default:
             readers = [task for task, names in TASK_OPTIONS.items() if field.name in names]
-            name = "--" + field.name.replace("_", "-")
             raise UserError(
-                f"{name} {value} is not for --task {options.task}: leave it out, or use {', '.join(readers)}"
+                f"--{field.name.replace('_', '-')} {value} is not for --task {options.task}: "
+                f"leave it out, or use --task {' or '.join(readers)}"
             )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from jaxlm.decode import score
 from jaxlm.errors import UserError
@@ -122,7 +122,7 @@ def load_oracle(path: Path, batch_size: int) -> Oracle:
 def row_log_probs(
     model: LanguageModel,
     params: Params,
-    rows: Sequence[Int[np.ndarray, " _"]],
+    rows: Sequence[Integer[np.ndarray, " _"]],
     batch_size: int,
     prompt: int = 1,
 ) -> Float[np.ndarray, " N"]:

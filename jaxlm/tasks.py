@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
-from jaxlm import data
+from jaxlm import data, transcripts
 from jaxlm.decode import generate, predict
 from jaxlm.errors import UserError
 from jaxlm.oracles import Oracle, batches, load_oracle, row_log_probs
@@ -166,7 +166,7 @@ def likelihood(run: Run, limit: int | None = None, batch_size: int = 64) -> dict
     }
 
 
-def _held_out(run: Run) -> list[Int[np.ndarray, " _"]] | Int[np.ndarray, " n"]:
+def _held_out(run: Run) -> list[transcripts.Utterance] | Integer[np.ndarray, " n"]:
     """The held-out utterances, uncut and without frame; of a text its validation tokens.
 
     Raises:

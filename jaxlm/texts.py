@@ -39,8 +39,8 @@ class Sample:
 class TextStream:
     """The text of tokens that come one at a time: each piece as soon as no later token can change it.
 
-    All pieces together are `decode` of all tokens, up to the first stop string. Held back are the bytes of a character
-    that is not whole yet, and an end that may be the beginning of a stop string.
+    All pieces together are `decode` of all tokens, up to the stop string that is whole first. Held back are the bytes
+    of a character that is not whole yet, and an end that may begin a stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
@@ -72,10 +72,10 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + piece
-        places = [at for string in self._stop_strings if (at := text.find(string)) >= 0]
-        self.stopped = bool(places)
-        certain = min(places) if places else len(text) - self._unsure(text)
-        self._held = "" if places else text[certain:]
+        found = [(at + len(string), at) for string in self._stop_strings if (at := text.find(string)) >= 0]
+        self.stopped = bool(found)
+        certain = min(found)[1] if found else len(text) - self._unsure(text)
+        self._held = "" if found else text[certain:]
         return text[:certain]
 
     def _unsure(self, text: str) -> int:

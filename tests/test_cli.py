@@ -1,11 +1,16 @@
 """The command: exit codes, one-line refusals, output."""
 
 import contextlib
+import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
-from support import command
+from support import PROGRAMS, command
 
 from jaxlm import cli
 
@@ -101,6 +106,37 @@ def snapshot(root):
         (["sample", "runs/tiny-1", "--prompt", ""], "prompt is empty"),
         (["sample", "runs/tiny-1", "--step", "7"], "step 7 has no checkpoint in runs/tiny-1: choose one of 15, 30"),
         (["sample", "runs/tiny-1", "--top-p", "2"], "top_p = 2.0"),
+        (["sample", "runs/tiny-1", "--min-p", "2"], "min_p = 2.0"),
+        (["sample", "runs/tiny-1", "--stop", "a", ""], "stop = ('a', '') holds an empty text"),
+        (["sample", "runs/tiny-1", "--forbidden-tokens", "3", "99"], "forbidden_tokens holds 99: the vocabulary has 0"),
+        (
+            ["sample", "runs/tiny-1", "--prompt", "a", "--prompt-file", "b.txt"],
+            "--prompt 'a' and --prompt-file",
+        ),
+        (["sample", "runs/tiny-1", "--prompt-file", "none.txt"], "none.txt cannot be read (No such file or directory)"),
+        (["sample", "runs/tiny-1", "--prompt-file", "full"], "full cannot be read (Is a directory)"),
+        (["sample", "runs/tiny-1", "--prompt-file", "latin.txt"], "latin.txt is not UTF-8: byte 0xe9 at offset 3"),
+        (["sample", "runs/tiny-1", "--prompt-file", "empty.txt"], "prompt is empty"),
+        (["eval", "runs/tiny-1", "--task", "guess"], "'guess'"),
+        (["eval", "runs/tiny-1", "--task", "likelihood", "--limit", "0"], "limit = 0 is too small"),
+        (["eval", "runs/tiny-1", "--task", "likelihood", "--batch-size", "0"], "batch_size = 0 is too small"),
+        (
+            ["eval", "runs/tiny-1", "--limit", "5"],
+            "--limit 5 is not for --task loss: leave it out, or",
+        ),
+        (
+            ["eval", "runs/tiny-1", "--task", "prediction", "--oracle", "full"],
+            "--oracle full is not for --task prediction: leave it out, or use --task generation",
+        ),
+        (
+            ["eval", "runs/tiny-1", "--task", "prediction"],
+            "39 tokens, past the learned position table of max_seq_len",
+        ),
+        (
+            ["eval", "runs/tiny-1", "--task", "generation", "--oracle", "full"],
+            "oracle full is neither a run nor",
+        ),
+        (["eval", "runs/tiny-1", "--task", "generation", "--top-p", "2"], "top_p = 2.0"),
         (["eval", "other"], "other/config.json is no configuration of this version: ModelConfig has no field depth"),
         (["info", "nothing"], "'nothing' is neither a preset nor a run"),
         (["prepare", "wiki"], "dataset 'wiki' is unknown"),
@@ -196,6 +232,71 @@ def test_sampling_repeats_with_its_seed(folder):
     assert len(set(texts)) == 3
     assert "\n---\n".join(texts) + "\n" == first[1]
     assert all(text.startswith("ROMEO:") and len(text) == 26 for text in texts)
+
+
+def test_text_as_it_comes_and_json_and_the_kept_file_say_the_same(folder):
+    arguments = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--max-new-tokens", "20", "--seed", "5"]
+    kept = folder / "runs/tiny-1/samples"
+    code, text, err = command(*arguments)
+    assert code == 0
+    assert f"kept: {kept.relative_to(folder)}/step-30-seed-5.json" in err
+    found = json.loads(command(*arguments, "--json")[1])
+    assert found.keys() == {"run", "step", "sample", "texts", "samples"}
+    (sample,) = found["samples"]
+    assert text == found["texts"][0] + "\n" == "ROMEO:" + sample["text"] + "\n"
+    assert (len(sample["tokens"]), len(sample["log_probs"]), sample["finished"]) == (20, 20, "length")
+    files = [json.loads((kept / name).read_text()) for name in ("step-30-seed-5.json", "step-30-seed-5-2.json")]
+    assert files == [found, found]
+    stop = sample["text"][7:9]
+    code, text, _ = command(*arguments, "--stop", stop, "never")
+    assert (code, text) == (0, "ROMEO:" + sample["text"].partition(stop)[0] + "\n")
+
+
+def test_a_prompt_comes_from_a_file_or_stdin_to_the_last_newline(folder, monkeypatch):
+    prompt = b"ROMEO:\nO \n"
+    (folder / "prompt.txt").write_bytes(prompt)
+    few = ["sample", "runs/tiny-1", "--max-new-tokens", "5", "--json"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompt), newline=None))
+    found = [json.loads(command(*few, "--prompt-file", name)[1]) for name in ("prompt.txt", "-")]
+    assert found[0]["texts"][0].startswith("ROMEO:\nO \n")
+    assert found[0] == found[1]
+    assert found[0]["sample"]["prompt"] == prompt.decode()
+
+
+def test_a_run_from_before_a_field_of_sample_opens(folder):
+    shutil.copytree("runs/tiny-1", "old")
+    record = json.loads((folder / "old/config.json").read_text())
+    for name in ("min_p", "repetition_penalty", "forbidden_tokens", "stop"):
+        del record["config"]["sample"][name]
+    (folder / "old/config.json").write_text(json.dumps(record))
+    code, text, _ = command("sample", "old", "--max-new-tokens", "5")
+    shutil.rmtree("old")
+    assert (code, text) == (0, command("sample", "runs/tiny-1", "--max-new-tokens", "5")[1])
+
+
+@pytest.mark.parametrize(("leave", "code"), [("signal", 130), ("close", 141)])
+def test_leaving_a_sample_in_the_middle_is_quiet(folder, leave, code):
+    endless = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--max-new-tokens", "1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxlm.cli", *endless],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": PROGRAMS.name},
+    )
+    before = sorted((folder / "runs/tiny-1/samples").iterdir())
+    assert process.stdout.read(50).startswith(b"ROMEO:")  # as it comes, past the cache
+    if leave == "signal":
+        process.send_signal(signal.SIGINT)
+    else:
+        process.stdout.close()
+    assert process.wait(60) == code
+    err = process.stderr.read().decode()
+    process.stderr.close()
+    process.stdout.close()
+    assert "pass the learned position table" in err
+    assert "Traceback" not in err
+    assert "Exception" not in err
+    assert sorted((folder / "runs/tiny-1/samples").iterdir()) == before
 
 
 @pytest.mark.parametrize("arguments", [["info"], ["info", "gpt2-124m"], ["presets"], ["prepare", "tinyshakespeare"]])
