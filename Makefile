@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 PYTEST_X64 := JAX_ENABLE_X64=1 XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(PYTEST)
 INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: train test test-slow lint format bench clean
+.PHONY: train test test-slow lint format bench bench-decode clean
 
 train: .venv/.train
 	$(BIN)/jaxlm train $(PRESET)
@@ -41,6 +41,10 @@ format: .venv/.dev
 bench: .venv/.test
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/attention.py
+
+bench-decode: .venv/.test
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/decode.py --context
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
