@@ -273,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each, in turn")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128], help="of the table")
-    parser.add_argument("--naive-rows", type=int, default=1920, help="rows x steps of a naive sampler's round, at most")
+    parser.add_argument("--naive-rows", type=int, default=960, help="rows x steps of a naive sampler's round, at most")
     parser.add_argument("--context", type=int, nargs="*", help="contexts above 24; none given: 64 to 1024")
     parser.add_argument("--figure", help="path of the image")
     parser.add_argument("--tokens", type=int, default=4096, help="of the figure")
