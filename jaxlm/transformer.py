@@ -1,6 +1,7 @@
 """The decoder-only transformer: attention, MLP, blocks."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -25,7 +26,9 @@ LOCAL_FROM_WINDOWS, LOCAL_FROM_TOKENS = 3, 128
 
 
 def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
+    """As PyTorch computes it. jax.nn.gelu's erfc is finer far below zero, where the result is next to nothing, and slow:
+    a decoding step of 32 rows took 1.09 times as long."""
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
