@@ -13,6 +13,7 @@ import pytest
 from support import PROGRAMS, command
 
 from jaxlm import cli
+from jaxlm.console import read_text
 
 RUN = ["train", "tiny", "--train.steps", "30", "--train.eval-every", "15", "--train.checkpoint-every", "15"]
 SMALL = ["--model.num-layers", "1", "--optim.warmup-steps", "2", "--sample.max-new-tokens", "20"]
@@ -234,7 +235,7 @@ def test_sampling_repeats_with_its_seed(folder):
     assert all(text.startswith("ROMEO:") and len(text) == 26 for text in texts)
 
 
-def test_text_as_it_comes_and_json_and_the_kept_file_say_the_same(folder):
+def test_text_as_it_comes_and_json_and_the_kept_file_say_the_same(folder, monkeypatch):
     arguments = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--max-new-tokens", "20", "--seed", "5"]
     kept = folder / "runs/tiny-1/samples"
     code, text, err = command(*arguments)
@@ -247,6 +248,13 @@ def test_text_as_it_comes_and_json_and_the_kept_file_say_the_same(folder):
     assert (len(sample["tokens"]), len(sample["log_probs"]), sample["finished"]) == (20, 20, "length")
     files = [json.loads((kept / name).read_text()) for name in ("step-30-seed-5.json", "step-30-seed-5-2.json")]
     assert files == [found, found]
+    flushed = []
+    with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", PROGRAMS.name)
+        patch.setattr(out, "flush", lambda: flushed.append(out.getvalue()))
+        assert cli.main(arguments) == 0
+    assert flushed[0] == "ROMEO:"
+    assert len(flushed) > 20
     stop = sample["text"][7:9]
     code, text, _ = command(*arguments, "--stop", stop, "never")
     assert (code, text) == (0, "ROMEO:" + sample["text"].partition(stop)[0] + "\n")
@@ -261,6 +269,16 @@ def test_a_prompt_comes_from_a_file_or_stdin_to_the_last_newline(folder, monkeyp
     assert found[0]["texts"][0].startswith("ROMEO:\nO \n")
     assert found[0] == found[1]
     assert found[0]["sample"]["prompt"] == prompt.decode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\r\nb\r"), newline=None))
+    assert read_text("-") == "a\r\nb\r"
+
+
+def test_sample_and_eval_keep_the_programs_they_compile(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    assert command("sample", "runs/tiny-1", "--max-new-tokens", "5", "--min-p", "0.1")[0] == 0
+    assert any(path.name.startswith("jit__advance") for path in tmp_path.iterdir())
+    assert command("eval", "runs/tiny-1", "--task", "likelihood", "--limit", "1")[0] == 0
+    assert any(path.name.startswith("jit__score") for path in tmp_path.iterdir())
 
 
 def test_a_run_from_before_a_field_of_sample_opens(folder):

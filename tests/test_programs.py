@@ -42,7 +42,10 @@ def test_programs_are_kept_and_settings_are_given_back(tmp_path, monkeypatch):
         kept = sorted((tmp_path / "new" / "programs").iterdir())
     assert any(path.name.startswith("jit__lambda") for path in kept)
     assert settings() == before
-    compile_something(5)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "other"))
+    with kept_programs():
+        compile_something(5)
+    assert any(path.name.startswith("jit__lambda") for path in (tmp_path / "other").iterdir())
     assert sorted((tmp_path / "new" / "programs").iterdir()) == kept
 
 

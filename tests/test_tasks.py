@@ -195,6 +195,8 @@ def test_generation_past_a_position_table_leaves_the_true_figure_out(text_run):
     assert found["true_log_prob_per_token"] is None
     with pytest.raises(ValueError, match=r"oracle .*: a row of 69 targets passes .* table of max_seq_len = 48"):
         RunOracle(short, 8)(["A" * 70])
+    (log_prob,), _ = RunOracle(short, 8)(["A" * 49])  # padded to a power of two, it would not fit
+    assert -200 < log_prob < 0
 
 
 def test_an_oracle_names_what_it_cannot_read(trained):

@@ -66,6 +66,7 @@ def test_half_a_character_is_held_back():
 @example("aab", ["ab"])
 @example("abab", ["abb", "ba"])
 @example("baa", ["a", "baa"])
+@example("ab", ["b", "ab"])
 def test_a_text_ends_before_its_first_stop_string_and_shows_nothing_of_it(text, stop_strings):
     tokenizer = CharTokenizer("ab")
     pieces, stopped = pieces_of(tokenizer.encode(text).tolist(), tokenizer, stop_strings)
@@ -91,6 +92,8 @@ def test_a_stop_string_may_end_in_the_middle_of_a_token():
     assert not any(BPE.decode(tokens[:end]).endswith("e oth") for end in range(len(tokens)))
     pieces, stopped = pieces_of(tokens, BPE, ["e oth"])
     assert ("".join(pieces), stopped) == ("th", True)
+    pieces, _ = pieces_of(tokens, BPE, ["ther", "oth"])  # both in one token
+    assert "".join(pieces) == "the "
 
 
 # Samples -------------------------------------------------------------------------------------------------------------
@@ -131,6 +134,15 @@ def test_a_stop_string_that_spans_tokens_ends_only_the_samples_that_spell_it():
         assert (stop in BPE.decode(one.tokens)) == bool(found)
     assert drawn[0].finished == "stop_string"
     assert len(drawn[0].tokens) < len(tokens)
+
+
+def test_a_sample_may_end_before_bytes_that_spell_nothing():
+    run, several = made_run(BPE), dataclasses.replace(FREE, num_samples=3)
+    free = draw(run, several)
+    drawn = draw(run, dataclasses.replace(several, stop=("\ufffd",)))
+    assert [one.text for one in drawn] == [one.text.partition("\ufffd")[0] for one in free]
+    assert any(one.finished == "stop_string" for one in drawn)
+    assert min(min(one.tokens) for one in drawn) >= 0
 
 
 def test_transcripts_begin_after_an_eos_end_before_the_next_and_hold_no_padding():
