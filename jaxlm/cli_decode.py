@@ -40,8 +40,7 @@ class _SampleOptions(CheckpointOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EvalOptions(CheckpointOptions):
     task: Literal["loss", "prediction", "generation", "likelihood"] = "loss"
-    """loss: exact validation loss; prediction: the next 10 characters after 30, greedily; generation: 30 characters
-    drawn after 40; likelihood: log-probability of whole rows."""
+    """What to measure. prediction: greedily 10 characters after 30; generation: draws 30 after 40."""
     limit: int | None = None
     """Rows of a task; default: all that are held out."""
     batch_size: int = 64

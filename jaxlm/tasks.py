@@ -5,14 +5,14 @@ rows, without <eos>; "characters" below then are tokens.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 
 from jaxlm import data, transcripts
 from jaxlm.decode import generate, predict
@@ -83,54 +83,63 @@ def generation(
       UserError: no such row, a value `generate` refuses, or an oracle that `load_oracle` refuses.
     """
     judge = None if oracle is None else load_oracle(oracle, batch_size)
-    made, cfg = run.tokenizer, run.model.cfg
     rows = _rows(run, GENERATION_PROMPT, GENERATION_PROMPT + GENERATED, limit)
-    forbidden = [token for token in (made.eos_token, made.pad_token) if token is not None]
-    width = len(forbidden[:1]) + GENERATION_PROMPT
+    begin = 0 if run.tokenizer.eos_token is None else 1  # <eos> is no part of a text
+    width = begin + GENERATION_PROMPT
     prompts = np.stack([row[:width] for row in rows])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(rows)))
-    drawn, log_probs = np.zeros((len(rows), GENERATED), np.int32), np.zeros((len(rows), GENERATED))
-    for batch, real in batches(len(rows), batch_size):
+    drawn, log_probs = _draw(run, prompts, batch_size, seed, temperature=temperature, top_k=top_k, top_p=top_p)
+
+    def texts(of: Iterable[Int[np.ndarray, " _"]]) -> list[str]:
+        return [run.tokenizer.decode(row[begin:].tolist()) for row in of]
+
+    starts, wholes, truths = texts(prompts), texts(np.concatenate([prompts, drawn], axis=1)), texts(rows)
+    longer = [row for row, tokens in enumerate(rows) if len(tokens) > width]
+    found: dict[str, Any] = {
+        "rows": len(rows),
+        "log_prob_per_token": float(log_probs.mean()),
+        "true_log_prob_per_token": _per_token(run, [rows[row] for row in longer], width, batch_size),
+    }
+    if judge is not None:
+        found |= _added(judge, starts, wholes)
+        if longer:
+            of_truth = _added(judge, [starts[row] for row in longer], [truths[row] for row in longer])
+            found |= {"true_rows": len(longer), **{f"true_{name}": value for name, value in of_truth.items()}}
+    found["examples"] = [
+        {"prompt": start, "generation": whole[len(start) :], "truth": truth[len(start) :]}
+        for start, whole, truth in list(zip(starts, wholes, truths, strict=True))[:EXAMPLES]
+    ]
+    return found
+
+
+def _draw(
+    run: Run, prompts: Int[np.ndarray, "R P"], batch_size: int, seed: int, **filters: Any
+) -> tuple[Int[np.ndarray, "R new"], Float[np.ndarray, "R new"]]:
+    """What follows each prompt, without <eos> and <pad>, and the log-probabilities."""
+    made, count = run.tokenizer, len(prompts)
+    forbidden = [token for token in (made.eos_token, made.pad_token) if token is not None]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(count))
+    drawn, log_probs = np.zeros((count, GENERATED), np.int32), np.zeros((count, GENERATED))
+    for batch, real in batches(count, batch_size):
         out = generate(
             run.model,
             run.params,
             prompts[batch],
             max_new_tokens=GENERATED,
             key=keys[batch],
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
             forbidden_tokens=forbidden,
+            **filters,
         )
         drawn[batch[:real]], log_probs[batch[:real]] = np.asarray(out.tokens)[:real], np.asarray(out.log_probs)[:real]
-    longer = [row for row in rows if len(row) > width]
-    true_log_prob = None
-    if longer and not (cfg.has_position_table and max(map(len, longer)) - 1 > cfg.max_seq_len):
-        total = row_log_probs(run.model, run.params, longer, batch_size, prompt=width).sum()
-        true_log_prob = float(total / sum(len(row) - width for row in longer))
-    begin = len(forbidden[:1])  # <eos> is no part of a text
+    return drawn, log_probs
 
-    def texts(of: Sequence[Int[np.ndarray, " _"]]) -> list[str]:
-        return [made.decode(row[begin:].tolist()) for row in of]
 
-    starts, wholes = texts(list(prompts)), texts(list(np.concatenate([prompts, drawn], axis=1)))
-    truths = texts(rows)
-    found: dict[str, Any] = {
-        "rows": len(rows),
-        "log_prob_per_token": float(log_probs.mean()),
-        "true_log_prob_per_token": true_log_prob,
-    }
-    if judge is not None:
-        found |= _added(judge, starts, wholes)
-        some = [row for row, truth in enumerate(rows) if len(truth) > width]
-        if some:
-            of_truth = _added(judge, [starts[row] for row in some], [truths[row] for row in some])
-            found |= {"true_rows": len(some), **{f"true_{name}": value for name, value in of_truth.items()}}
-    found["examples"] = [
-        {"prompt": start, "generation": whole[len(start) :], "truth": truth[len(start) :]}
-        for start, whole, truth in list(zip(starts, wholes, truths, strict=True))[:EXAMPLES]
-    ]
-    return found
+def _per_token(run: Run, rows: list[Int[np.ndarray, " _"]], prompt: int, batch_size: int) -> float | None:
+    """Mean log-probability of what follows the prompts; None where there is nothing, or no room in a position table."""
+    cfg = run.model.cfg
+    if not rows or (cfg.has_position_table and max(map(len, rows)) - 1 > cfg.max_seq_len):
+        return None
+    total = row_log_probs(run.model, run.params, rows, batch_size, prompt).sum()
+    return float(total / sum(len(row) - prompt for row in rows))
 
 
 def likelihood(run: Run, limit: int | None = None, batch_size: int = 64) -> dict[str, Any]:
@@ -195,7 +204,8 @@ def _rows(run: Run, least: int, most: int, limit: int | None) -> list[Int[np.nda
         longest = max(map(len, held_out), default=0)
         what = f"no held-out transcript has {least} characters (the longest has {longest})"
     else:
-        rows = list(held_out[: len(held_out) // most * most].reshape(-1, most).astype(np.int32))
+        count = min(len(held_out) // most, limit or len(held_out))
+        rows = list(held_out[: count * most].reshape(-1, most).astype(np.int32))
         what = f"the validation split has {len(held_out)} tokens, fewer than the {most} of a row"
     if not rows:
         raise UserError(f"{what}: the task needs a run with longer held-out data")

@@ -13,12 +13,13 @@ from tolerances import FLOAT32
 
 from jaxlm import run, tasks
 from jaxlm.config import DataConfig
+from jaxlm.decode import score
 from jaxlm.oracles import RunOracle, load_oracle
 from jaxlm.tokenizer import CharTokenizer
 
 LINES = [
     "THE SEA WAS CALM AND THE OLD MAN SLEPT",  # too short for every task but likelihood
-    "NO ONE COULD SAY WHERE THE RIVER HAD BEEN",  # 41 characters
+    "NO ONE COULD SAY WHERE THE ROAD HAD BEEN",  # 40 characters: nothing follows the longer prompt
     "THE SHIP CAME IN AT DAWN WITH ITS SAILS TORN AND NOT A SOUL ON BOARD TO TELL OF THE NIGHT",
     "IT WAS THE SAME ROAD THAT THEY HAD TAKEN THE YEAR BEFORE AND",
     "WHO HAD LEFT THE DOOR OPEN SHE ASKED AND NOBODY SPOKE A WORD TO HER THAT EVENING OR THE NEXT",
@@ -160,7 +161,7 @@ def test_generation_is_judged_by_the_model_and_by_an_oracle(trained, folder):
     assert found["nats_per_character"] == pytest.approx(-mean, rel=1e-4)
     assert found["true_perplexity"] == pytest.approx(np.exp(-true_mean), rel=1e-4)
     assert found["true_nats_per_character"] == pytest.approx(-true_mean, rel=1e-4)
-    assert (found["rows"], found["true_rows"]) == (5, 5)
+    assert (found["rows"], found["true_rows"]) == (5, 4)
     whole = tasks.generation(trained, temperature=0.9, seed=3)
     assert whole["examples"] == found["examples"]  # in one batch, too
     assert "perplexity" not in whole
@@ -195,8 +196,9 @@ def test_generation_past_a_position_table_leaves_the_true_figure_out(text_run):
     assert found["true_log_prob_per_token"] is None
     with pytest.raises(ValueError, match=r"oracle .*: a row of 69 targets passes .* table of max_seq_len = 48"):
         RunOracle(short, 8)(["A" * 70])
-    (log_prob,), _ = RunOracle(short, 8)(["A" * 49])  # padded to a power of two, it would not fit
-    assert -200 < log_prob < 0
+    log_probs, _ = RunOracle(short, 8)(["A" * 49])  # padded to a power of two, it would not fit
+    expected = score(short.model, short.params, short.tokenizer.encode("A" * 49)[None])
+    np.testing.assert_allclose(log_probs, expected, rtol=100 * FLOAT32)
 
 
 def test_an_oracle_names_what_it_cannot_read(trained):
@@ -262,4 +264,4 @@ def test_the_command_says_what_the_tasks_find(trained, folder, monkeypatch):
     code, out, _ = command(*drawing)
     assert code == 0
     assert f"{expected['perplexity']:.6g}" in out
-    assert expected["examples"][0]["truth"].split()[0] in out
+    assert expected["examples"][1]["truth"].split()[0] in out
