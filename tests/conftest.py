@@ -4,12 +4,15 @@ import checking
 
 checking.install()
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from jaxlm import recipes  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("any machine", deadline=None)  # a time limit fails on a busy one
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
