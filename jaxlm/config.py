@@ -169,7 +169,9 @@ class SampleConfig(Validated):
             raise UserError(f"forbidden_tokens = {self.forbidden_tokens!r} holds a negative id: give ids from 0 on")
         for text in self.stop:
             if not text or any("\ud800" <= character <= "\udfff" for character in text):
-                raise UserError(f"stop = {self.stop!r} holds {'no text' if text else 'an empty text'}: give UTF-8")
+                raise UserError(
+                    f"stop = {self.stop!r} holds {'no UTF-8' if text else 'an empty text'}: give other texts"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Cached decoding: prefill, then scans over blocks of new tokens until every row is done.
 
 A program is compiled for a batch size, a bucket of prompt lengths, a bucket of capacities and a set of filters
-(`sampling.Rules`); how many tokens, temperatures and the like are values.
+(`sampling.Rules`); temperatures and the like, and how many tokens from 5 on, are values.
 """
 
 import functools

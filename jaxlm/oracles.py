@@ -61,16 +61,25 @@ class HuggingFaceOracle:
             ) from None
         transformers.utils.logging.disable_progress_bar()
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            local = {"local_files_only": True, "trust_remote_code": False}
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=True, dtype=torch.float32
+                path, **local, dtype=torch.float32, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # of whatever kind: a damaged file, unfit shapes, an unknown architecture
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"oracle {path} cannot be loaded ({reason}): save its model and its tokenizer there"
             ) from None
-        self._path, self._model, self._batch_size = path, loaded.eval(), batch_size
+        model, how = loaded
+        if how["missing_keys"]:  # transformers fills them with random numbers
+            raise UserError(
+                f"oracle {path} has no weights for {', '.join(sorted(how['missing_keys']))}: save a causal model"
+            )
+        ids, rows = len(self._tokenizer), model.get_input_embeddings().weight.shape[0]
+        if ids > rows:
+            raise UserError(f"oracle {path} has a tokenizer of {ids} ids, a model of {rows}: save those of one model")
+        self._path, self._model, self._batch_size = path, model.eval(), batch_size
 
     def __call__(self, texts: Sequence[str]) -> Judgement:
         """Judges each text, as the model's own tokenizer encodes it."""
@@ -109,6 +118,7 @@ def load_oracle(path: Path, batch_size: int) -> Oracle:
         found = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = {}
+    found = found if isinstance(found, dict) else {}
     if "corpus_sha256" in found:
         return RunOracle(load_run(path), batch_size)
     if "model_type" in found:

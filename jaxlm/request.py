@@ -58,8 +58,8 @@ class Request:
 
     @property
     def ids(self) -> Int[np.ndarray, "B P"]:
-        """The prompts, 0 where padding stands."""
-        ids = np.asarray(self.prompt)
+        """The prompts, P that of the longest, 0 where padding stands."""
+        ids = np.asarray(self.prompt)[:, : self.longest]
         return np.where(np.arange(ids.shape[1])[None] < self.lengths[:, None], ids, 0).astype(np.int32)
 
     @property
@@ -102,7 +102,7 @@ class Request:
         return Rules(
             greedy=greedy,
             top_k_ceiling=None if top_k is None else min(power_of_two(top_k), vocab_size),
-            top_p=not greedy and self.top_p is not None,
+            top_p=not greedy and self.top_p is not None and self.top_p < 1,
             min_p=not greedy and self.min_p is not None,
             repetition_penalty=self.repetition_penalty != 1,
             forbidden=len(self.forbidden_tokens) > 0,
@@ -142,8 +142,8 @@ class Request:
         vocab_size = self.cfg.vocab_size
         for name in ("max_new_tokens", "num_samples", "top_k", "capacity"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} = {value}: give at least 1")
+            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+                raise UserError(f"{name} = {value}: give a whole number of at least 1")
         if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf):
             raise UserError(f"temperature = {self.temperature}: give 0 (greedy), or at least {MIN_TEMPERATURE}")
         for name in ("top_p", "min_p"):
@@ -159,8 +159,9 @@ class Request:
             raise UserError(f"forbidden_tokens holds {outside[0]}: the vocabulary has 0 to {vocab_size - 1}")
         if len(set(self.forbidden_tokens)) == vocab_size:
             raise UserError(f"forbidden_tokens holds all {vocab_size} tokens: leave one")
-        if not jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key):
-            raise UserError(f"key has type {self.key.dtype}: give jax.random.key(seed)")
+        kind = getattr(self.key, "dtype", type(self.key).__name__)
+        if not (isinstance(self.key, jax.Array) and jnp.issubdtype(kind, jax.dtypes.prng_key)):
+            raise UserError(f"key has type {kind}: give jax.random.key(seed)")
         if self.key.shape not in ((), (self.rows,)):
             raise UserError(f"key has shape {self.key.shape}: give one key, or one for each of the {self.rows} rows")
 
@@ -177,7 +178,7 @@ class Request:
             return
         numbers = f"prompt {self.longest} + {self.max_new_tokens} new tokens"
         if self.on_overflow == "error":
-            raise UserError(f"{numbers} pass the capacity {self.context}: give fewer, or on_overflow='continue'")
+            raise UserError(f"{numbers} pass the capacity {self.context}: give fewer, or let generate go on past it")
         if self.cfg.has_position_table:
             warnings.warn(
                 f"{numbers} pass the learned position table (capacity {self.context}, max_seq_len = {max_seq_len}): "

@@ -215,6 +215,8 @@ def test_arguments_of_the_wrong_type_are_named_where_no_type_checker_stands_befo
     for name, value, words in (
         ("prompt", jnp.zeros((2, 3)), "prompt has type float32: give integer token ids"),
         ("key", jax.random.PRNGKey(0), r"key has type uint32: give jax.random.key\(seed\)"),
+        ("key", 0, "key has type int: give jax.random.key"),
+        ("top_k", 2.0, "top_k = 2.0: give a whole number of at least 1"),
         ("on_overflow", "stop", "on_overflow = 'stop': give 'continue' or 'error'"),
     ):
         request = Request(CFG, PROMPT, max_new_tokens=1, key=KEY)

@@ -78,8 +78,10 @@ def test_cached_and_naive_draw_the_same_in_every_family(name):
     cfg = dataclasses.replace(VARIANTS[name], max_seq_len=30, **WIDE)
     model, params = built(cfg)
     arguments = {"max_new_tokens": 14, "key": KEY, "prompt_lengths": [4, 1, 3], "num_samples": 2, "stop_token": 2}
-    out = generate(model, params, random_tokens(cfg, 3, 4), **arguments)
-    assert_same(out, generate_naive(model, params, random_tokens(cfg, 3, 4), **arguments))
+    arguments["repetition_penalty"] = 1.3
+    prompt = random_tokens(cfg, 3, 40)  # far wider than the longest
+    out = generate(model, params, prompt, **arguments)
+    assert_same(out, generate_naive(model, params, prompt, **arguments))
     assert len(set(out.lengths.tolist())) > 1
 
 
@@ -205,6 +207,44 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_texts_in_order(penalty):
             assert tokens.tolist() == [*text, *[stop] * (count - len(text))]
             assert length == len(text) - (text[-1] == stop)
             assert abs(rank - expected[text]) < FLOAT64
+
+
+def searched(model, params, prompt, count, width, penalty, stop):
+    """The same search for one prompt, in lists: [(score, text)] best first."""
+    live, finished = [(0.0, ())], []
+    for step in range(count):
+        new = []
+        for total, text in live:
+            whole = jnp.concatenate([prompt, jnp.asarray(text, jnp.int32).reshape(1, -1)], axis=1)
+            padded = jnp.pad(whole, ((0, 0), (0, prompt.shape[1] + count - whole.shape[1])))
+            log_probs = jax.nn.log_softmax(apply(model, params, padded)[0])[0, whole.shape[1] - 1]
+            new += [(total + float(value), (*text, token)) for token, value in enumerate(log_probs)]
+        new = sorted(new, reverse=True)[: 2 * width]
+        finished += [(total / (step + 1) ** penalty, text) for total, text in new if text[-1] == stop]
+        finished = sorted(finished, reverse=True)[:width]
+        live = [(total, text) for total, text in new if text[-1] != stop][:width]
+    finished += [(total / count**penalty, text) for total, text in live]
+    return sorted(finished, reverse=True)[:width]
+
+
+@pytest.mark.parametrize(("width", "penalty"), [(2, 0.0), (3, 1.0), (4, 3.0)])
+def test_narrow_beams_find_what_the_search_in_lists_finds(width, penalty):
+    model, params = built(CFG)
+    prompt = random_tokens(CFG, 2, 14)
+    found = beam_search(model, params, prompt, max_new_tokens=9, beam_width=width, length_penalty=penalty, stop_token=5)
+    for row in range(2):
+        expected = searched(model, params, prompt[row : row + 1], 9, width, penalty, 5)
+        np.testing.assert_allclose(found.scores[row], [score for score, _ in expected], atol=FLOAT64)
+        for tokens, (_, text) in zip(found.tokens[row], expected, strict=True):
+            assert tokens.tolist() == [*text, *[5] * (9 - len(text))]
+
+
+def test_more_tokens_than_a_call_of_the_compiled_loop_returns():
+    cfg = dataclasses.replace(CFG, max_seq_len=300)
+    model, params = built(cfg)
+    arguments = {"max_new_tokens": 270, "key": KEY}
+    prompt = random_tokens(cfg, 2, 3)
+    assert_same(generate(model, params, prompt, **arguments), generate_naive(model, params, prompt, **arguments))
 
 
 def test_a_beam_of_one_is_greedy_and_a_ragged_batch_is_its_rows():

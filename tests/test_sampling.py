@@ -76,7 +76,8 @@ def test_filters_keep_what_the_reference_keeps(top_k, top_p, min_p):
 def test_top_p_looks_beyond_its_ceiling_where_it_must(monkeypatch):
     monkeypatch.setattr(sampling, "TOP_P_CEILING", 4)
     logits = np.random.default_rng(1).normal(size=(6, 11)).astype(np.float32)
-    for sharpness, within in ((0.3, False), (5.0, True)):
+    mixed = np.array([0.3, 5, 0.3, 5, 5, 5], np.float32)[:, None]
+    for sharpness, within in ((0.3, False), (5.0, True), (mixed, False)):
         rows = sharpness * logits
         expected = np.array([kept_by(row, top_p=0.8) for row in rows.astype(np.float64)])
         assert (expected.sum(axis=1) <= 4).all() == within
