@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
         ({"forbidden_tokens": (3, -1)}, r"forbidden_tokens = \(3, -1\) holds a negative id"),
         ({"forbidden_tokens": ("a",)}, "forbidden_tokens = .* has the wrong type"),
         ({"stop": ("a", "")}, "holds an empty text"),
-        ({"stop": ("\udcff",)}, "holds no text"),
+        ({"stop": ("\udcff",)}, "holds no UTF-8"),
     ],
 )
 def test_bad_options_are_named(change, words):
