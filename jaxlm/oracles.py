@@ -60,6 +60,7 @@ class HuggingFaceOracle:
                 "pip install 'jaxlm[parity]'"
             ) from None
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()  # what is missing is refused below, in one line
         try:
             local = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
