@@ -6,7 +6,7 @@ Imports neither JAX nor torch, so the command line answers at once and torchref 
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxlm.errors import UserError
 from jaxlm.model_config import ModelConfig as ModelConfig
@@ -53,14 +53,26 @@ class DataConfig(Validated):
             )
 
 
+_MOMENTS = ("b1", "b2", "eps")
+OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
+    "sgd": (),
+    "adam": _MOMENTS,
+    "adamw": _MOMENTS,
+    "adamsn": (*_MOMENTS, "subset", "adam_lr_ratio"),
+    "adafactor": ("b2", "eps"),
+}
+"""The fields of OptimConfig that each optimizer reads besides those all read; one of Optax reads none of them."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig(Validated):
     """The optimizer and its schedule."""
 
     name: str = "adamw"
-    """The optimizer; adamw is the one there is yet."""
+    """sgd, adam, adamw, adamsn, adafactor, or any optimizer of Optax by its name there. All have decoupled decay by
+    weight_decay, so adam and adamw are the same here."""
     learning_rate: float = 1e-3
-    """Peak rate."""
+    """Peak rate; adamsn wants about ten times that of adamw."""
     schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
     """cosine decays to min_lr_ratio of the peak at the last step; rsqrt falls as 1/sqrt(step) after the warm-up."""
     warmup_steps: int = 100
@@ -70,22 +82,41 @@ class OptimConfig(Validated):
     weight_decay: float = 0.1
     """Decoupled decay, times the rate, on matrices only."""
     b1: float = 0.9
-    """Decay rate of the first moment."""
+    """Decay rate of the first moment (adam, adamw, adamsn)."""
     b2: float = 0.99
-    """Decay rate of the second moment."""
+    """Decay rate of the second moment (those and adafactor)."""
     eps: float = 1e-8
-    """Added to sqrt(v_hat)."""
+    """Added to sqrt(v_hat); of adafactor to v_hat."""
+    subset: Literal["per_output", "per_input", "auto"] = "per_output"
+    """The numbers of a linear map that share a second moment in adamsn: the inputs of each output, the outputs of each
+    input, or the authors' rule (per_output where there are at least as many outputs as inputs)."""
+    adam_lr_ratio: float = 0.1
+    """Rate of what is not linear in adamsn, and of all decay, as a share of the learning rate."""
+    arguments: tuple[str, ...] = ()
+    """Further arguments of the optimizer, NAME=VALUE each: momentum=0.9 nesterov=true (sgd), mu_dtype=bfloat16."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None = no clipping."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "eps")
+        check_at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "eps", "adam_lr_ratio")
         check_rate(self, "b1", "b2")
+        for name, default in idle_optim_fields(self.name).items():
+            if getattr(self, name) != default:
+                raise UserError(
+                    f"{name} = {getattr(self, name)!r} is not read by {self.name}: leave it out, or give the optimizer "
+                    "an argument by arguments"
+                )
         if self.min_lr_ratio > 1:
             raise UserError(f"min_lr_ratio = {self.min_lr_ratio!r} is above 1: give a share of the peak rate")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"clip_norm = {self.clip_norm!r} is too small: give more than 0, or None for no clipping")
+
+
+def idle_optim_fields(name: str) -> dict[str, Any]:
+    """The fields of OptimConfig that an optimizer does not read, at their defaults."""
+    some = {field for fields in OPTIMIZER_FIELDS.values() for field in fields} - {*OPTIMIZER_FIELDS.get(name, ())}
+    return {field.name: field.default for field in dataclasses.fields(OptimConfig) if field.name in some}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

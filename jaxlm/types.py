@@ -14,6 +14,8 @@ Params: TypeAlias = dict[str, Any]
 """Parameters: nested dicts of arrays."""
 Tokens: TypeAlias = Int[Array | np.ndarray, "B T"]
 Logits: TypeAlias = Float[Array, "B T V"]
+Number: TypeAlias = int | float | Array
+"""A hyperparameter: a number, or a scalar array where `optax.inject_hyperparams` makes it one."""
 
 
 def tree_bytes(tree: Any) -> int:

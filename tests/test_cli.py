@@ -77,7 +77,7 @@ def snapshot(root):
         ),
         (["attend", "runs/tiny-1", "--text", "two", "--out", "map.txt"], "map.txt cannot be written (Format 'txt'"),
         (["train", "tiny", "--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
-        (["train", "tiny", "--optim.name", "lion"], "optim.name = 'lion' is not there yet"),
+        (["train", "tiny", "--optim.name", "lino"], "optim.name = 'lino' is no optimizer of jaxlm or Optax"),
         (["train", "tiny", "--optim.warmup-steps", "500"], "warmup_steps = 500 is not below steps = 500"),
         (["train", "tiny", "--mesh.data", "2"], "option --mesh.data is not there yet"),
         (

@@ -77,6 +77,21 @@ def test_the_update_is_that_of_adamw():
     np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-5)
 
 
-def test_an_optimizer_that_is_not_there_yet_is_named():
-    with pytest.raises(ValueError, match="optim.name = 'adamsn' is not there yet"):
-        build_optimizer(OptimConfig(name="adamsn"), 10)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "lino"}, "optim.name = 'lino' is no optimizer of jaxlm or Optax.*such as lion"),
+        ({"name": "scale_by_adam"}, "is no optimizer"),
+        ({"name": "schedule_free_adamw"}, "evaluates other parameters"),
+        ({"name": "lbfgs"}, "'lbfgs' does not run: .* 'value'"),
+        (
+            {"name": "sgd", "arguments": ("momentun=0.9",)},
+            "argument 'momentun' of sgd is unknown: choose one of momentum",
+        ),
+        ({"arguments": ("b1=0.8",)}, "argument 'b1' of adamw is set by --optim.b1"),
+        ({"arguments": ("mu_dtype=bfloat17",)}, "'adamw' does not run with mu_dtype=bfloat17"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(OptimConfig(warmup_steps=0, **fields), 10)

@@ -1,39 +1,101 @@
 """From an OptimConfig to the chain that turns gradients into updates."""
 
+import difflib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array
 
-from jaxlm.config import OptimConfig
+from jaxlm.config import OPTIMIZER_FIELDS, OptimConfig
 from jaxlm.errors import UserError
+from jaxlm.optim.adafactor import adafactor
+from jaxlm.optim.adam import adam, adamw
+from jaxlm.optim.adamsn import adamsn
 from jaxlm.optim.schedules import build_schedule
-from jaxlm.types import Params
+from jaxlm.optim.sgd import sgd
+from jaxlm.optim.steps import decay_parameters
+from jaxlm.types import Params, tree_bytes
 
+Factory = Callable[..., optax.GradientTransformation]
 
-def decay_mask(params: Params) -> Params:
-    """True for the leaves weight decay shrinks: matrices (kernels, tables, weights of scores), not biases and scales.
-
-    Layers stacked by scan_layers decay as they would one by one.
-    """
-
-    def is_matrix(path: tuple, leaf: Array) -> bool:
-        return leaf.ndim - (path[0] == jax.tree_util.DictKey("layers")) >= 2
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+OURS: dict[str, Factory] = {"sgd": sgd, "adam": adam, "adamw": adamw, "adamsn": adamsn, "adafactor": adafactor}
 
 
 def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then the optimizer with its schedule over `steps` steps and decoupled decay.
 
+    The optimizer is jaxlm's of that name, else Optax's (`optax.NAME`, then `optax.contrib.NAME`).
+
     Raises:
-      UserError: an optimizer that is not there yet, or a schedule that does not fit `steps`.
+      UserError: no optimizer has the name, or it does not work with these arguments and a schedule; a schedule that
+        does not fit `steps`.
     """
-    if cfg.name != "adamw":
-        raise UserError(f"optim.name = {cfg.name!r} is not there yet: use 'adamw'")
+    schedule = build_schedule(cfg, steps)
+    make, arguments = _factory(cfg.name), _arguments(cfg)
+    fields = {name: getattr(cfg, name) for name in OPTIMIZER_FIELDS.get(cfg.name, ())}
+    decay = optax.identity()
+    if "weight_decay" in inspect.signature(make).parameters and cfg.name in OURS:
+        fields["weight_decay"] = cfg.weight_decay
+    else:
+        decay = decay_parameters(cfg.weight_decay, schedule)
+        if "weight_decay" in inspect.signature(make).parameters:
+            fields["weight_decay"] = 0.0
     clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
-    return optax.chain(
-        clip,
-        optax.adamw(
-            build_schedule(cfg, steps), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay_mask
-        ),
+    try:
+        tx = optax.chain(clip, make(schedule, **fields, **arguments), decay)
+        _try_out(tx)
+    except Exception as error:  # whatever an optimizer from elsewhere does with what it is given
+        given = f" with {' '.join(cfg.arguments)}" if cfg.arguments else ""
+        raise UserError(f"optim.name = {cfg.name!r} does not run{given}: {error}") from error
+    return tx
+
+
+def state_bytes(tx: optax.GradientTransformation, params: Params) -> int:
+    """Bytes of an optimizer's state for these parameters (arrays or their shapes): what its init makes, summed."""
+    return tree_bytes(jax.eval_shape(tx.init, params))
+
+
+def _factory(name: str) -> Factory:
+    if name in OURS:
+        return OURS[name]
+    import optax.contrib
+
+    if name.startswith("schedule_free"):
+        raise UserError(f"optim.name = {name!r} evaluates other parameters than it trains: choose another")
+    for module in (optax, optax.contrib):
+        found: Any = getattr(module, name, None)
+        is_optimizer = inspect.isfunction(found) and not name.startswith(("_", "scale_by"))
+        if is_optimizer and next(iter(inspect.signature(found).parameters), None) == "learning_rate":
+            return found
+    close = difflib.get_close_matches(name, [*OURS, *dir(optax), *dir(optax.contrib)], n=1)
+    raise UserError(
+        f"optim.name = {name!r} is no optimizer of jaxlm or Optax: choose one of {', '.join(OURS)}, or one of Optax's, "
+        f"such as {close[0] if close else 'lion'}"
     )
+
+
+def _arguments(cfg: OptimConfig) -> dict[str, Any]:
+    """The optimizer's further arguments, each NAME=VALUE, the value as JSON or else a text."""
+    own = {"learning_rate", "weight_decay", "mask", "kinds", *OPTIMIZER_FIELDS.get(cfg.name, ())}
+    known = [name for name in inspect.signature(_factory(cfg.name)).parameters if name not in own]
+    made = {}
+    for argument in cfg.arguments:
+        name, _, value = argument.partition("=")
+        if name not in known:
+            why = f"is set by --optim.{name.replace('_', '-')}" if name in own else "is unknown"
+            raise UserError(f"argument {name!r} of {cfg.name} {why}: choose one of {', '.join(known)}")
+        try:
+            made[name] = json.loads(value)
+        except json.JSONDecodeError:
+            made[name] = value
+    return made
+
+
+def _try_out(tx: optax.GradientTransformation) -> None:
+    """Runs a step on shapes alone, so that what cannot work fails before anything is written."""
+    params = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32), "bias": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)

@@ -1,0 +1,36 @@
+"""Stochastic gradient descent, with or without momentum."""
+
+from typing import Any
+
+import optax
+from jax.typing import DTypeLike
+
+from jaxlm.optim.steps import accumulate, decay_parameters
+from jaxlm.types import Number
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: Number | None = None,
+    weight_decay: Number = 0.0,
+    mask: Any = None,
+    *,
+    nesterov: bool = False,
+    mu_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformation:
+    """SGD: p -= rate * g; with momentum m = momentum m + g takes the place of g. Equal to `torch.optim.SGD`.
+
+    Args:
+      learning_rate: the rate, or a schedule from the number of steps taken.
+      momentum: None = none.
+      weight_decay: decoupled decay, p -= rate * weight_decay * p; torch adds weight_decay * p to the gradient, so with
+        momentum the two differ.
+      mask: the leaves that decay, as in `adamw`.
+      nesterov: g + momentum m takes the place of m.
+      mu_dtype: the type m is kept in; None = at least float32, where `optax.sgd` has that of the parameters.
+    """
+    return optax.chain(
+        optax.identity() if momentum is None else accumulate(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
+        optax.scale_by_learning_rate(learning_rate),
+        decay_parameters(weight_decay, learning_rate, mask),
+    )
