@@ -41,6 +41,7 @@ format: .venv/.dev
 bench: .venv/.test
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/optimizers.py
 
 bench-decode: .venv/.test
 	$(BIN)/python benchmarks/decode.py
