@@ -68,7 +68,8 @@ def scale_by_factored_rms(
         correction and has none.
       factors: which axes are factored: "kinds" the inputs against the outputs of linear maps and the last two axes of
         tables; "last" the last two axes of any leaf (Hugging Face, torch); "largest" the two longest (optax).
-      min_dim_size_to_factor: leaves with a shorter factor than this keep V whole (optax: 128).
+      min_dim_size_to_factor: leaves with a shorter factor than this keep V whole (optax: 128). It decides shapes, so
+        `optax.inject_hyperparams` needs it among its static_args.
       kinds: as in `scale_by_adamsn`.
 
     Source: Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235, algorithms 4 and 5.
@@ -114,15 +115,16 @@ def scale_by_factored_rms(
             if isinstance(nu, Factored):
                 mean = nu.rows.mean(axes.rows, keepdims=True)
                 mean = jnp.maximum(mean, eps) if eps_placement == "floor" else jnp.where(mean == 0, 1, mean)
-                variance = nu.rows / mean * nu.columns
+                rows, columns = nu.rows / mean, nu.columns
             else:
-                variance = nu
+                rows, columns = nu, jnp.ones((), wide)
             if bias_correction and decay_exponent is None:
-                variance /= correction(b2, count, wide)
+                rows /= correction(b2, count, wide)
             if eps_placement == "variance":
-                root = jnp.sqrt(variance + eps)
-            else:
-                root = jnp.sqrt(variance) if eps_placement == "squares" else jnp.maximum(jnp.sqrt(variance), eps)
+                root = jnp.sqrt(rows * columns + eps)
+            else:  # root by root: the product of a row's 1e-30 and a column's is 0 in float32
+                root = jnp.sqrt(rows) * jnp.sqrt(columns)
+                root = root if eps_placement == "squares" else jnp.maximum(root, eps)
             return (grad.astype(wide) / root).astype(grad.dtype)
 
         known = kinds_like(updates, kinds)
@@ -135,12 +137,12 @@ def scale_by_factored_rms(
 def _factored_axes(shape: tuple[int, ...], kind: ParamKind, factors: Factors) -> FactoredAxes:
     if factors == "kinds" and kind.name == "linear":
         return FactoredAxes(kind.inputs, kind.outputs)
-    if len(shape) < 2 or (factors == "kinds" and kind.name != "embedding"):
+    own = [axis - len(shape) for axis in kind.axes(len(shape))]
+    if len(own) < 2 or (factors == "kinds" and kind.name != "embedding"):
         return FactoredAxes()
     if factors == "largest":
-        *_, rows, columns = sorted(range(-len(shape), 0), key=lambda axis: shape[axis])
-        return FactoredAxes((rows,), (columns,))
-    return FactoredAxes((-2,), (-1,))
+        own = sorted(own, key=lambda axis: shape[axis])
+    return FactoredAxes((own[-2],), (own[-1],))
 
 
 def relative_step(max_rate: float = 1e-2, warmup_init: bool = False) -> optax.Schedule:

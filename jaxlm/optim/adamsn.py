@@ -46,6 +46,8 @@ def scale_by_adamsn(
     """
     if subset not in ("per_output", "per_input", "auto"):
         raise UserError(f"subset = {subset!r} is unknown: choose per_output, per_input or auto")
+    if subset_size is not None and subset_size < 1:
+        raise UserError(f"subset_size = {subset_size} is no size: give at least 1 (Adam), or None for whole rows")
 
     def subsets(path: KeyPath, leaf: Any, kind: ParamKind) -> Subsets:
         axes = _summed_axes(kind, leaf.shape, subset)

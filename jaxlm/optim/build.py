@@ -1,6 +1,7 @@
 """From an OptimConfig to the chain that turns gradients into updates."""
 
 import difflib
+import functools
 import inspect
 import json
 from collections.abc import Callable
@@ -68,7 +69,8 @@ def _factory(name: str) -> Factory:
         raise UserError(f"optim.name = {name!r} evaluates other parameters than it trains: choose another")
     for module in (optax, optax.contrib):
         found: Any = getattr(module, name, None)
-        is_optimizer = inspect.isfunction(found) and not name.startswith(("_", "scale_by"))
+        whole = found.func if isinstance(found, functools.partial) else found  # nadamw is a partial adamw
+        is_optimizer = inspect.isfunction(whole) and not name.startswith(("_", "scale_by"))
         if is_optimizer and next(iter(inspect.signature(found).parameters), None) == "learning_rate":
             return found
     close = difflib.get_close_matches(name, [*OURS, *dir(optax), *dir(optax.contrib)], n=1)

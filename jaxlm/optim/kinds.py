@@ -29,6 +29,11 @@ class ParamKind:
     stacked: bool = False
     """Whether the leading axis counts layers, each a parameter of its own."""
 
+    def __post_init__(self) -> None:
+        axes = (*self.inputs, *self.outputs)
+        if len(set(axes)) < len(axes) or (self.name == "linear" and not self.inputs):
+            raise UserError(f"{self} is no kind: give a linear map its input axes, and name no axis twice")
+
     @property
     def decays(self) -> bool:
         """Whether weight decay is meant for it: linear maps and tables."""
@@ -84,10 +89,10 @@ def kinds_like(tree: Any, kinds: Any = None) -> Any:
     known = dict(jax.tree_util.tree_leaves_with_path(kinds))
 
     def look_up(path: KeyPath, leaf: Any) -> ParamKind:
-        kind, ndim = known.get(path), len(leaf.shape)
+        kind = known.get(path)
         if not isinstance(kind, ParamKind):
             raise UserError(f"kinds has {kind!r} for {jax.tree_util.keystr(path)}: give a ParamKind")
-        if any(not -ndim <= axis < 0 for axis in (*kind.inputs, *kind.outputs)):
+        if any(not kind.stacked - len(leaf.shape) <= axis < 0 for axis in (*kind.inputs, *kind.outputs)):
             raise UserError(
                 f"{kind} does not fit {jax.tree_util.keystr(path)} of shape {leaf.shape}: count axes from the end"
             )
