@@ -2,7 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
+from tolerances import FLOAT32, assert_close
 
 from jaxlm.config import OptimConfig
 from jaxlm.optim import build_optimizer, build_schedule, decay_mask
@@ -95,3 +97,66 @@ def test_the_update_is_that_of_adamw():
 def test_an_optimizer_that_cannot_be_used_is_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=message):
         build_optimizer(OptimConfig(warmup_steps=0, **fields), 10)
+
+
+FROM_OPTAX = {
+    "lion": (("b2=0.9",), lambda rate: optax.lion(rate, b2=0.9, weight_decay=0.0)),
+    "adagrad": (("initial_accumulator_value=0.2",), lambda rate: optax.adagrad(rate, 0.2)),
+    "rmsprop": (("decay=0.8", "centered=true"), lambda rate: optax.rmsprop(rate, 0.8, centered=True)),
+    "nadamw": (
+        ("b1=0.8", "mu_dtype=bfloat16"),
+        lambda rate: optax.nadamw(rate, b1=0.8, mu_dtype="bfloat16", weight_decay=0.0),
+    ),
+    "adabelief": ((), optax.adabelief),
+    "muon": (("beta=0.9", "ns_steps=3"), lambda rate: optax.contrib.muon(rate, beta=0.9, ns_steps=3)),
+}
+"""(arguments as given to the command, the same optimizer without decay of its own) by name."""
+
+
+def test_an_optimizer_of_optax_is_clipped_scheduled_and_decays_once():
+    params = {"kernel": jnp.linspace(-1, 2, 15).reshape(3, 5), "scale": jnp.linspace(1, 2, 5)}
+    all_grads = [jax.tree.map(lambda p, i=i: jnp.sin(3 * p + i), params) for i in range(2)]
+    rates = jnp.array([0.1, 0.2])  # the first two of a warm-up to 0.3 at step 2
+
+    def ours(name, arguments):
+        fields = {"warmup_steps": 2, "learning_rate": 0.3, "weight_decay": 0.5, "clip_norm": 0.7}
+        tx = build_optimizer(OptimConfig(name=name, arguments=arguments, **fields), 10)
+        state, made = tx.init(params), []
+        for grads in all_grads:
+            updates, state = tx.update(grads, state, params)
+            made.append(updates)
+        return made
+
+    def by_hand(make):
+        tx = make(lambda count: rates[count])
+        state, made = tx.init(params), []
+        for rate, grads in zip(rates, all_grads, strict=True):
+            norm = jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+            updates, state = tx.update(jax.tree.map(lambda g, norm=norm: g * 0.7 / norm, grads), state, params)
+            made.append({**updates, "kernel": updates["kernel"] - rate * 0.5 * params["kernel"]})
+        return made
+
+    @jax.jit
+    def run():
+        return {name: (ours(name, given), by_hand(make)) for name, (given, make) in FROM_OPTAX.items()}
+
+    for name, (found, expected) in run().items():
+        for t in range(2):
+            for leaf in params:
+                assert np.abs(expected[t][leaf]).max() > 1e-3, name
+                assert_close(found[t][leaf], expected[t][leaf], FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "lion", "b2": 0.9}, "b2 = 0.9 is not read by lion: leave it out"),
+        ({"name": "muon", "subset": "auto"}, "subset = 'auto' is not read by muon"),
+        ({"name": "sgd", "eps": 1e-6}, "eps = 1e-06 is not read by sgd"),
+        ({"name": "adafactor", "b1": 0.8}, "b1 = 0.8 is not read by adafactor"),
+        ({"name": "adamw", "adam_lr_ratio": 0.2}, "adam_lr_ratio = 0.2 is not read by adamw"),
+    ],
+)
+def test_a_field_that_the_optimizer_does_not_read_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**fields)
