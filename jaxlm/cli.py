@@ -23,6 +23,7 @@ from jaxlm.config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
+    idle_optim_fields,
 )
 from jaxlm.console import (
     CheckpointOptions,
@@ -71,8 +72,9 @@ class _AttendOptions(CheckpointOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class _FamilyOption:
+class _KindOptions:
     family: Annotated[Family, tyro.conf.arg(name="model.family")]
+    optimizer: Annotated[str, tyro.conf.arg(name="optim.name")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def _train(arguments: list[str]) -> int:
         if first and first != stored.preset:
             raise UserError(f"{out} was made with preset {stored.preset!r}, not {first!r}: drop the preset")
         base = stored
-    base = dataclasses.replace(base, model=_of_family(base.model, rest, "train [PRESET]"))
+    base = _of_kinds(base, rest, "train [PRESET]")
     options = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
@@ -196,7 +198,7 @@ def _info(arguments: list[str]) -> int:
             print_table("jaxlm", ["what", "value"], [*versions, ["device", device]])
         return 0
     if name in presets.PRESETS:
-        model = presets.preset(name).model
+        config = presets.preset(name)
     else:
         from jaxlm.run import read_config
 
@@ -204,10 +206,9 @@ def _info(arguments: list[str]) -> int:
             raise UserError(
                 f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
             )
-        model = read_config(Path(name)).model
-    chosen = parse_options(
-        _InfoOptions, rest, "info PRESET", _InfoOptions(model=_of_family(model, rest, "info PRESET"))
-    )
+        config = read_config(Path(name))
+    model = _of_kinds(config, rest, "info PRESET").model
+    chosen = parse_options(_InfoOptions, rest, "info PRESET", _InfoOptions(model=model))
     from jaxlm import estimates
 
     model = chosen.model
@@ -280,12 +281,19 @@ def _usage() -> str:
     )
 
 
-def _of_family(model: ModelConfig, arguments: list[str], usage: str) -> ModelConfig:
-    """A preset's model where --model.family asks for another: what that family does not read goes back to default."""
+def _of_kinds(base: ExperimentConfig, arguments: list[str], usage: str) -> ExperimentConfig:
+    """The config that options change, of the --model.family and with the --optim.name they ask for.
+
+    What another family or optimizer does not read, and the arguments of the optimizer before, go back to default.
+    """
     if asks_help(arguments):
-        return model
-    family = parse_options(_FamilyOption, arguments, usage, _FamilyOption(model.family), others=True).family
-    return dataclasses.replace(model, family=family, **idle_fields(model, family))
+        return base
+    kinds = parse_options(_KindOptions, arguments, usage, _KindOptions(base.model.family, base.optim.name), others=True)
+    model = dataclasses.replace(base.model, family=kinds.family, **idle_fields(base.model, kinds.family))
+    optim = base.optim
+    if kinds.optimizer != optim.name:
+        optim = dataclasses.replace(optim, name=kinds.optimizer, arguments=(), **idle_optim_fields(kinds.optimizer))
+    return dataclasses.replace(base, model=model, optim=optim)
 
 
 def _train_defaults(config: ExperimentConfig) -> _TrainOptions:

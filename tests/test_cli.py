@@ -78,6 +78,18 @@ def snapshot(root):
         (["attend", "runs/tiny-1", "--text", "two", "--out", "map.txt"], "map.txt cannot be written (Format 'txt'"),
         (["train", "tiny", "--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
         (["train", "tiny", "--optim.name", "lino"], "optim.name = 'lino' is no optimizer of jaxlm or Optax"),
+        (
+            ["train", "gpt2-124m", "--optim.name", "sgd", "--optim.b2", "0.9"],
+            "b2 = 0.9 is not read by sgd: leave it out",
+        ),
+        (
+            ["train", "tiny", "--optim.name", "sgd", "--optim.arguments", "nesterov=true", "momentun=0.9"],
+            "argument 'momentun' of sgd is unknown: choose one of momentum, nesterov",
+        ),
+        (
+            ["train", "--out", "runs/tiny-1", "--resume", "--optim.name", "sgd"],
+            "was made with optim.name = 'adamw', not 'sgd'",
+        ),
         (["train", "tiny", "--optim.warmup-steps", "500"], "warmup_steps = 500 is not below steps = 500"),
         (["train", "tiny", "--mesh.data", "2"], "option --mesh.data is not there yet"),
         (

@@ -90,6 +90,7 @@ def test_the_update_is_that_of_adamw():
             {"name": "sgd", "arguments": ("momentun=0.9",)},
             "argument 'momentun' of sgd is unknown: choose one of momentum",
         ),
+        ({"name": "sgd", "arguments": ("momentum",)}, "argument 'momentum' of sgd has no value: give momentum=VALUE"),
         ({"arguments": ("b1=0.8",)}, "argument 'b1' of adamw is set by --optim.b1"),
         ({"arguments": ("mu_dtype=bfloat17",)}, "'adamw' does not run with mu_dtype=bfloat17"),
     ],
@@ -160,3 +161,17 @@ def test_an_optimizer_of_optax_is_clipped_scheduled_and_decays_once():
 def test_a_field_that_the_optimizer_does_not_read_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**fields)
+
+
+def test_arguments_are_json_or_words_of_python_or_texts():
+    def momentum(*arguments):
+        fields = {"name": "sgd", "arguments": ("momentum=0.5", *arguments), "weight_decay": 0.0, "clip_norm": None}
+        tx = build_optimizer(OptimConfig(schedule="constant", warmup_steps=0, learning_rate=1.0, **fields), 10)
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS)
+        mu = optax.tree.get(state, "mu")
+        return float(updates["scale"][0]), mu["scale"].dtype
+
+    assert momentum() == momentum("nesterov=false") == momentum("nesterov=False") == (-1.0, jnp.float32)
+    assert momentum("nesterov=true") == momentum("nesterov=True") == (-1.5, jnp.float32)
+    assert momentum("mu_dtype=bfloat16") == (-1.0, jnp.bfloat16)
+    assert momentum("mu_dtype=None") == momentum("mu_dtype=null") == (-1.0, jnp.float32)

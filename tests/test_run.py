@@ -11,9 +11,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from support import command
 
-from jaxlm import checkpoint, run, texts
-from jaxlm.config import DataConfig
+from jaxlm import checkpoint, presets, run, texts
+from jaxlm.config import DataConfig, ModelConfig, OptimConfig
 from jaxlm.errors import CheckError
 from jaxlm.presets import preset
 
@@ -49,8 +50,8 @@ def rows(out):
     return [{k: v for k, v in row.items() if k not in ("elapsed_s", "tokens_per_s")} for row in found]
 
 
-def assert_same_run(out, whole):
-    ours, theirs = run.load_run(out, STEPS), run.load_run(whole, STEPS)
+def assert_same_run(out, whole, step=STEPS):
+    ours, theirs = run.load_run(out, step), run.load_run(whole, step)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     assert rows(out) == rows(whole)
 
@@ -89,6 +90,46 @@ def test_killed_three_times_and_resumed_a_run_is_bitwise_the_uninterrupted_one(c
     _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "kept"),
+    [
+        (
+            "chargpt",
+            "sgd --optim.arguments momentum=0.9 nesterov=true",
+            {"arguments": ("momentum=0.9", "nesterov=true")},
+        ),
+        ("chargpt", "adamsn --optim.subset auto", {"b2": 0.95, "subset": "auto"}),
+        ("chargpt", "adafactor", {"b2": 0.95}),
+        ("another", "lion", {}),
+    ],
+)
+def test_another_optimizer_on_a_preset_drops_what_it_does_not_read(config, tmp_path, monkeypatch, base, options, kept):
+    usual = {"learning_rate": 0.1, "schedule": "constant", "warmup_steps": 0}
+    rmsprop = OptimConfig(name="rmsprop", arguments=("decay=0.5",), **usual)
+    another = dataclasses.replace(preset("chargpt"), preset="another", optim=rmsprop)
+    monkeypatch.setitem(presets.PRESETS, "another", lambda: another)
+    few = ["--train.steps", 6, "--data.path", config.data.path, "--sample.max-new-tokens", 5, "--out", tmp_path / "run"]
+    few += ["--model.family", "embedding_bigram", "--model.no-tie-embeddings", "--optim.learning-rate", "0.1"]
+    code, _, err = command("train", base, *few, "--optim.name", *options.split())
+    assert code == 0, err
+    assert run.read_config(tmp_path / "run").optim == OptimConfig(name=options.split()[0], **usual, **kept)
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_resumed_with_factored_moments_and_momentum_a_run_is_bitwise_the_uninterrupted_one(config, tmp_path):
+    optim = OptimConfig(name="adafactor", b2=0.9, warmup_steps=5, arguments=("momentum=0.9",))
+    train = dataclasses.replace(config.train, steps=12, eval_every=12, checkpoint_every=6)
+    model = ModelConfig(family="embedding_bigram", vocab_size=65, max_seq_len=32, embed_dim=24, tie_embeddings=False)
+    factored = dataclasses.replace(config, model=model, optim=optim, train=train)
+    run.train(factored, tmp_path / "whole")
+    assert run.read_config(tmp_path / "whole").optim == optim
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoints/12")
+    run.train(run.read_config(tmp_path / "resumed"), tmp_path / "resumed", resume=True)
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole", 12)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

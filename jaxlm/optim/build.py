@@ -25,6 +25,9 @@ Factory = Callable[..., optax.GradientTransformation]
 
 OURS: dict[str, Factory] = {"sgd": sgd, "adam": adam, "adamw": adamw, "adamsn": adamsn, "adafactor": adafactor}
 
+PYTHON_WORDS = {"True": True, "False": False, "None": None}
+"""Values of arguments that a user of Python may spell so; as a text "False" would be true."""
+
 
 def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then the optimizer with its schedule over `steps` steps and decoupled decay.
@@ -81,7 +84,7 @@ def _factory(name: str) -> Factory:
 
 
 def _arguments(cfg: OptimConfig) -> dict[str, Any]:
-    """The optimizer's further arguments, each NAME=VALUE, the value as JSON or else a text."""
+    """The optimizer's further arguments, each NAME=VALUE, the value as JSON, as one of PYTHON_WORDS, or else a text."""
     own = {"learning_rate", "weight_decay", "mask", "kinds", *OPTIMIZER_FIELDS.get(cfg.name, ())}
     known = [name for name in inspect.signature(_factory(cfg.name)).parameters if name not in own]
     made = {}
@@ -90,10 +93,12 @@ def _arguments(cfg: OptimConfig) -> dict[str, Any]:
         if name not in known:
             why = f"is set by --optim.{name.replace('_', '-')}" if name in own else "is unknown"
             raise UserError(f"argument {name!r} of {cfg.name} {why}: choose one of {', '.join(known)}")
+        if not value:
+            raise UserError(f"argument {argument!r} of {cfg.name} has no value: give {name}=VALUE")
         try:
             made[name] = json.loads(value)
         except json.JSONDecodeError:
-            made[name] = value
+            made[name] = PYTHON_WORDS.get(value, value)
     return made
 
 
