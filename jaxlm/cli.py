@@ -220,9 +220,10 @@ def _info(arguments: list[str]) -> int:
         "cache_bytes": estimates.cache_bytes(model, model.max_seq_len),
         "activation_bytes_per_sequence": estimates.activation_bytes_per_sequence(model),
     }
+    states = estimates.optimizer_bytes(model)
     if chosen.json:
         shapes = {path: list(shape) for path, shape, _ in rows_by_name}
-        print_json({"name": name, "model": to_dict(model), **costs, "shapes": shapes})
+        print_json({"name": name, "model": to_dict(model), **costs, "optimizer_state_bytes": states, "shapes": shapes})
     else:
         rows = [[path, " x ".join(map(str, shape)), f"{count:,}"] for path, shape, count in rows_by_name]
         print_table(name, ["parameter", "shape", "count"], rows)
@@ -235,6 +236,8 @@ def _info(arguments: list[str]) -> int:
             "activation_bytes_per_sequence": f"kept for the backward pass for each {context} (estimate)",
         }
         print_table(name, ["cost", "", "what"], [[k, f"{v:,}", meanings[k]] for k, v in costs.items()])
+        rows = [[k, f"{v:,}", f"{v / states['adamw']:.1%}"] for k, v in states.items()]
+        print_table(name, ["optimizer", "bytes of its state", "of AdamW's"], rows)
     return 0
 
 
@@ -268,7 +271,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "attend": (_attend, "RUN", "Draw the attention maps of every layer and head: --text --out"),
     "prepare": (_prepare, "DATASET", "Fetch a dataset into the local cache and check it"),
     "presets": (_presets, "", "The named configurations"),
-    "info": (_info, "[PRESET|RUN]", "Parameters, FLOPs, cache and memory of a model; alone: versions and devices"),
+    "info": (
+        _info,
+        "[PRESET|RUN]",
+        "Parameters, FLOPs, cache, memory of a model and its optimizers; alone: versions and devices",
+    ),
 }
 """Each command: what runs it, its word, and what it does."""
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxlm.cache import init_cache
-from jaxlm.config import ModelConfig
+from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.model import build_model, init_params
 from jaxlm.modules import LanguageModel
+from jaxlm.optim import build_optimizer, state_bytes
 from jaxlm.train import batch_loss
 from jaxlm.types import tree_bytes
 
@@ -56,6 +57,26 @@ def activation_bytes_per_sequence(cfg: ModelConfig) -> int:
         return tree_bytes(saved)
 
     return kept(3) - kept(2)  # what does not grow with the batch (parameters, masks) drops out
+
+
+COMPARED_OPTIMIZERS = (
+    OptimConfig(name="sgd"),
+    OptimConfig(name="sgd", arguments=("momentum=0.9",)),
+    OptimConfig(name="adamw"),
+    OptimConfig(name="adamw", arguments=("mu_dtype=bfloat16",)),
+    OptimConfig(name="adamsn"),
+    OptimConfig(name="adafactor"),
+    OptimConfig(name="adafactor", arguments=("momentum=0.9",)),
+)
+
+
+def optimizer_bytes(cfg: ModelConfig) -> dict[str, int]:
+    """Bytes of the state of each of COMPARED_OPTIMIZERS for a model, by name and arguments; "adamw" is one of them."""
+    params = _abstract_params(cfg)
+    return {
+        " ".join((optim.name, *optim.arguments)): state_bytes(build_optimizer(optim, optim.warmup_steps + 1), params)
+        for optim in COMPARED_OPTIMIZERS
+    }
 
 
 def _model(cfg: ModelConfig) -> LanguageModel:

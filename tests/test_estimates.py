@@ -11,9 +11,10 @@ from test_model import VARIANTS, variant
 
 from jaxlm import estimates
 from jaxlm.cache import init_cache
-from jaxlm.config import ModelConfig
+from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.maps import attention_maps
-from jaxlm.model import build_model
+from jaxlm.model import build_model, init_params
+from jaxlm.optim import build_optimizer
 from jaxlm.presets import preset
 
 
@@ -84,6 +85,40 @@ def test_estimates_of_a_large_preset_make_no_arrays():
     products = 12 * 12 * 768 * 768 + 768 * 50257
     assert estimates.forward_flops_per_token(cfg) == 2 * products + 12 * 4 * 1024 * 768
     assert estimates.cache_bytes_per_token(cfg) == 12 * (2 * 768 * 4 + 4)
+
+
+def test_optimizer_bytes_are_those_of_the_arrays():
+    cfg = preset("tiny").model
+    found = estimates.optimizer_bytes(cfg)
+    params = init_params(build_model(cfg), jax.random.key(0))
+
+    @jax.jit  # compiled as one program
+    def states(params):
+        split = {label: label.split() for label in found}
+        configs = {label: OptimConfig(name=name, arguments=tuple(rest)) for label, (name, *rest) in split.items()}
+        return {label: build_optimizer(optim, 1000).init(params) for label, optim in configs.items()}
+
+    for label, state in states(params).items():
+        assert found[label] == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert found["adamw"] == 2 * 4 * numbers + 2 * 4  # two moments; the steps taken, of Adam and of the schedule
+
+
+def test_optimizer_bytes_of_a_large_preset_make_no_arrays():
+    """124,439,808 parameters, of which 12 x (4 x 768 x 768 + 2 x 768 x 3072) in kernels of 12 x 6,912 outputs.
+
+    What is not in kernels is 39,505,152 numbers. Adafactor keeps 12 x (4 x 1,536 + 2 x 3,840) rows and columns of
+    kernels, 51,025 and 1,792 of the two tables and 121,344 numbers of biases and norms. The rest is counters.
+    """
+    assert estimates.optimizer_bytes(preset("gpt2-124m").model) == {
+        "sgd": 8,
+        "sgd momentum=0.9": 4 * 124_439_808 + 8,
+        "adamw": 8 * 124_439_808 + 8,
+        "adamw mu_dtype=bfloat16": 6 * 124_439_808 + 8,
+        "adamsn": 4 * 124_439_808 + 4 * (39_505_152 + 82_944) + 8,
+        "adafactor": 4 * (165_888 + 51_025 + 1_792 + 121_344) + 12,
+        "adafactor momentum=0.9": 4 * 124_439_808 + 4 * (165_888 + 51_025 + 1_792 + 121_344) + 12,
+    }
 
 
 @pytest.mark.parametrize("name", ["rope", "local", "summed_scores", "scan_layers", "additive"])
