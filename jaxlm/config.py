@@ -96,10 +96,14 @@ class OptimConfig(Validated):
     """Further arguments of the optimizer, NAME=VALUE each: momentum=0.9 nesterov=true (sgd), mu_dtype=bfloat16."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None = no clipping."""
+    max_nonfinite: int = 0
+    """Steps in a row whose gradient is not finite that are skipped, parameters and optimizer untouched (its schedule
+    does not count them), before the run ends with an error; 0: the first one ends it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "eps", "adam_lr_ratio")
+        check_at_least(self, 0, "max_nonfinite")
         check_rate(self, "b1", "b2")
         for name, default in idle_optim_fields(self.name).items():
             if getattr(self, name) != default:

@@ -53,6 +53,7 @@ class Recorder:
         corpus: Corpus,
         saved: int | None,
         received: list[int],
+        skipped: int = 0,
     ) -> None:
         self.out, self.config, self.received = out, config, received
         self.val_loss: float | None = None
@@ -63,7 +64,7 @@ class Recorder:
         self._started = time.perf_counter() - self._rows.elapsed_s
         self._session_started = time.perf_counter()
         self._saved, self._evaluated = saved, -1
-        self._steps, self._seconds = 0, 0.0
+        self._steps, self._seconds, self._skipped = 0, 0.0, skipped
         self._targets = float(config.train.batch_size * config.model.max_seq_len)
         if corpus.train.ndim == 2:
             targets = data.count_targets(corpus.train, corpus.tokenizer.pad_token)
@@ -79,12 +80,18 @@ class Recorder:
     def report(self, step_metrics: StepMetrics, steps: int, seconds: float) -> None:
         """Logs the steps that are to be logged; tokens_per_s counts targets, of rows those of the average one.
 
+        Says so where steps were skipped; the row of a skipped one has no loss, rate or gradient.
+
         Raises:
-          CheckError: the loss or the gradient is no finite number.
+          CheckError: the loss or the gradient is no finite number, and the step was not skipped.
         """
         cfg, step = self.config.train, int(step_metrics.step)
         loss, grad_norm = float(step_metrics.loss), float(step_metrics.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        skipped, is_skipped = int(step_metrics.skipped), bool(step_metrics.is_skipped)
+        if new := skipped - self._skipped:
+            self._progress.say(f"step {step}: {new} step{'s' * (new > 1)} skipped, gradient not finite")
+            self._skipped = skipped
+        if not (is_skipped or (math.isfinite(loss) and math.isfinite(grad_norm))):
             raise CheckError(
                 f"step {step}: loss {loss}, gradient norm {grad_norm}; {self.out} keeps its last checkpoint "
                 f"({'none' if self._saved is None else f'step {self._saved}'}); lower --optim.learning-rate"
@@ -93,9 +100,11 @@ class Recorder:
         if step % cfg.log_every and step not in (1, cfg.steps):
             self._progress.update(step, None)
             return
-        speed = self._steps * self._targets / self._seconds
-        rate = float(self._schedule(step - 1))
-        self._write({"step": step, "loss": loss, "lr": rate, "grad_norm": grad_norm, "tokens_per_s": round(speed, 1)})
+        row: metrics.Row = {"step": step}
+        if not is_skipped:
+            row |= {"loss": loss, "lr": float(self._schedule(step - 1 - skipped)), "grad_norm": grad_norm}
+        row["tokens_per_s"] = round(self._steps * self._targets / self._seconds, 1)
+        self._write(row | ({"skipped": skipped} if skipped else {}))
         self._steps, self._seconds = 0, 0.0
 
     def boundary(self, state: TrainState, step: int) -> None:

@@ -29,7 +29,7 @@ from jaxlm.errors import CheckError, UserError
 from jaxlm.maps import attention_maps
 from jaxlm.model import build_model, init_params
 from jaxlm.modules import LanguageModel
-from jaxlm.optim import build_optimizer
+from jaxlm.optim import build_optimizer, skipped_steps
 from jaxlm.recorder import Evaluation, Recorder
 from jaxlm.schema import difference, from_dict, to_dict
 from jaxlm.tokenizer import Tokenizer, prompt_ids
@@ -188,7 +188,8 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
 
     Raises:
       UserError: bad input, an `out` that holds something (without resume) or holds no run (with it).
-      CheckError: the loss or gradient is no finite number, or every checkpoint is damaged.
+      CheckError: the loss or gradient is no finite number (optim.max_nonfinite skips some), or every checkpoint is
+        damaged.
     """
     out = Path(out)
     stored = None
@@ -226,7 +227,7 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
         _make_folder(out, config, corpus)
 
     with _signals() as received:
-        recorder = Recorder(out, config, model, corpus, saved, received)
+        recorder = Recorder(out, config, model, corpus, saved, received, int(skipped_steps(state.opt_state)))
         try:
             chunk = make_chunk(model, tx, config.train, corpus.tokenizer.pad_token)
             state = loop(chunk, state, _source(corpus, config), config.train, recorder)

@@ -15,6 +15,7 @@ from jaxlm.config import TrainConfig
 from jaxlm.data import EvalBatch, batch_starts
 from jaxlm.loss import cross_entropy, token_losses
 from jaxlm.modules import LanguageModel
+from jaxlm.optim import skipped_steps
 from jaxlm.types import Params
 
 CHUNK_SECONDS = 1.0
@@ -33,18 +34,20 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a step tells: its number (from 1), the loss of its batch before the update (nats a token), and the
-    gradient's global norm before clipping.
+    """What a step tells: its number (from 1), the loss of its batch before the update (nats a token), the gradient's
+    global norm before clipping, how many steps of the run have been skipped so far, and whether it was one of them.
     """
 
     step: Int[Array, ""]
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    skipped: Int[Array, ""]
+    is_skipped: Bool[Array, ""]
 
     @property
-    def finite(self) -> Bool[Array, ""]:
-        """Whether both are numbers."""
-        return jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm)
+    def sound(self) -> Bool[Array, ""]:
+        """Whether training may go on: loss and gradient are finite, or the step was skipped."""
+        return jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm) | self.is_skipped
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
@@ -117,8 +120,9 @@ def train_step(
         loss, grads = jax.tree.map(lambda leaf: leaf / grad_accum, total)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = TrainState(params, opt_state, state.step + 1)
-    return state, StepMetrics(state.step, loss, optax.tree.norm(grads))
+    skipped, before = skipped_steps(opt_state), skipped_steps(state.opt_state)
+    metrics = StepMetrics(state.step + 1, loss, optax.tree.norm(grads), skipped, skipped > before)
+    return TrainState(params, opt_state, metrics.step), metrics
 
 
 Chunk = Callable[[TrainState, Array, int], tuple[TrainState, StepMetrics]]
@@ -129,11 +133,11 @@ def make_chunk(
 ) -> Chunk:
     """Compiles `chunk(state, source, stop) -> (state, metrics of its last step)`, the state donated.
 
-    The loop runs from state.step to `stop`, or ends after the first step whose loss or gradient is no finite
-    number. Its trip count is no part of the program: however a run is cut into chunks, one program computes it,
-    so a resumed run is bitwise the uninterrupted one. `source` is the tokens of the training split [n], from which
-    each step cuts its windows; or its rows [R, T + 1], of which each step takes B, over the run each about as often;
-    or the windows of the coming steps [steps, B, T + 1].
+    The loop runs from state.step to `stop`, or ends after the first step whose loss or gradient is no finite number
+    and that the optimizer did not skip. Its trip count is no part of the program: however a run is cut into chunks,
+    one program computes it, so a resumed run is bitwise the uninterrupted one. `source` is the tokens of the training
+    split [n], from which each step cuts its windows; or its rows [R, T + 1], of which each step takes B, over the run
+    each about as often; or the windows of the coming steps [steps, B, T + 1].
 
     Args:
       pad_token: the target that has no weight, as in `train_step`; None = all count.
@@ -158,7 +162,7 @@ def make_chunk(
 
         shapes = jax.eval_shape(body, (state, None))[1]
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.while_loop(lambda carry: (carry[0].step < stop) & carry[1].finite, body, (state, start))
+        return jax.lax.while_loop(lambda carry: (carry[0].step < stop) & carry[1].sound, body, (state, start))
 
     return chunk
 

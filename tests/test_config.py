@@ -85,6 +85,7 @@ def test_a_bad_model_field_is_named_with_its_value(fields, words):
         (lambda: OptimConfig(b2=1.0), "b2 = 1.0"),
         (lambda: OptimConfig(clip_norm=0.0), "clip_norm = 0.0"),
         (lambda: OptimConfig(min_lr_ratio=2.0), "min_lr_ratio = 2.0"),
+        (lambda: OptimConfig(max_nonfinite=-1), "max_nonfinite = -1"),
         (lambda: OptimConfig(learning_rate=float("nan")), "learning_rate = nan"),
         (lambda: TrainConfig(batch_size=12, grad_accum=5), "grad_accum = 5 does not divide batch_size = 12"),
         (lambda: TrainConfig(steps=0), "steps = 0"),

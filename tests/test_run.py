@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 from support import command
 
-from jaxlm import checkpoint, presets, run, texts
+from jaxlm import checkpoint, data, presets, run, texts
 from jaxlm.config import DataConfig, ModelConfig, OptimConfig
 from jaxlm.errors import CheckError
+from jaxlm.optim import build_schedule
 from jaxlm.presets import preset
 
 STEPS = 60
@@ -184,6 +186,47 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(co
     with pytest.raises(CheckError, match=r"step \d+: loss .*nan.* keeps its last checkpoint"):
         run.train(bad, tmp_path / "nan")
     assert checkpoint.steps(tmp_path / "nan" / "checkpoints") == []
+
+
+def test_skipped_steps_are_told_and_counted_across_resumption(config, tmp_path, monkeypatch, capsys):
+    """Steps 4, 5, 12 and 20 to 22 have no finite gradient, and two in a row may be skipped."""
+    out, bad = tmp_path / "skipping", {4, 5, 12, 20, 21, 22}
+    cfg = dataclasses.replace(
+        config,
+        model=ModelConfig(family="embedding_bigram", vocab_size=65, max_seq_len=32, embed_dim=24),
+        optim=dataclasses.replace(config.optim, max_nonfinite=2),
+        train=dataclasses.replace(config.train, steps=30),
+    )
+
+    def spoiled(corpus, config):
+        def windows(first, stop):
+            made = data.host_windows(corpus.train, 0, first, 5, 8, 32).astype(np.int32)
+            made[[step - 1 - first for step in bad if 0 < step - first <= 5], 0, 0] = 999  # gives logits of NaN
+            return jax.numpy.asarray(made)
+
+        return windows
+
+    def told():
+        lines = re.findall(
+            r"^step \d+: (\d) steps? skipped, gradient not finite$", capsys.readouterr().err, re.MULTILINE
+        )
+        return sum(map(int, lines))
+
+    monkeypatch.setattr(run, "_source", spoiled)
+    for options, new in ({}, 6 - 1), ({"resume": True}, 1):  # the second time from step 20, the first of three in a row
+        with pytest.raises(CheckError, match=r"step 22: loss nan, .* keeps its last checkpoint \(step 20\)"):
+            run.train(cfg, out, **options)
+        assert checkpoint.steps(out / "checkpoints") == [10, 20]
+        assert told() == new
+    bad -= {21, 22}
+    assert run.train(cfg, out, resume=True).step == 30
+    assert told() == 0
+    logged = {row["step"]: row for row in rows(out) if "val_loss" not in row}
+    assert [logged[step].get("skipped", 0) for step in (1, 5, 10, 15, 20, 25, 30)] == [0, 2, 2, 3, 4, 4, 4]
+    assert logged[5].keys() == logged[20].keys() == {"step", "skipped"}
+    schedule = build_schedule(cfg.optim, 30)
+    for step, applied in (1, 0), (10, 7), (15, 11), (30, 25):
+        assert logged[step]["lr"] == float(schedule(applied))
 
 
 def test_resuming_a_finished_run_changes_no_parameter_and_no_row(config, whole, tmp_path):

@@ -19,7 +19,8 @@ from jaxlm.train import batch_loss, init_state, loop, make_chunk, make_evaluate,
 
 CFG = ModelConfig(vocab_size=65, max_seq_len=7, num_layers=1, embed_dim=24, num_heads=3, mlp_dim=20, dropout=0.1)
 TRAIN = TrainConfig(steps=30, batch_size=6, seed=3, log_every=5, eval_every=10, checkpoint_every=15)
-TX = build_optimizer(OptimConfig(learning_rate=1e-2, warmup_steps=2), 30)
+OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=2)
+TX = build_optimizer(OPTIM, 30)
 TEXT = jnp.asarray(np.random.default_rng(0).integers(0, 65, 500).astype(np.uint8))
 
 
@@ -179,7 +180,41 @@ def test_the_loop_stops_at_the_step_whose_loss_is_no_number(chunk):
     broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), state.params)
     state, metrics = chunk(state._replace(params=broken), TEXT, 9)
     assert int(state.step) == int(metrics.step) == 1
-    assert not bool(metrics.finite)
+    assert not bool(metrics.sound)
+
+
+def test_steps_without_a_finite_gradient_are_skipped_until_too_many_come_in_a_row(chunk):
+    tx = build_optimizer(dataclasses.replace(OPTIM, max_nonfinite=2), 30)
+    guarded = make_chunk(build_model(CFG), tx, TRAIN)
+    sound = data.host_windows(np.asarray(TEXT), TRAIN.seed, 0, 17, TRAIN.batch_size, CFG.max_seq_len).astype(np.int32)
+    spoiled = sound.copy()
+    spoiled[[2, 5, 6, 10, 11, 13, 14, 15], 0, 0] = 999  # no id of the vocabulary: its logits are no numbers
+
+    def train(state, stop, windows=spoiled):
+        return guarded(state, jnp.asarray(np.roll(windows, -int(state.step), axis=0)), stop)
+
+    state, metrics = train(fresh(tx=tx), 9)
+    assert (int(state.step), int(metrics.skipped), bool(metrics.is_skipped)) == (9, 3, False)
+    expected, plain = fresh(tx=tx), fresh()
+    for start, stop in (0, 2), (3, 5), (7, 9):
+        expected, expected_metrics = train(expected._replace(step=jnp.int32(start)), stop, sound)
+        plain, plain_metrics = chunk(plain._replace(step=jnp.int32(start)), TEXT, stop)
+    inner_states = (s.opt_state.guarded.inner_state for s in (state, expected))
+    assert_same(state.params, expected.params)
+    assert_same(*inner_states)
+    assert float(metrics.loss) == float(expected_metrics.loss)
+    assert_close(metrics.loss, plain_metrics.loss, FLOAT32)  # another program
+    assert (int(plain_metrics.skipped), bool(plain_metrics.is_skipped)) == (0, False)
+
+    state, _ = train(state, 10)
+    before = jax.tree.map(np.asarray, state.params)
+    state, metrics = train(state, 12)
+    assert_same(state.params, before)
+    assert (bool(metrics.sound), bool(metrics.is_skipped), int(metrics.skipped)) == (True, True, 5)
+    assert math.isnan(float(metrics.grad_norm))
+    state, metrics = train(state, 17)
+    assert (int(state.step), bool(metrics.sound), int(metrics.skipped)) == (16, False, 7)  # the third in a row
+    assert guarded._cache_size() == 1
 
 
 def test_boundaries_are_step_1_and_every_multiple():

@@ -250,7 +250,9 @@ def test_the_logged_speed_counts_real_targets(folder, tmp_path):
     trained = run.load_run("runs/tiny-1")
     corpus = data.load_corpus(trained.config.data, seq_len=16)
     kept = Recorder(tmp_path, trained.config, trained.model, corpus, None, [])
-    kept.report(StepMetrics(jnp.int32(10), jnp.float32(1), jnp.float32(1)), steps=6, seconds=0.5)
+    kept.report(
+        StepMetrics(jnp.int32(10), jnp.float32(1), jnp.float32(1), jnp.int32(0), jnp.bool_(False)), steps=6, seconds=0.5
+    )
     kept.close()
     targets_a_row = 10 * (4 + 3 + 11 + 1 + 31) / 60  # 50 utterances, of which 10 take two rows
     (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())

@@ -7,6 +7,7 @@ from jaxlm.optim.build import build_optimizer, state_bytes
 from jaxlm.optim.kinds import ParamKind, decay_mask, param_kinds
 from jaxlm.optim.schedules import build_schedule
 from jaxlm.optim.sgd import sgd
+from jaxlm.optim.steps import skip_nonfinite, skipped_steps
 
 __all__ = [
     "ParamKind",
@@ -23,5 +24,7 @@ __all__ = [
     "scale_by_adamsn",
     "scale_by_factored_rms",
     "sgd",
+    "skip_nonfinite",
+    "skipped_steps",
     "state_bytes",
 ]

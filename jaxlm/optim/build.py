@@ -18,7 +18,7 @@ from jaxlm.optim.adam import adam, adamw
 from jaxlm.optim.adamsn import adamsn
 from jaxlm.optim.schedules import build_schedule
 from jaxlm.optim.sgd import sgd
-from jaxlm.optim.steps import decay_parameters
+from jaxlm.optim.steps import decay_parameters, skip_nonfinite
 from jaxlm.types import Params, tree_bytes
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -31,6 +31,8 @@ PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then the optimizer with its schedule over `steps` steps and decoupled decay.
+
+    All of it is inside `skip_nonfinite` where max_nonfinite is above 0.
 
     The optimizer is jaxlm's of that name, else Optax's (`optax.NAME`, then `optax.contrib.NAME`).
 
@@ -51,6 +53,8 @@ def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformatio
     clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
     try:
         tx = optax.chain(clip, make(schedule, **fields, **arguments), decay)
+        if cfg.max_nonfinite:
+            tx = skip_nonfinite(tx, cfg.max_nonfinite)
         _try_out(tx)
     except Exception as error:  # whatever an optimizer from elsewhere does with what it is given
         given = f" with {' '.join(cfg.arguments)}" if cfg.arguments else ""

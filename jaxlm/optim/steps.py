@@ -1,4 +1,4 @@
-"""What happens to a step between its direction and the parameters: clipping, scaling, averaging, decay."""
+"""What happens to a step between its direction and the parameters: clipping, scaling, averaging, decay, skipping."""
 
 from typing import Any, NamedTuple
 
@@ -114,3 +114,35 @@ def decay_parameters(
         return out, DecayState(optax.safe_increment(state.count))
 
     return optax.masked(optax.GradientTransformation(init, update), decay_mask if mask is None else mask)
+
+
+class SkipState(NamedTuple):
+    """The steps skipped so far, and the state of the optimizer that was spared them."""
+
+    skipped: Int[Array, ""]
+    guarded: optax.ApplyIfFiniteState
+
+
+def skip_nonfinite(tx: optax.GradientTransformation, most: int) -> optax.GradientTransformation:
+    """`optax.apply_if_finite` that counts what it skipped: a step of a gradient that is not finite is zero.
+
+    `tx` does not see it, unless more than `most` come in a row: that one is applied, and not counted as skipped.
+    """
+    guarded = optax.apply_if_finite(tx, most)
+
+    def init(params: optax.Params) -> SkipState:
+        return SkipState(jnp.zeros((), jnp.int32), guarded.init(params))
+
+    def update(
+        updates: optax.Updates, state: SkipState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, SkipState]:
+        updates, after = guarded.update(updates, state.guarded, params)
+        skips = ~after.last_finite & (after.notfinite_count <= most)
+        return updates, SkipState(state.skipped + skips, after)
+
+    return optax.GradientTransformation(init, update)
+
+
+def skipped_steps(state: optax.OptState) -> Int[Array, ""]:
+    """How many steps an optimizer with `skip_nonfinite` outermost has skipped; of any other 0."""
+    return state.skipped if isinstance(state, SkipState) else jnp.zeros((), jnp.int32)
