@@ -21,11 +21,14 @@ def build_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
     if warmup >= steps:
         raise UserError(f"warmup_steps = {warmup} is not below steps = {steps}: shorten the warm-up or train longer")
     if cfg.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(peak / (warmup + 1), peak, warmup, steps, peak * cfg.min_lr_ratio)
-    after = optax.constant_schedule(peak)
-    if cfg.schedule == "rsqrt":
+        schedule = optax.warmup_cosine_decay_schedule(peak / (warmup + 1), peak, warmup, steps, peak * cfg.min_lr_ratio)
+    else:
+        after = optax.constant_schedule(peak)
+        if cfg.schedule == "rsqrt":
 
-        def after(count):
-            return peak * jnp.sqrt((warmup + 1) / (count + warmup + 1))
+            def after(count):
+                return peak * jnp.sqrt((warmup + 1) / (count + warmup + 1))
 
-    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
+        schedule = optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
+    # Of an int32 count Optax computes a float32 rate, in 64-bit JAX too.
+    return lambda count: schedule(jnp.asarray(count, float))
