@@ -64,9 +64,28 @@ def test_imports_point_one_way(name, path):
     assert not wrong, f"{path.name} is below {wrong}"
 
 
+def imported_names(path):
+    """Every module a file imports, at its top or in a function, with the names taken from it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_the_reference_imports_no_jax_and_of_jaxlm_only_its_configs():
+    files = sorted((PACKAGE.parent / "torchref").rglob("*.py"))
+    names = {name for path in files for name in imported_names(path)}
+    assert "torch" in names
+    assert {name.split(".")[0] for name in names} <= {"torch", "torchref", "jaxlm", *sys.stdlib_module_names}
+    of_jaxlm = {name for name in names if name.split(".")[0] == "jaxlm"}
+    assert {name for name in of_jaxlm if not f"{name}.".startswith("jaxlm.config.")} == set()
+
+
 def test_no_file_passes_400_lines():
     root = PACKAGE.parent
-    lengths = {p: len(p.read_text().splitlines()) for p in (*PACKAGE.rglob("*.py"), *(root / "tests").glob("*.py"))}
+    folders = [PACKAGE, root / "torchref", root / "tests", root / "parity_tests"]
+    lengths = {p: len(p.read_text().splitlines()) for folder in folders for p in folder.rglob("*.py")}
     assert len(lengths) > 30
     assert {path.name: length for path, length in lengths.items() if length > 400} == {}
 
