@@ -181,13 +181,12 @@ def adafactor(
     """Adafactor: p -= rate * `scale_by_factored_rms`, by default without momentum; with options the paper's.
 
     In this order: scaled, clipped, times the rate, times the parameter's scale, averaged, decayed. What other libraries
-    compute, given lr (and their weight decay wd):
+    compute, given lr and with their weight decay, 0 by default, as weight_decay:
 
     * `optax.adafactor(lr)`: eps=1e-30, eps_placement="squares", decay_exponent=0.8, factors="largest",
       min_dim_size_to_factor=128, clipping_threshold=1, multiply_by_parameter_scale=True, weight_decay_rate=1;
     * `torch.optim.Adafactor(lr=lr)`: learning_rate=relative_step(lr), eps=finfo(dtype).eps, eps_placement="floor",
-      decay_exponent=0.8, factors="last", clipping_threshold=1, multiply_by_parameter_scale=True, weight_decay=0.01,
-      weight_decay_rate=lr;
+      decay_exponent=0.8, factors="last", clipping_threshold=1, multiply_by_parameter_scale=True, weight_decay_rate=lr;
     * `transformers.Adafactor()`: learning_rate=relative_step(), eps=1e-30, eps_placement="squares",
       decay_exponent=0.8, factors="last", clipping_threshold=1, multiply_by_parameter_scale=True; its
       scale_parameter=False, relative_step=False are multiply_by_parameter_scale=False and a learning_rate.
