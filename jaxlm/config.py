@@ -87,7 +87,7 @@ class OptimConfig(Validated):
     """Decay rate of the second moment (those and adafactor)."""
     eps: float = 1e-8
     """Added to sqrt(v_hat); of adafactor to v_hat."""
-    subset: Literal["per_output", "per_input", "auto"] = "per_output"
+    subset: Literal["per_output", "per_input", "auto"] = "auto"
     """The numbers of a linear map that share a second moment in adamsn: the inputs of each output, the outputs of each
     input, or the authors' rule (per_output where there are at least as many outputs as inputs)."""
     adam_lr_ratio: float = 0.1

@@ -100,6 +100,7 @@ ADAMSN = {
     str(options): Equal(adamsn(1e-2, **options), subset_norm(**options))
     for options in [
         {},
+        {"subset": "per_output"},
         {"subset": "per_input", "weight_decay": 0.2},
         {"subset": "auto", "eps_placement": "uncorrected", "eps": 1e-6},
         {"subset": "per_output", "subset_size": 2, "eps_placement": "inside"},

@@ -77,18 +77,28 @@ PUBLISHED: dict[str, tuple[ExperimentConfig, str]] = {
 }
 """Label -> its training and the validation loss published for it."""
 
-CHOSEN: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "adamw": ({"warmup_steps": 200, "weight_decay": 0.2}, (2e-3, 3e-3, 5e-3, 7e-3, 1e-2)),
-    "adamsn": ({"warmup_steps": 200, "weight_decay": 0.2}, (2e-2, 4e-2, 6e-2, 8e-2, 1.2e-1)),
-    "adafactor": ({"warmup_steps": 200, "weight_decay": 0.2}, (1e-3, 2e-3, 3e-3, 5e-3, 8e-3)),
-    "sgd": ({"warmup_steps": 200, "weight_decay": 1e-4}, (0.1, 0.3, 1.0, 3.0)),
+
+@dataclasses.dataclass(frozen=True)
+class Swept:
+    """An optimizer's best settings besides the rate, as measured (docs/log.md), and the rates of its sweep."""
+
+    rates: tuple[float, ...]
+    fields: dict[str, Any]
+
+    def config(self, rate: float, seed: int = 0) -> ExperimentConfig:
+        """The training at one rate."""
+        return experiment(OptimConfig(learning_rate=rate, warmup_steps=200, **self.fields), seed)
+
+
+SWEEP = {
+    "AdamW": Swept((2e-3, 3.5e-3, 5e-3, 7e-3), {"name": "adamw", "weight_decay": 0.2}),
+    "AdamSN": Swept((3e-2, 4.5e-2, 6e-2, 8e-2), {"name": "adamsn", "weight_decay": 0.2}),
+    "Adafactor": Swept((2e-3, 3e-3, 4.5e-3), {"name": "adafactor", "weight_decay": 0.2}),
+    "Adafactor, momentum": Swept(
+        (4e-3, 6e-3, 9e-3), {"name": "adafactor", "arguments": ("momentum=0.9", "clipping_threshold=1")}
+    ),
+    "SGD": Swept((0.3, 1.0, 3.0), {"name": "sgd", "weight_decay": 1e-4}),
 }
-"""Optimizer -> its best settings besides the rate, as measured (docs/log.md), and the rates of the sweep."""
-
-
-def chosen(name: str, rate: float, seed: int = 0) -> ExperimentConfig:
-    """A training of the sweep."""
-    return experiment(OptimConfig(name=name, learning_rate=rate, **CHOSEN[name][0]), seed)
 
 
 def epoch(name: str, rate: float) -> ExperimentConfig:
@@ -161,25 +171,25 @@ def sweep_table(bench: Bench, figure: Path) -> list[str]:
     lines = ["| optimizer | state bytes | share | val loss by rate, seed 0 | at the best rate, seeds 0, 1, 2 | mean |"]
     lines.append("| --- | ---: | ---: | --- | --- | ---: |")
     found: dict[str, dict[str, Any]] = {}
-    adamw_bytes = optimizer_bytes(chosen("adamw", 1e-3))
-    for name, (_, rates) in CHOSEN.items():
-        by_rate = {rate: bench.loss(f"{name} {rate:g} seed 0", chosen(name, rate)) for rate in rates}
+    adamw_bytes = optimizer_bytes(SWEEP["AdamW"].config(1e-3))
+    for name, swept in SWEEP.items():
+        by_rate = {rate: bench.loss(f"{name} {rate:g} seed 0", swept.config(rate)) for rate in swept.rates}
         known = {rate: loss for rate, loss in by_rate.items() if loss is not None}
-        if len(known) < len(rates):  # the best rate is known once all are
+        if len(known) < len(swept.rates):  # the best rate is known once all are
             continue
         best = min(known, key=known.__getitem__)
-        rows = [bench.rows(f"{name} {best:g} seed {seed}", chosen(name, best, seed)) for seed in SEEDS]
-        losses = [last_loss(r, chosen(name, best)) for r in rows]
+        rows = [bench.rows(f"{name} {best:g} seed {seed}", swept.config(best, seed)) for seed in SEEDS]
+        losses = [last_loss(r, swept.config(best)) for r in rows]
         if None in losses:
             continue
-        size = optimizer_bytes(chosen(name, best))
+        size = optimizer_bytes(swept.config(best))
         found[name] = {"by_rate": known, "rows": rows, "mean": statistics.mean(losses), "bytes": size, "best": best}
         sweep = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in known.items())
         seeds = f"{best:g}: " + ", ".join(f"{loss:.4f}" for loss in losses)
         lines.append(
             f"| {name} | {size:,} | {size / adamw_bytes:.1%} | {sweep} | {seeds} | {found[name]['mean']:.4f} |"
         )
-    if len(found) == len(CHOSEN):
+    if len(found) == len(SWEEP):
         draw_sweep(found, figure)
     return lines
 

@@ -78,7 +78,7 @@ def test_only_linear_maps_and_tables_decay():
 
 OPTIMIZERS = {
     "adamw": adamw(0.1, weight_decay=0.1),
-    "adamsn_per_output": adamsn(0.1, weight_decay=0.1),
+    "adamsn_per_output": adamsn(0.1, weight_decay=0.1, subset="per_output"),
     "adamsn_per_input": adamsn(0.1, subset="per_input"),
     "adamsn_auto": adamsn(0.1, subset="auto"),
     "adafactor": adafactor(0.1, weight_decay=0.1, multiply_by_parameter_scale=True, clipping_threshold=0.5),
@@ -111,7 +111,7 @@ def test_stacked_layers_have_the_updates_of_layers_one_by_one():
 # Kernels of many axes
 
 OF_MATRICES = {
-    "adamsn_per_output": lambda kinds: adamsn(0.1, weight_decay=0.1, kinds=kinds),
+    "adamsn_per_output": lambda kinds: adamsn(0.1, weight_decay=0.1, subset="per_output", kinds=kinds),
     "adamsn_per_input": lambda kinds: adamsn(0.1, subset="per_input", kinds=kinds),
     "adamsn_auto": lambda kinds: adamsn(0.1, subset="auto", kinds=kinds),
     "adafactor": lambda kinds: adafactor(0.1, weight_decay=0.1, kinds=kinds),

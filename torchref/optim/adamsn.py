@@ -45,7 +45,7 @@ class AdamSN(Moments):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        subset: str = "per_output",
+        subset: str = "auto",
         subset_size: int | None = None,
         linear: bool = True,
         eps_placement: str = "outside",
