@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import statistics
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +123,13 @@ class Bench:
 
     out: Path
     share: tuple[int, int]
-    asked: int = 0
 
     def rows(self, label: str, config: ExperimentConfig) -> list[metrics.Row]:
         """The rows of a training's metrics, trained now if it is this process' to do; else as far as they go."""
         folder = self.out / label.replace(",", "").replace(" ", "-")
-        self.asked += 1
         index, count = self.share
-        if (
-            last_loss(metrics.read_rows(folder / "metrics.jsonl"), config) is None
-            and self.asked % count == index % count
-        ):
+        ours = zlib.crc32(label.encode()) % count == index - 1  # the same for all processes, whatever they have seen
+        if ours and last_loss(metrics.read_rows(folder / "metrics.jsonl"), config) is None:
             print(f"-- {label}", file=sys.stderr)
             if train(config, folder, resume=(folder / "config.json").exists()).signum is not None:
                 sys.exit(130)
@@ -246,9 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/optimizers"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument(
-        "--share", default="1/1", type=share, metavar="K/N", help="train every N-th only, from the K-th"
-    )
+    parser.add_argument("--share", default="1/1", type=share, metavar="K/N", help="train the K-th of N shares only")
     parser.add_argument("--figures", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     bench, lines = Bench(arguments.out, arguments.share), []
