@@ -30,13 +30,13 @@ SEEDS = (0, 1, 2)
 EPOCH_STEPS = 1_003_854 // (BASE.train.batch_size * BASE.model.max_seq_len)
 
 
-def experiment(optim: OptimConfig, seed: int = 0, **model: Any) -> ExperimentConfig:
-    """nanogpt-cpu, 2000 steps, under an optimizer; a validation loss every 250 steps."""
+def experiment(optim: OptimConfig, seed: int = 0, eval_every: int = 2000, **model: Any) -> ExperimentConfig:
+    """nanogpt-cpu, 2000 steps, under an optimizer."""
     return dataclasses.replace(
         BASE,
         model=dataclasses.replace(BASE.model, **model),
         optim=optim,
-        train=dataclasses.replace(BASE.train, seed=seed, eval_every=250, checkpoint_every=1000, keep=1),
+        train=dataclasses.replace(BASE.train, seed=seed, eval_every=eval_every, checkpoint_every=1000, keep=1),
     )
 
 
@@ -88,7 +88,7 @@ class Swept:
 
     def config(self, rate: float, seed: int = 0) -> ExperimentConfig:
         """The training at one rate."""
-        return experiment(OptimConfig(learning_rate=rate, warmup_steps=200, **self.fields), seed)
+        return experiment(OptimConfig(learning_rate=rate, warmup_steps=200, **self.fields), seed, eval_every=250)
 
 
 SWEEP = {
@@ -107,7 +107,7 @@ def epoch(name: str, rate: float) -> ExperimentConfig:
     optim = OptimConfig(
         name=name, learning_rate=rate, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=None
     )
-    config = experiment(optim)
+    config = experiment(optim, eval_every=250)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=EPOCH_STEPS))
 
 
