@@ -14,7 +14,7 @@ import optax
 from jaxlm.config import OPTIMIZER_FIELDS, OptimConfig
 from jaxlm.errors import UserError
 from jaxlm.optim.adafactor import adafactor
-from jaxlm.optim.adam import adam, adamw
+from jaxlm.optim.adam import adamw
 from jaxlm.optim.adamsn import adamsn
 from jaxlm.optim.schedules import build_schedule
 from jaxlm.optim.sgd import sgd
@@ -23,7 +23,8 @@ from jaxlm.types import Params, tree_bytes
 
 Factory = Callable[..., optax.GradientTransformation]
 
-OURS: dict[str, Factory] = {"sgd": sgd, "adam": adam, "adamw": adamw, "adamsn": adamsn, "adafactor": adafactor}
+OURS: dict[str, Factory] = {"sgd": sgd, "adam": adamw, "adamw": adamw, "adamsn": adamsn, "adafactor": adafactor}
+"""All decay by weight_decay, so Adam's name means AdamW."""
 
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
 """Values of arguments that a user of Python may spell so; as a text "False" would be true."""
@@ -32,9 +33,8 @@ PYTHON_WORDS = {"True": True, "False": False, "None": None}
 def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then the optimizer with its schedule over `steps` steps and decoupled decay.
 
-    All of it is inside `skip_nonfinite` where max_nonfinite is above 0.
-
-    The optimizer is jaxlm's of that name, else Optax's (`optax.NAME`, then `optax.contrib.NAME`).
+    The optimizer is jaxlm's of that name, else Optax's (`optax.NAME`, then `optax.contrib.NAME`). With max_nonfinite
+    all of it is inside `skip_nonfinite`.
 
     Raises:
       UserError: no optimizer has the name, or it does not work with these arguments and a schedule; a schedule that
@@ -43,13 +43,10 @@ def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformatio
     schedule = build_schedule(cfg, steps)
     make, arguments = _factory(cfg.name), _arguments(cfg)
     fields = {name: getattr(cfg, name) for name in OPTIMIZER_FIELDS.get(cfg.name, ())}
-    decay = optax.identity()
-    if "weight_decay" in inspect.signature(make).parameters and cfg.name in OURS:
-        fields["weight_decay"] = cfg.weight_decay
-    else:
-        decay = decay_parameters(cfg.weight_decay, schedule)
-        if "weight_decay" in inspect.signature(make).parameters:
-            fields["weight_decay"] = 0.0
+    ours = cfg.name in OURS
+    if "weight_decay" in inspect.signature(make).parameters:
+        fields["weight_decay"] = cfg.weight_decay if ours else 0.0
+    decay = optax.identity() if ours else decay_parameters(cfg.weight_decay, schedule)
     clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
     try:
         tx = optax.chain(clip, make(schedule, **fields, **arguments), decay)
