@@ -74,7 +74,9 @@ def optimizer_bytes(cfg: ModelConfig) -> dict[str, int]:
     """Bytes of the state of each of COMPARED_OPTIMIZERS for a model, by name and arguments; "adamw" is one of them."""
     params = _abstract_params(cfg)
     return {
-        " ".join((optim.name, *optim.arguments)): state_bytes(build_optimizer(optim, optim.warmup_steps + 1), params)
+        " ".join((optim.name, *optim.arguments)): state_bytes(
+            build_optimizer(optim, optim.warmup_steps + 1, params), params
+        )
         for optim in COMPARED_OPTIMIZERS
     }
 

@@ -210,8 +210,9 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
     config = _fit_prompt(config, corpus.tokenizer)
     data.check_lengths(corpus, config.model.max_seq_len)
     model = build_model(config.model)
-    tx = build_optimizer(config.optim, config.train.steps)
-    state = init_state(init_params(model, jax.random.key(config.train.seed)), tx)
+    params = init_params(model, jax.random.key(config.train.seed))
+    tx = build_optimizer(config.optim, config.train.steps, params)
+    state = init_state(params, tx)
     saved = None
     if resume:
         restored = checkpoint.restore_latest(out / "checkpoints", state)

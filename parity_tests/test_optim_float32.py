@@ -43,7 +43,8 @@ def made(kind, *positional, **options):
 
 
 def subset_norm(kernel, bias):
-    return torchref.optim.AdamSN([{"params": [kernel]}, {"params": [bias], "lr": 1e-2, "linear": False}], 0.1)
+    groups = [{"params": [kernel]}, {"params": [bias], "lr": 1e-2, "linear": False}]
+    return torchref.optim.AdamSN(groups, 0.1, subset="per_output")
 
 
 CASES = {
@@ -58,7 +59,7 @@ CASES = {
         made(torch.optim.AdamW, 1e-2, weight_decay=0.5),
         MOMENTS,
     ),
-    "adamsn": Case(adamsn(0.1), subset_norm),
+    "adamsn": Case(adamsn(0.1, subset="per_output"), subset_norm),
     "adafactor": Case(adafactor(1e-2), made(torchref.optim.Adafactor, 1e-2)),
     "torch.optim.Adafactor": Case(
         adafactor(relative_step(0.3), **FLOOR),

@@ -3,7 +3,7 @@
     python scripts/reproduce_optimizers.py [--out runs/optimizers] [--parts published sweep epoch] [--share 1/1]
 
 Each training is a run folder under --out; a finished one is not trained again, one that was stopped goes on. Processes
-with --share 1/2 and 2/2 halve the work; a last call without --share finds all done and reports. Written are
+with --share 1/2 and 2/2 halve the work; a last call without --share trains what is left and reports. Written are
 OUT/table.md, docs/optimizers.png (validation loss against rate, step and bytes of optimizer state) and
 docs/adam-sgd.png (Adam against SGD over one epoch). All trainings together: about 65 minutes on two cores.
 """
@@ -23,7 +23,7 @@ from jaxlm import metrics, preset
 from jaxlm.config import ExperimentConfig, OptimConfig
 from jaxlm.model import build_model, init_params
 from jaxlm.optim import build_optimizer, state_bytes
-from jaxlm.run import train
+from jaxlm.run import read_config, train
 
 BASE = preset("nanogpt-cpu")
 SEEDS = (0, 1, 2)
@@ -125,6 +125,9 @@ class Bench:
         folder = self.out / label.replace(",", "").replace(" ", "-")
         index, count = self.share
         ours = zlib.crc32(label.encode()) % count == index - 1  # the same for all processes, whatever they have seen
+        made = read_config(folder) if (folder / "config.json").exists() else config
+        if (made.optim, made.model) != (config.optim, config.model):
+            sys.exit(f"{folder} holds a training with other settings: choose another --out")
         if ours and last_loss(metrics.read_rows(folder / "metrics.jsonl"), config) is None:
             print(f"-- {label}", file=sys.stderr)
             if train(config, folder, resume=(folder / "config.json").exists()).signum is not None:
@@ -145,7 +148,7 @@ def optimizer_bytes(config: ExperimentConfig) -> int:
     """What the optimizer keeps for the model, in bytes."""
     model = build_model(config.model)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return state_bytes(build_optimizer(config.optim, config.train.steps), shapes)
+    return state_bytes(build_optimizer(config.optim, config.train.steps, shapes), shapes)
 
 
 def published_table(bench: Bench) -> list[str]:

@@ -92,12 +92,20 @@ def test_the_update_is_that_of_adamw():
         ),
         ({"name": "sgd", "arguments": ("momentum",)}, "argument 'momentum' of sgd has no value: give momentum=VALUE"),
         ({"arguments": ("b1=0.8",)}, "argument 'b1' of adamw is set by --optim.b1"),
+        (
+            {"name": "dpsgd", "arguments": ("l2_norm_clip=1", "noise_multiplier=1", "seed=0")},
+            "'dpsgd' does not run with .*: its updates do not have the shapes",
+        ),
+        ({"name": "adamsn", "arguments": ("subset_size=4",)}, r"subset_size = 4 does not divide the \[3\] of kernel"),
+        ({"name": "sgd", "arguments": ("nesterov=true",)}, "nesterov = True has no effect without momentum"),
+        ({"name": "sgd", "arguments": ("mask=true",)}, "argument 'mask' of sgd is unknown"),
+        ({"name": "polyak_sgd"}, "'polyak_sgd' is no optimizer"),
         ({"arguments": ("mu_dtype=bfloat17",)}, "'adamw' does not run with mu_dtype=bfloat17"),
     ],
 )
 def test_an_optimizer_that_cannot_be_used_is_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=message):
-        build_optimizer(OptimConfig(warmup_steps=0, **fields), 10)
+        build_optimizer(OptimConfig(warmup_steps=0, **fields), 10, PARAMS)
 
 
 FROM_OPTAX = {
@@ -152,7 +160,7 @@ def test_an_optimizer_of_optax_is_clipped_scheduled_and_decays_once():
     ("fields", "message"),
     [
         ({"name": "lion", "b2": 0.9}, "b2 = 0.9 is not read by lion: leave it out"),
-        ({"name": "muon", "subset": "auto"}, "subset = 'auto' is not read by muon"),
+        ({"name": "muon", "subset": "per_input"}, "subset = 'per_input' is not read by muon"),
         ({"name": "sgd", "eps": 1e-6}, "eps = 1e-06 is not read by sgd"),
         ({"name": "adafactor", "b1": 0.8}, "b1 = 0.8 is not read by adafactor"),
         ({"name": "adamw", "adam_lr_ratio": 0.2}, "adam_lr_ratio = 0.2 is not read by adamw"),

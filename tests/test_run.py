@@ -102,7 +102,7 @@ def test_killed_three_times_and_resumed_a_run_is_bitwise_the_uninterrupted_one(c
             "sgd --optim.arguments momentum=0.9 nesterov=true",
             {"arguments": ("momentum=0.9", "nesterov=true")},
         ),
-        ("chargpt", "adamsn --optim.subset auto", {"b2": 0.95, "subset": "auto"}),
+        ("chargpt", "adamsn --optim.subset per_input", {"b2": 0.95, "subset": "per_input"}),
         ("chargpt", "adafactor", {"b2": 0.95}),
         ("another", "lion", {}),
     ],

@@ -228,5 +228,5 @@ def adafactor(
         minimum_scale = min_parameter_scale if multiply_by_parameter_scale else None
         parts.append(decay_parameters(weight_decay, learning_rate, mask, minimum_scale, kinds))
     else:
-        parts.append(decay_parameters(weight_decay, weight_decay_rate, mask))
+        parts.append(decay_parameters(weight_decay, weight_decay_rate, mask, kinds=kinds))
     return optax.chain(*parts)

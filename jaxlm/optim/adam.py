@@ -9,7 +9,8 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxlm.optim.kinds import decay_mask
+from jaxlm.errors import UserError
+from jaxlm.optim.kinds import mask_or_default
 from jaxlm.optim.steps import at_least_float32
 from jaxlm.types import Number
 
@@ -85,7 +86,7 @@ def scale_by_moments(
 ) -> optax.GradientTransformation:
     """`scale_by_adam` whose second moment is of the sum of g^2 over each of the subsets of every leaf."""
     if eps_placement not in ("outside", "uncorrected", "inside"):
-        raise ValueError(f"eps_placement = {eps_placement!r} is unknown: choose outside, uncorrected or inside")
+        raise UserError(f"eps_placement = {eps_placement!r} is unknown: choose outside, uncorrected or inside")
 
     def init(params: optax.Params) -> ScaleByAdamState:
         def nu(leaf: Array, subsets: Subsets) -> Array:
@@ -161,6 +162,7 @@ def adamw(
     weight_decay: Number = 1e-2,
     mask: Any = None,
     *,
+    kinds: Any = None,
     eps_placement: EpsPlacement = "outside",
     bias_correction: bool = True,
     mu_dtype: DTypeLike | None = None,
@@ -172,11 +174,19 @@ def adamw(
       weight_decay: decoupled decay; 1e-2 is torch's default, optax has 1e-4.
       mask: the leaves that decay, a tree of bools or a function of the parameters; None = `decay_mask`, matrices
         only, where optax and torch decay all.
+      kinds: what `decay_mask` goes by, as in `scale_by_adamsn`.
 
     Source: Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101, algorithm 2.
     """
     return optax.chain(
         scale_by_adam(b1, b2, eps, eps_placement=eps_placement, bias_correction=bias_correction, mu_dtype=mu_dtype),
-        optax.add_decayed_weights(weight_decay, decay_mask if mask is None else mask),
+        add_decay(weight_decay, mask, kinds),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def add_decay(weight_decay: Number, mask: Any, kinds: Any) -> optax.GradientTransformation:
+    """Adds weight_decay * p to directions; a decay of 0 does nothing and needs no parameters."""
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        return optax.identity()
+    return optax.add_decayed_weights(weight_decay, mask_or_default(mask, kinds))

@@ -9,8 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxlm.errors import UserError
-from jaxlm.optim.adam import EpsPlacement, Subsets, scale_by_moments
-from jaxlm.optim.kinds import KeyPath, ParamKind, decay_mask, kinds_like
+from jaxlm.optim.adam import EpsPlacement, Subsets, add_decay, scale_by_moments
+from jaxlm.optim.kinds import KeyPath, ParamKind, kinds_like
 from jaxlm.types import Number
 
 SubsetRule = Literal["per_output", "per_input", "auto"]
@@ -36,7 +36,8 @@ def scale_by_adamsn(
     Args:
       subset: "per_output" sums over the inputs of each output, "per_input" over the outputs of each input, "auto" (the
         authors' rule) is per_output where there are at least as many outputs as inputs, else per_input.
-      subset_size: how many of them a subset holds; None = all; 1 is Adam. It must divide them.
+      subset_size: how many of them a subset holds; None = all; 1 is Adam. They must be one axis and it divide them. It
+        decides shapes, so `optax.inject_hyperparams` needs it among its static_args.
       kinds: which leaves are linear and along which axes, as `param_kinds(cfg)` says; None = by name (`kind_of`): a
         `kernel`'s last axis is its output.
       eps_placement: as in `scale_by_adam`; "uncorrected" with eps 1e-6 is the authors' code, "inside" the form
@@ -114,7 +115,7 @@ def adamsn(
     return optax.chain(
         scale_by_adamsn(b1, b2, eps, **options),
         _scale_others(adam_lr_ratio, kinds),
-        optax.add_decayed_weights(weight_decay * adam_lr_ratio, decay_mask if mask is None else mask),
+        add_decay(weight_decay * adam_lr_ratio, mask, kinds),
         optax.scale_by_learning_rate(learning_rate),
     )
 

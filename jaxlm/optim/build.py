@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxlm.config import OPTIMIZER_FIELDS, OptimConfig
@@ -30,15 +29,19 @@ PYTHON_WORDS = {"True": True, "False": False, "None": None}
 """Values of arguments that a user of Python may spell so; as a text "False" would be true."""
 
 
-def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
+def build_optimizer(cfg: OptimConfig, steps: int, params: Params | None = None) -> optax.GradientTransformation:
     """Clipping by global norm, then the optimizer with its schedule over `steps` steps and decoupled decay.
 
     The optimizer is jaxlm's of that name, else Optax's (`optax.NAME`, then `optax.contrib.NAME`). With max_nonfinite
-    all of it is inside `skip_nonfinite`.
+    all of it is inside `skip_nonfinite`; without, a gradient that is not finite reaches the parameters, and whoever
+    trains has to stop, as `jaxlm.train` does.
+
+    Args:
+      params: parameters, or their shapes, to try a step on, so that what cannot run fails here.
 
     Raises:
-      UserError: no optimizer has the name, or it does not work with these arguments and a schedule; a schedule that
-        does not fit `steps`.
+      UserError: no optimizer has the name, or it does not work with these arguments, a schedule and `params`; a
+        schedule that does not fit `steps`.
     """
     schedule = build_schedule(cfg, steps)
     make, arguments = _factory(cfg.name), _arguments(cfg)
@@ -52,7 +55,8 @@ def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformatio
         tx = optax.chain(clip, make(schedule, **fields, **arguments), decay)
         if cfg.max_nonfinite:
             tx = skip_nonfinite(tx, cfg.max_nonfinite)
-        _try_out(tx)
+        if params is not None:
+            _try_out(tx, params)
     except Exception as error:  # whatever an optimizer from elsewhere does with what it is given
         given = f" with {' '.join(cfg.arguments)}" if cfg.arguments else ""
         raise UserError(f"optim.name = {cfg.name!r} does not run{given}: {error}") from error
@@ -71,23 +75,28 @@ def _factory(name: str) -> Factory:
 
     if name.startswith("schedule_free"):
         raise UserError(f"optim.name = {name!r} evaluates other parameters than it trains: choose another")
-    for module in (optax, optax.contrib):
-        found: Any = getattr(module, name, None)
-        whole = found.func if isinstance(found, functools.partial) else found  # nadamw is a partial adamw
-        is_optimizer = inspect.isfunction(whole) and not name.startswith(("_", "scale_by"))
-        if is_optimizer and next(iter(inspect.signature(found).parameters), None) == "learning_rate":
-            return found
-    close = difflib.get_close_matches(name, [*OURS, *dir(optax), *dir(optax.contrib)], n=1)
-    raise UserError(
-        f"optim.name = {name!r} is no optimizer of jaxlm or Optax: choose one of {', '.join(OURS)}, or one of Optax's, "
-        f"such as {close[0] if close else 'lion'}"
-    )
+    known = {n: found for module in (optax.contrib, optax) for n, found in vars(module).items() if _fits(n, found)}
+    if name not in known:
+        close = difflib.get_close_matches(name, [*OURS, *known], n=1)
+        raise UserError(
+            f"optim.name = {name!r} is no optimizer of jaxlm or Optax: choose one of {', '.join(OURS)}, or one of "
+            f"Optax's, such as {close[0] if close else 'lion'}"
+        )
+    return known[name]
+
+
+def _fits(name: str, found: Any) -> bool:
+    """Whether something in Optax is an optimizer whose first argument is the rate."""
+    whole = found.func if isinstance(found, functools.partial) else found  # nadamw is a partial adamw
+    if not inspect.isfunction(whole) or name.startswith(("_", "scale_by")):
+        return False
+    return next(iter(inspect.signature(found).parameters), None) == "learning_rate"
 
 
 def _arguments(cfg: OptimConfig) -> dict[str, Any]:
     """The optimizer's further arguments, each NAME=VALUE, the value as JSON, as one of PYTHON_WORDS, or else a text."""
-    own = {"learning_rate", "weight_decay", "mask", "kinds", *OPTIMIZER_FIELDS.get(cfg.name, ())}
-    known = [name for name in inspect.signature(_factory(cfg.name)).parameters if name not in own]
+    own = {"learning_rate", "weight_decay", *OPTIMIZER_FIELDS.get(cfg.name, ())}
+    known = [name for name in inspect.signature(_factory(cfg.name)).parameters if name not in {*own, "mask", "kinds"}]
     made = {}
     for argument in cfg.arguments:
         name, _, value = argument.partition("=")
@@ -103,7 +112,13 @@ def _arguments(cfg: OptimConfig) -> dict[str, Any]:
     return made
 
 
-def _try_out(tx: optax.GradientTransformation) -> None:
-    """Runs a step on shapes alone, so that what cannot work fails before anything is written."""
-    params = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32), "bias": jax.ShapeDtypeStruct((2,), jnp.float32)}
-    jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
+def _try_out(tx: optax.GradientTransformation, params: Params) -> None:
+    """Traces a step on shapes alone, so that what cannot work fails before anything is written."""
+
+    def step(params: Params) -> Params:
+        updates, _ = tx.update(params, tx.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    before, after = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, jax.eval_shape(step, params)))
+    if before != after:
+        raise ValueError("its updates do not have the shapes of the parameters")

@@ -1,6 +1,7 @@
 """What each parameter is: by it optimizers choose their subsets and factors, and weight decay its leaves."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -53,17 +54,19 @@ def kind_of(path: KeyPath, leaf: Any) -> ParamKind:
 
     `kernel` is linear with the last axis as output and the one before as input (a kernel with more axes, such as one
     of a convolution or of DenseGeneral, with all before as inputs); so are the weights of attention scores, a head
-    at a time. Other leaves of two axes or more are embeddings, `scale` is a norm, what is left a bias. The first axis
-    of what lies under `layers` counts layers.
+    at a time. `scale` is a norm and `bias` a bias; other leaves of two axes or more are embeddings, what is left is a
+    bias. The first axis of what lies under layers/block_j, where `scan_layers` puts it, counts layers; layers that
+    another module stacks need kinds of their own, or a stack counts as one kernel.
     """
-    names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-    name, stacked = names[-1] if names else None, "layers" in names[:1]
+    names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+    name = names[-1] if names else ""
+    stacked = len(names) > 1 and names[0] == "layers" and names[1].startswith("block_")
     ndim = len(leaf.shape) - stacked
-    if isinstance(name, str) and name.startswith("score_"):
+    if name.startswith("score_") and ndim >= 2:
         halves = ((-2,), (-1,)) if ndim == 3 else ((-1,), ())  # additive [N, H, A], concat [N, H]
         inputs, outputs = SCORE_AXES.get(name, halves)
         return ParamKind("linear", inputs, outputs, stacked)
-    if ndim >= 2:
+    if ndim >= 2 and name not in ("bias", "scale"):
         if name == "kernel":
             return ParamKind("linear", tuple(range(-ndim, -1)), (-1,), stacked)
         return ParamKind("embedding", stacked=stacked)
@@ -101,9 +104,14 @@ def kinds_like(tree: Any, kinds: Any = None) -> Any:
     return jax.tree_util.tree_map_with_path(look_up, tree)
 
 
-def decay_mask(params: Params) -> Params:
+def decay_mask(params: Params, kinds: Any = None) -> Params:
     """True for the leaves weight decay shrinks: matrices (kernels, tables, weights of scores), not biases and scales.
 
     Layers stacked by scan_layers decay as they would one by one.
     """
-    return jax.tree.map(lambda kind: kind.decays, kinds_like(params))
+    return jax.tree.map(lambda kind: kind.decays, kinds_like(params, kinds))
+
+
+def mask_or_default(mask: Any, kinds: Any) -> Any:
+    """The mask given to an optimizer, or `decay_mask` by its kinds."""
+    return functools.partial(decay_mask, kinds=kinds) if mask is None else mask

@@ -5,6 +5,7 @@ from typing import Any
 import optax
 from jax.typing import DTypeLike
 
+from jaxlm.errors import UserError
 from jaxlm.optim.steps import accumulate, decay_parameters
 from jaxlm.types import Number
 
@@ -29,6 +30,8 @@ def sgd(
       nesterov: g + momentum m takes the place of m.
       mu_dtype: the type m is kept in; None = at least float32, where `optax.sgd` has that of the parameters.
     """
+    if nesterov and momentum is None:
+        raise UserError("nesterov = True has no effect without momentum: give momentum, such as 0.9, or leave it out")
     return optax.chain(
         optax.identity() if momentum is None else accumulate(momentum, nesterov=nesterov, mu_dtype=mu_dtype),
         optax.scale_by_learning_rate(learning_rate),

@@ -8,7 +8,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxlm.optim.kinds import ParamKind, decay_mask, kinds_like
+from jaxlm.optim.kinds import ParamKind, kinds_like, mask_or_default
 from jaxlm.types import Number
 
 
@@ -95,6 +95,8 @@ def decay_parameters(
       mask: the leaves that decay, a tree of bools or a function of the parameters; None = `decay_mask`.
       minimum_scale: if given, p also counts by its RMS, at least this, as in `scale_by_parameter_rms`.
     """
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        return optax.identity()
 
     def init(params: optax.Params) -> DecayState:
         return DecayState(jnp.zeros((), jnp.int32))
@@ -113,7 +115,7 @@ def decay_parameters(
         out = jax.tree.map(shrunk, updates, params, kinds_like(updates, kinds))
         return out, DecayState(optax.safe_increment(state.count))
 
-    return optax.masked(optax.GradientTransformation(init, update), decay_mask if mask is None else mask)
+    return optax.masked(optax.GradientTransformation(init, update), mask_or_default(mask, kinds))
 
 
 class SkipState(NamedTuple):
