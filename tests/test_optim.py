@@ -92,10 +92,6 @@ def test_the_update_is_that_of_adamw():
         ),
         ({"name": "sgd", "arguments": ("momentum",)}, "argument 'momentum' of sgd has no value: give momentum=VALUE"),
         ({"arguments": ("b1=0.8",)}, "argument 'b1' of adamw is set by --optim.b1"),
-        (
-            {"name": "dpsgd", "arguments": ("l2_norm_clip=1", "noise_multiplier=1", "seed=0")},
-            "'dpsgd' does not run with .*: its updates do not have the shapes",
-        ),
         ({"name": "adamsn", "arguments": ("subset_size=4",)}, r"subset_size = 4 does not divide the \[3\] of kernel"),
         ({"name": "sgd", "arguments": ("nesterov=true",)}, "nesterov = True has no effect without momentum"),
         ({"name": "sgd", "arguments": ("mask=true",)}, "argument 'mask' of sgd is unknown"),
