@@ -1,5 +1,6 @@
 """What kind each parameter is, and that optimizers see kernels by meaning: stacked, fused or of many axes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,8 @@ from test_model import VARIANTS, variant
 from tolerances import FLOAT32, assert_close
 
 from jaxlm.errors import UserError
-from jaxlm.optim import ParamKind, adafactor, adamsn, adamw, param_kinds, scale_by_adam, scale_by_adamsn
+from jaxlm.optim import ParamKind, adafactor, adam, adamsn, adamw, param_kinds, scale_by_adam, scale_by_adamsn, sgd
+from jaxlm.optim.kinds import kinds_like
 from jaxlm.stack import stack_params
 
 # Literal kinds: "i>o" are the input and the output axes of linear maps, L* a leading axis of layers.
@@ -241,3 +243,36 @@ def test_a_kind_without_a_meaning_is_refused(inputs, outputs):
 def test_subset_sizes_that_do_not_divide_are_refused(options, shape, message):
     with pytest.raises(UserError, match=message):
         adamsn(0.1, **options).init({"kernel": jnp.ones(shape)})
+
+
+@pytest.mark.parametrize("make", [adamw, adamsn, adafactor])
+def test_decay_falls_on_what_the_given_kinds_call_a_matrix(make):
+    params = {"blocks": {"kernel": jnp.ones((4, 3, 5)), "scale": jnp.ones((4, 5)), "lone": jnp.ones(2)}}
+    kernel = ParamKind("linear", (-2,), (-1,), stacked=True)
+    kinds = {"blocks": {"kernel": kernel, "scale": ParamKind("norm", stacked=True), "lone": ParamKind("embedding")}}
+    tx = make(1.0, weight_decay=0.1, kinds=kinds)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    decayed = {name: bool((update != 0).all()) for name, update in updates["blocks"].items()}
+    assert decayed == {"kernel": True, "scale": False, "lone": True}
+
+
+def test_names_of_other_modules():
+    boxed = nn.Partitioned(jnp.ones((3, 5)), ("in", "out"))
+    tree = {
+        "attention": {"query": {"kernel": jnp.ones((7, 2, 3)), "bias": jnp.ones((2, 3))}},
+        "layers": [{"kernel": jnp.ones((3, 5)), "scale": jnp.ones((2, 5)), "score_bias": jnp.ones(3)}],
+        "boxed": {"kernel": boxed},
+    }
+    found = kinds_like(tree)
+    assert found["attention"]["query"] == {"kernel": ParamKind("linear", (-3, -2), (-1,)), "bias": ParamKind("bias")}
+    plain = ParamKind("linear", (-2,), (-1,))
+    assert found["layers"][0] == {"kernel": plain, "scale": ParamKind("norm"), "score_bias": ParamKind("bias")}
+    assert found["boxed"]["kernel"].value == plain
+
+
+@pytest.mark.parametrize("make", [sgd, adam, adamsn, adafactor])
+def test_without_decay_no_parameters_are_needed(make):
+    grads = {"kernel": jnp.ones((3, 5))}
+    tx = make(0.1)
+    updates, _ = tx.update(grads, tx.init(grads))
+    assert (updates["kernel"] < 0).all()

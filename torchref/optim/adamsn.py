@@ -24,6 +24,8 @@ class AdamSN(Moments):
         AdamSN([{"params": linear, "lr": lr, "weight_decay": adam_lr_ratio * weight_decay},
                 {"params": others, "lr": adam_lr_ratio * lr, "weight_decay": weight_decay, "linear": False}])
 
+    where jaxlm decays matrices only: norms and biases go into a third group without decay.
+
     Args:
       subset: "auto" (the authors' rule) is per_output where out >= in, else per_input.
       subset_size: cuts each row or column into subsets of this many entries; None = one subset, 1 is Adam.
