@@ -231,6 +231,7 @@ def epoch_table(bench: Bench, figure: Path) -> list[str]:
         axes.set(
             xlabel="step", ylabel="loss (nats a character)", title="one epoch: training batches and validation (dots)"
         )
+        axes.set_ylim(1.8, 4.4)  # what diverges leaves the picture
         axes.grid(alpha=0.3)
         axes.legend()
         picture.savefig(figure, dpi=110)
