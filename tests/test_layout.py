@@ -24,7 +24,7 @@ LAYERS = [
     {"modules", "stack", "local"},
     {"transformer", "baselines"},
     {"model"},
-    {"optim"},
+    {"optim", "convert"},
     {"metrics"},
     {"train"},
     {"sampling"},

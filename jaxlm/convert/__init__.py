@@ -1,0 +1,5 @@
+"""Parameters from and to other frameworks."""
+
+from jaxlm.convert.torchref import from_torchref, to_torchref
+
+__all__ = ["from_torchref", "to_torchref"]

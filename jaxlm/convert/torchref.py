@@ -1,0 +1,141 @@
+"""Parameters to and from `torchref`'s state dict: the same numbers under torch's names, kernels (in, out) turned."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.config import ModelConfig
+from jaxlm.errors import UserError
+from jaxlm.model import build_model, init_params
+from jaxlm.stack import stack_params, unstack_params
+from jaxlm.types import Params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TIED_HEAD = "head.weight"
+"""What a tied torchref model has besides: its embedding a second time."""
+
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and type by name."""
+
+
+def to_torchref(cfg: ModelConfig, params: Params) -> dict[str, "Tensor"]:
+    """The state dict with which `torchref.build_model(cfg)` is the same function: copies, in `cfg.param_dtype`.
+
+    Layers stacked by scan_layers are taken apart.
+
+    Raises:
+      UserError: parameters that are not the config's; each one missing, surplus or of another shape or type is named.
+    """
+    leaves = by_path(unstack_params(cfg, params) if cfg.scan_layers else params)
+    _check({path: (leaf.shape, str(leaf.dtype)) for path, leaf in leaves.items()}, _expected(cfg), "parameters")
+    state = {torch_name(path): to_tensor(turned(path, np.asarray(leaf))) for path, leaf in leaves.items()}
+    if _is_tied(cfg):
+        state[TIED_HEAD] = state[torch_name("embedding")]
+    return state
+
+
+def from_torchref(cfg: ModelConfig, state_dict: Mapping[str, "Tensor"]) -> Params:
+    """The parameters with which `jaxlm.build_model(cfg)` is the same function as a torchref model; copies.
+
+    Raises:
+      UserError: a state dict that is not the config's; each tensor missing, surplus or of another shape or type is
+        named, and so is a tied head that differs from the embedding.
+    """
+    arrays = {name: to_array(tensor) for name, tensor in state_dict.items()}
+    expected = _expected(cfg)
+    in_torch = {torch_name(path): (turned_shape(path, shape), dtype) for path, (shape, dtype) in expected.items()}
+    if _is_tied(cfg):
+        in_torch[TIED_HEAD] = in_torch[torch_name("embedding")]
+    _check({name: (array.shape, str(array.dtype)) for name, array in arrays.items()}, in_torch, "state dict")
+    if _is_tied(cfg) and not np.array_equal(arrays[TIED_HEAD], arrays[torch_name("embedding")], equal_nan=True):
+        raise UserError(f"{TIED_HEAD} differs from embedding.weight: give tie_embeddings = False, or tie them")
+    params: Params = {}
+    for path in expected:
+        *parents, last = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jnp.asarray(turned(path, arrays[torch_name(path)]))
+    return stack_params(cfg, params) if cfg.scan_layers else params
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree of parameters by their path, such as block_0/mlp/up/kernel."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def module_name(path: str) -> str:
+    """torchref's name of a module: block_0/mlp is blocks.0.mlp."""
+    parts = path.split("/")
+    return ".".join(f"blocks.{part[6:]}" if part.startswith("block_") else part for part in parts)
+
+
+def torch_name(path: str) -> str:
+    """torchref's name of a parameter: block_0/mlp/up/kernel is blocks.0.mlp.up.weight."""
+    parent, _, last = path.rpartition("/")
+    if not parent and last in ("embedding", "position_embedding", "table"):
+        return f"{last}.weight"
+    last = "weight" if last in ("kernel", "scale") else last
+    return f"{module_name(parent)}.{last}" if parent else last
+
+
+def turned(path: str, array: np.ndarray) -> np.ndarray:
+    """A kernel from (in, out) to (out, in) or back; what is no kernel as it is."""
+    return array.T if path.endswith("/kernel") else array
+
+
+def turned_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what `turned` returns."""
+    return shape[::-1] if path.endswith("/kernel") else shape
+
+
+def to_tensor(array: Any) -> "Tensor":
+    """An array as a tensor of its own on the CPU; bfloat16, which NumPy only borrows, bit by bit."""
+    import torch
+
+    array = np.array(array, order="C")
+    if array.dtype == jnp.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_array(tensor: "Tensor") -> np.ndarray:
+    """A tensor as an array of its own; the inverse of `to_tensor`."""
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(jnp.bfloat16).copy()
+    return tensor.numpy().copy()
+
+
+def _expected(cfg: ModelConfig) -> Shapes:
+    plain = dataclasses.replace(cfg, scan_layers=False, attention_impl="auto")
+    model = build_model(plain)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return {path: (leaf.shape, str(leaf.dtype)) for path, leaf in by_path(shapes).items()}
+
+
+def _is_tied(cfg: ModelConfig) -> bool:
+    return cfg.family != "bigram" and cfg.tie_embeddings
+
+
+def _check(found: Shapes, expected: Shapes, what: str) -> None:
+    wrong = [
+        f"{name} is {_shown(found.get(name))}, not {_shown(expected.get(name))}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    if wrong:
+        raise UserError(f"the {what} are not those of the config: {'; '.join(wrong)}")
+
+
+def _shown(entry: tuple[tuple[int, ...], str] | None) -> str:
+    return "absent" if entry is None else f"{list(entry[0])} {entry[1]}"

@@ -1,0 +1,168 @@
+"""Attention: the sublayer of the transformer, and one head with its derivative by hand."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jaxlm.config import ModelConfig
+from torchref.layers import Linear, Norm, dtype_of, rotate, softcap, widened
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention with every option of the config: keys repeated for each query head, the whole mask.
+
+    With `use_kv_cache` keys and values of earlier calls, at most max_seq_len of them, stay in the module until
+    `clear_cache`; a query then sees at most the latest max_seq_len tokens.
+    """
+
+    def __init__(self, cfg: ModelConfig, window: int | None) -> None:
+        super().__init__()
+        self.cfg, self.window = cfg, window
+        heads, width = cfg.num_heads, cfg.head_width
+        shared = heads if cfg.kv_sharing == "mean_pooled" else cfg.kv_heads
+        bias = cfg.use_bias if cfg.qkv_bias is None else cfg.qkv_bias
+        self.query = Linear(cfg, cfg.embed_dim, heads * width, bias)
+        self.key = Linear(cfg, cfg.embed_dim, shared * width, bias)
+        self.value = Linear(cfg, cfg.embed_dim, shared * cfg.value_width, bias)
+        if cfg.qk_norm:
+            self.query_norm, self.key_norm = Norm(cfg, width, "rmsnorm"), Norm(cfg, width, "rmsnorm")
+        hidden = cfg.score_dim or width
+        if cfg.attention_score == "multiplicative":
+            self.score_weight = self._weight(width, width, width)
+        elif cfg.attention_score == "concat":
+            self.score_key, self.score_query = (self._weight(2 * width, width) for _ in range(2))
+        elif cfg.attention_score == "additive":
+            self.score_key, self.score_query = (self._weight(2 * width, width, hidden) for _ in range(2))
+            self.score_out = self._weight(hidden, hidden)
+        if cfg.attention_out_proj:
+            self.out = Linear(cfg, cfg.attention_maps * cfg.value_width, cfg.embed_dim, cfg.use_bias, to_residual=True)
+        self.clear_cache()
+
+    def _weight(self, fan_in: int, *shape: int) -> nn.Parameter:
+        """A weight of the score, one for each query head."""
+        weight = torch.empty(self.cfg.num_heads, *shape, dtype=dtype_of(self.cfg.param_dtype))
+        if self.cfg.init == "torch":
+            return nn.Parameter(weight.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in)))
+        return nn.Parameter(weight.normal_(0, 0.02))
+
+    def clear_cache(self) -> None:
+        """Forgets all keys and values."""
+        self.cache: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False) -> Tensor:
+        """x [B, T, D] at `positions` [T] -> [B, T, D]."""
+        cfg, (batch, length, _) = self.cfg, x.shape
+        groups = cfg.num_heads // cfg.kv_heads
+        queries = self._heads(self.query(x), cfg.head_width)
+        keys, values = self._heads(self.key(x), cfg.head_width), self._heads(self.value(x), cfg.value_width)
+        if cfg.kv_sharing == "mean_pooled":
+            keys, values = (a.unflatten(1, (cfg.kv_heads, groups)).mean(dim=2) for a in (keys, values))
+        if cfg.qk_norm:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        if cfg.position == "rope":
+            queries, keys = (rotate(a, positions, cfg.rope_theta, cfg.rope_layout) for a in (queries, keys))
+
+        key_positions, window = positions, self.window
+        if use_kv_cache:
+            if self.cache is not None:
+                old_keys, old_values, old_positions = self.cache
+                keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+                key_positions = torch.cat([old_positions, positions])
+            latest = slice(-cfg.max_seq_len, None)
+            self.cache = keys[:, :, latest], values[:, :, latest], key_positions[latest]
+            window = cfg.max_seq_len if window is None else min(window, cfg.max_seq_len)
+
+        scores = self._scores(queries, keys.repeat_interleave(groups, dim=1))
+        if cfg.kv_sharing == "summed_scores":
+            scores = scores.unflatten(1, (cfg.kv_heads, groups)).sum(dim=2)
+        else:
+            values = values.repeat_interleave(groups, dim=1)
+        behind = positions[:, None] - key_positions[None, :]
+        seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        scores = softcap(scores, cfg.attention_softcap).masked_fill(~seen, -math.inf)
+        weights = functional.dropout(scores.softmax(dim=-1), cfg.attention_dropout, self.training)
+        out = (weights.to(values.dtype) @ values).transpose(1, 2).reshape(batch, length, -1)
+        return self.out(out) if cfg.attention_out_proj else out
+
+    def _heads(self, x: Tensor, width: int) -> Tensor:
+        """[B, T, heads * width] -> [B, heads, T, width]."""
+        return x.unflatten(2, (-1, width)).transpose(1, 2)
+
+    def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """queries [B, N, T, H], keys [B, N, S, H] -> [B, N, T, S], in at least float32."""
+        cfg = self.cfg
+        root = math.sqrt(cfg.head_width)
+        if cfg.attention_score == "dot":
+            return widened(queries) @ widened(keys).transpose(2, 3) / root
+        if cfg.attention_score == "multiplicative":
+            projected = queries @ self.score_weight.to(queries.dtype).transpose(1, 2)
+            return widened(projected) @ widened(keys).transpose(2, 3) / root
+        key_weight, query_weight = (w.to(queries.dtype) for w in (self.score_key, self.score_query))
+        if cfg.attention_score == "concat":
+            of_keys = widened(keys) @ widened(key_weight)[:, :, None]
+            of_queries = widened(queries) @ widened(query_weight)[:, :, None]
+            return of_keys.transpose(2, 3) + of_queries
+        hidden = torch.tanh((keys @ key_weight)[:, :, None, :, :] + (queries @ query_weight)[:, :, :, None, :])
+        out = widened(self.score_out.to(queries.dtype))
+        return (widened(hidden) * out[:, None, None, :]).sum(dim=-1)
+
+
+class Attention:
+    """One head, Xnew = softmax(Q K^T / sqrt(D_k)) V, with its derivative by hand (CMU 11-785).
+
+    Args:
+      weights_keys, weights_queries: [D, D_k].
+      weights_values: [D, D_v].
+      causal: token t sees tokens 0 .. t only.
+
+    `forward` leaves K, Q, V, A_w (Q K^T, before scaling) and A_sig on the object, `backward` the derivatives of the
+    loss in them and in the weights, dLdWk, dLdWq, dLdWv (summed over a batch).
+    """
+
+    K: Tensor
+    Q: Tensor
+    V: Tensor
+    A_w: Tensor
+    A_sig: Tensor
+    dLdA_sig: Tensor
+    dLdA_w: Tensor
+    dLdK: Tensor
+    dLdQ: Tensor
+    dLdV: Tensor
+    dLdWk: Tensor
+    dLdWq: Tensor
+    dLdWv: Tensor
+
+    def __init__(self, weights_keys: Any, weights_queries: Any, weights_values: Any, causal: bool = False) -> None:
+        self.W_k, self.W_q, self.W_v = map(torch.as_tensor, (weights_keys, weights_queries, weights_values))
+        self.causal = causal
+
+    def forward(self, X: Any) -> Tensor:
+        """X [..., T, D] -> Xnew [..., T, D_v]."""
+        self.X = torch.as_tensor(X)
+        self.K, self.Q, self.V = self.X @ self.W_k, self.X @ self.W_q, self.X @ self.W_v
+        self.A_w = self.Q @ self.K.transpose(-1, -2)
+        scaled = self.A_w / math.sqrt(self.W_k.shape[1])
+        if self.causal:
+            scaled = scaled.masked_fill(torch.ones_like(scaled).triu(1).bool(), -math.inf)
+        self.A_sig = scaled.softmax(dim=-1)
+        return self.A_sig @ self.V
+
+    def backward(self, dLdXnew: Any) -> Tensor:
+        """The derivative of a loss in Xnew, [..., T, D_v] -> that in X, [..., T, D]."""
+        dLdXnew = torch.as_tensor(dLdXnew)
+        self.dLdA_sig = dLdXnew @ self.V.transpose(-1, -2)
+        self.dLdV = self.A_sig.transpose(-1, -2) @ dLdXnew
+        a = self.A_sig[..., :, None]
+        jacobian = torch.diag_embed(self.A_sig) - a @ a.transpose(-1, -2)  # of each row's softmax, [..., T, T, T]
+        self.dLdA_w = (jacobian @ self.dLdA_sig[..., :, None])[..., 0] / math.sqrt(self.W_k.shape[1])
+        self.dLdQ = self.dLdA_w @ self.K
+        self.dLdK = self.dLdA_w.transpose(-1, -2) @ self.Q
+        over_batch = list(range(self.X.ndim - 2))
+        for name, derivative in (("dLdWk", self.dLdK), ("dLdWq", self.dLdQ), ("dLdWv", self.dLdV)):
+            weight = self.X.transpose(-1, -2) @ derivative
+            setattr(self, name, weight.sum(dim=over_batch) if over_batch else weight)
+        return self.dLdK @ self.W_k.T + self.dLdQ @ self.W_q.T + self.dLdV @ self.W_v.T

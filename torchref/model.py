@@ -1,0 +1,168 @@
+"""The language models: every family of ModelConfig under one contract."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jaxlm.config import ModelConfig
+from torchref.attention import SelfAttention
+from torchref.layers import MLP, Linear, Table, dtype_of, make_norm, sinusoids, softcap, widened
+from torchref.recurrent import RecurrentLayer
+
+
+class LanguageModel(nn.Module):
+    """What every family is: `model(tokens)`, [B, T] integers -> logits [B, T, V] in at least float32.
+
+    `model(tokens, use_kv_cache=True)` goes on from what earlier such calls have seen, until `model.clear_cache()`. It
+    keeps at most max_seq_len keys a layer, so past them the model is the one whose every window is at most that; a
+    learned position table ends there.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.seen = 0
+
+    def clear_cache(self) -> None:
+        """Forgets every token seen."""
+        self.seen = 0
+        for module in self.modules():
+            if isinstance(module, SelfAttention | RecurrentLayer):
+                module.clear_cache()
+
+    def _positions(self, tokens: Tensor, use_kv_cache: bool) -> Tensor:
+        first = self.seen if use_kv_cache else 0
+        if use_kv_cache:
+            self.seen += tokens.shape[1]
+        return torch.arange(first, first + tokens.shape[1], device=tokens.device)
+
+
+class Bigram(LanguageModel):
+    """Row `token` of a V x V table."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.table = Table(cfg, cfg.vocab_size, cfg.vocab_size)
+
+    def forward(self, tokens: Tensor, use_kv_cache: bool = False) -> Tensor:
+        """See LanguageModel."""
+        logits = self.table(tokens).to(dtype_of(self.cfg.dtype))
+        return softcap(widened(logits), self.cfg.final_softcap)
+
+
+class Embedded(LanguageModel):
+    """Embedding, layers, head: what the other families are. Without layers it is the embedding bigram."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.embedding = Table(cfg, cfg.vocab_size, cfg.embed_dim)
+        self.blocks = nn.ModuleList(self._layers())
+        self.head = Linear(cfg, cfg.embed_dim, cfg.vocab_size, cfg.head_bias, wide=True)
+        if cfg.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def _layers(self) -> list[nn.Module]:
+        return []
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> [B, T, D]. Embedding dropout (Gal & Ghahramani 2016) takes out whole rows of the table."""
+        table = self.embedding.weight
+        kept = functional.dropout(torch.ones_like(table[:, :1]), self.cfg.embedding_dropout, self.training)
+        return (table * kept)[tokens].to(dtype_of(self.cfg.dtype))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return softcap(self.head(x), self.cfg.final_softcap)
+
+    def forward(self, tokens: Tensor, use_kv_cache: bool = False) -> Tensor:
+        """See LanguageModel."""
+        x = functional.dropout(self._embed(tokens), self.cfg.dropout, self.training)
+        positions = self._positions(tokens, use_kv_cache)
+        for block in self.blocks:
+            x = block(x, positions, use_kv_cache)
+        return self._logits(x)
+
+
+class Recurrent(Embedded):
+    """L recurrent layers of width D between embedding and head."""
+
+    def _layers(self) -> list[nn.Module]:
+        return [RecurrentLayer(self.cfg) for _ in range(self.cfg.num_layers)]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with norm, dropout and residual sum."""
+
+    def __init__(self, cfg: ModelConfig, window: int | None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.attention_norm = make_norm(cfg, cfg.embed_dim)
+        self.attention = SelfAttention(cfg, window)
+        if cfg.mlp_width:
+            self.mlp_norm = make_norm(cfg, cfg.embed_dim)
+            self.mlp = MLP(cfg)
+
+    def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False) -> Tensor:
+        """x [B, T, D] -> the same."""
+        pre = self.cfg.norm_order == "pre"
+        out = self.attention(self.attention_norm(x) if pre else x, positions, use_kv_cache)
+        x = self._joined(x, out)
+        x = x if pre else self.attention_norm(x)
+        if self.cfg.mlp_width:
+            x = self._joined(x, self.mlp(self.mlp_norm(x) if pre else x))
+            x = x if pre else self.mlp_norm(x)
+        return x
+
+    def _joined(self, x: Tensor, out: Tensor) -> Tensor:
+        out = functional.dropout(out, self.cfg.dropout, self.training)
+        return x + out if self.cfg.residual else out
+
+
+class Transformer(Embedded):
+    """A decoder-only transformer."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        if cfg.position == "learned":
+            self.position_embedding = Table(cfg, cfg.max_seq_len, cfg.embed_dim)
+        self.final_norm = make_norm(cfg, cfg.embed_dim) if cfg.norm_order == "pre" else nn.Identity()
+
+    def _layers(self) -> list[nn.Module]:
+        return [Block(self.cfg, window) for window in self.cfg.layer_windows]
+
+    def forward(self, tokens: Tensor, use_kv_cache: bool = False) -> Tensor:
+        """See LanguageModel.
+
+        Raises:
+          ValueError: positions beyond a learned table.
+        """
+        cfg = self.cfg
+        dtype = dtype_of(cfg.dtype)
+        end = tokens.shape[1] + (self.seen if use_kv_cache else 0)
+        if cfg.position == "learned" and end > cfg.max_seq_len:
+            raise ValueError(f"{end} tokens are beyond the learned position table, max_seq_len = {cfg.max_seq_len}")
+        positions = self._positions(tokens, use_kv_cache)
+        x = self._embed(tokens)
+        if cfg.position == "learned":
+            x = x + self.position_embedding(positions).to(dtype)
+        elif cfg.position == "sinusoidal":
+            x = x + sinusoids(positions, cfg.embed_dim, torch.promote_types(dtype, torch.float32)).to(dtype)
+        x = functional.dropout(x, cfg.dropout, self.training)
+        for block in self.blocks:
+            x = block(x, positions, use_kv_cache)
+        return self._logits(self.final_norm(x))
+
+
+FAMILIES: dict[str, type[LanguageModel]] = {
+    "transformer": Transformer,
+    "bigram": Bigram,
+    "embedding_bigram": Embedded,
+    "recurrent": Recurrent,
+}
+
+
+def build_model(cfg: ModelConfig) -> LanguageModel:
+    """The network a config describes, with fresh parameters of torch's global generator.
+
+    `attention_impl`, `scan_layers` and `remat` name ways to compute the same and change nothing here.
+    """
+    return FAMILIES[cfg.family](cfg)
