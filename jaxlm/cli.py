@@ -11,11 +11,8 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from jaxlm import cli_decode, presets
+from jaxlm import cli_decode, cli_parity, presets
 from jaxlm.config import (
     DataConfig,
     ExperimentConfig,
@@ -23,23 +20,22 @@ from jaxlm.config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
-    idle_optim_fields,
 )
 from jaxlm.console import (
     CheckpointOptions,
     JsonOption,
     asks_help,
     first_word,
+    of_kinds,
     parse_options,
     print_json,
     print_table,
     run_word,
 )
 from jaxlm.errors import CheckError, UserError
-from jaxlm.model_config import Family, idle_fields
 from jaxlm.schema import to_dict
 
-NOT_YET_COMMANDS = ("parity", "compare", "convert")
+NOT_YET_COMMANDS = ("compare", "convert")
 NOT_YET_OPTIONS = ("--mesh", "--init-from")
 RUNS = Path("runs")
 _PARTS = tuple(field.name for field in dataclasses.fields(ExperimentConfig) if field.name != "preset")
@@ -69,12 +65,6 @@ class _AttendOptions(CheckpointOptions):
     """The text whose tokens attend to one another."""
     out: Path | None = None
     """PNG to write; default: attention.png in the run's folder."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _KindOptions:
-    family: Annotated[Family, tyro.conf.arg(name="model.family")]
-    optimizer: Annotated[str, tyro.conf.arg(name="optim.name")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +118,7 @@ def _train(arguments: list[str]) -> int:
         if first and first != stored.preset:
             raise UserError(f"{out} was made with preset {stored.preset!r}, not {first!r}: drop the preset")
         base = stored
-    base = _of_kinds(base, rest, "train [PRESET]")
+    base = of_kinds(base, rest, "train [PRESET]")
     options = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=base.preset, **parts)
@@ -207,7 +197,7 @@ def _info(arguments: list[str]) -> int:
                 f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
             )
         config = read_config(Path(name))
-    model = _of_kinds(config, rest, "info PRESET").model
+    model = of_kinds(config, rest, "info PRESET").model
     chosen = parse_options(_InfoOptions, rest, "info PRESET", _InfoOptions(model=model))
     from jaxlm import estimates
 
@@ -269,6 +259,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
         "Exact validation loss; --task prediction, generation or likelihood",
     ),
     "attend": (_attend, "RUN", "Draw the attention maps of every layer and head: --text --out"),
+    "parity": (
+        cli_parity.parity,
+        "[RUN]",
+        "Compare with PyTorch, layer by layer: --preset --model.* --text --prompt; names the first difference",
+    ),
     "prepare": (_prepare, "DATASET", "Fetch a dataset into the local cache and check it"),
     "presets": (_presets, "", "The named configurations"),
     "info": (
@@ -286,21 +281,6 @@ def _usage() -> str:
         "usage: jaxlm COMMAND ...\n\nTrain, sample and check small language models in JAX.\n\n"
         f"{lines}\n\n`jaxlm COMMAND --help` lists the options of a command."
     )
-
-
-def _of_kinds(base: ExperimentConfig, arguments: list[str], usage: str) -> ExperimentConfig:
-    """The config that options change, of the --model.family and with the --optim.name they ask for.
-
-    What another family or optimizer does not read, and the arguments of the optimizer before, go back to default.
-    """
-    if asks_help(arguments):
-        return base
-    kinds = parse_options(_KindOptions, arguments, usage, _KindOptions(base.model.family, base.optim.name), others=True)
-    model = dataclasses.replace(base.model, family=kinds.family, **idle_fields(base.model, kinds.family))
-    optim = base.optim
-    if kinds.optimizer != optim.name:
-        optim = dataclasses.replace(optim, name=kinds.optimizer, arguments=(), **idle_optim_fields(kinds.optimizer))
-    return dataclasses.replace(base, model=model, optim=optim)
 
 
 def _train_defaults(config: ExperimentConfig) -> _TrainOptions:

@@ -7,11 +7,13 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from jaxlm.config import ExperimentConfig, idle_optim_fields
 from jaxlm.errors import UserError
+from jaxlm.model_config import Family, idle_fields
 
 _Options = TypeVar("_Options")
 
@@ -30,6 +32,12 @@ class CheckpointOptions(JsonOption):
 
     step: int | None = None
     """Checkpoint to use; default: the one with the lowest validation loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _KindOptions:
+    family: Annotated[Family, tyro.conf.arg(name="model.family")]
+    optimizer: Annotated[str, tyro.conf.arg(name="optim.name")]
 
 
 def parse_options(
@@ -67,6 +75,21 @@ def _unboxed(refusal: str) -> str:
     message = re.sub(r"^Error parsing \w+: ", "", " ".join(sections[0]).rstrip("."))
     guesses = [section[1] for section in sections if section and section[0].startswith("Perhaps")]
     return f"{message}; perhaps you meant {guesses[0]}" if guesses else message
+
+
+def of_kinds(base: ExperimentConfig, arguments: list[str], usage: str) -> ExperimentConfig:
+    """The config that options change, of the --model.family and with the --optim.name they ask for.
+
+    What another family or optimizer does not read, and the arguments of the optimizer before, go back to default.
+    """
+    if asks_help(arguments):
+        return base
+    kinds = parse_options(_KindOptions, arguments, usage, _KindOptions(base.model.family, base.optim.name), others=True)
+    model = dataclasses.replace(base.model, family=kinds.family, **idle_fields(base.model, kinds.family))
+    optim = base.optim
+    if kinds.optimizer != optim.name:
+        optim = dataclasses.replace(optim, name=kinds.optimizer, arguments=(), **idle_optim_fields(kinds.optimizer))
+    return dataclasses.replace(base, model=model, optim=optim)
 
 
 def first_word(arguments: list[str]) -> tuple[str | None, list[str]]:

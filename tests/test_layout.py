@@ -17,8 +17,8 @@ LAYERS = [
     {"schema"},
     {"model_config"},
     {"config"},
-    {"presets", "console", "tokenizer", "recipes", "rope", "masks", "linear", "loss"},
-    {"scores"},
+    {"presets", "tokenizer", "recipes", "rope", "masks", "linear", "loss"},
+    {"scores", "console"},
     {"transcripts"},
     {"data", "cache", "attention"},
     {"modules", "stack", "local"},
@@ -36,7 +36,8 @@ LAYERS = [
     {"run", "programs"},
     {"texts", "oracles"},
     {"tasks"},
-    {"cli_decode"},
+    {"parity"},
+    {"cli_decode", "cli_parity"},
     {"cli"},
 ]
 

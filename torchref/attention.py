@@ -56,12 +56,13 @@ class SelfAttention(nn.Module):
         """x [B, T, D] at `positions` [T] -> [B, T, D]."""
         cfg, (batch, length, _) = self.cfg, x.shape
         groups = cfg.num_heads // cfg.kv_heads
-        queries = self._heads(self.query(x), cfg.head_width)
-        keys, values = self._heads(self.key(x), cfg.head_width), self._heads(self.value(x), cfg.value_width)
+        queries = self.query(x).unflatten(2, (-1, cfg.head_width))
+        keys, values = self.key(x).unflatten(2, (-1, cfg.head_width)), self.value(x).unflatten(2, (-1, cfg.value_width))
         if cfg.kv_sharing == "mean_pooled":
-            keys, values = (a.unflatten(1, (cfg.kv_heads, groups)).mean(dim=2) for a in (keys, values))
+            keys, values = (a.unflatten(2, (cfg.kv_heads, groups)).mean(dim=3) for a in (keys, values))
         if cfg.qk_norm:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
+        queries, keys, values = (a.transpose(1, 2) for a in (queries, keys, values))  # [B, heads, T, width]
         if cfg.position == "rope":
             queries, keys = (rotate(a, positions, cfg.rope_theta, cfg.rope_layout) for a in (queries, keys))
 
@@ -86,10 +87,6 @@ class SelfAttention(nn.Module):
         weights = functional.dropout(scores.softmax(dim=-1), cfg.attention_dropout, self.training)
         out = (weights.to(values.dtype) @ values).transpose(1, 2).reshape(batch, length, -1)
         return self.out(out) if cfg.attention_out_proj else out
-
-    def _heads(self, x: Tensor, width: int) -> Tensor:
-        """[B, T, heads * width] -> [B, heads, T, width]."""
-        return x.unflatten(2, (-1, width)).transpose(1, 2)
 
     def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         """queries [B, N, T, H], keys [B, N, S, H] -> [B, N, T, S], in at least float32."""

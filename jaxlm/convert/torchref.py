@@ -1,6 +1,7 @@
 """Parameters to and from `torchref`'s state dict: the same numbers under torch's names, kernels (in, out) turned."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,7 @@ def from_torchref(cfg: ModelConfig, state_dict: Mapping[str, "Tensor"]) -> Param
     _check({name: (array.shape, str(array.dtype)) for name, array in arrays.items()}, in_torch, "state dict")
     if _is_tied(cfg) and not np.array_equal(arrays[TIED_HEAD], arrays[torch_name("embedding")], equal_nan=True):
         raise UserError(f"{TIED_HEAD} differs from embedding.weight: give tie_embeddings = False, or tie them")
-    params: Params = {}
-    for path in expected:
-        *parents, last = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = jnp.asarray(turned(path, arrays[torch_name(path)]))
+    params = nested({path: jnp.asarray(turned(path, arrays[torch_name(path)])) for path in expected})
     return stack_params(cfg, params) if cfg.scan_layers else params
 
 
@@ -71,10 +66,27 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def nested(leaves: Mapping[str, Any]) -> Params:
+    """The inverse of `by_path`."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
 def module_name(path: str) -> str:
     """torchref's name of a module: block_0/mlp is blocks.0.mlp."""
     parts = path.split("/")
     return ".".join(f"blocks.{part[6:]}" if part.startswith("block_") else part for part in parts)
+
+
+def jax_name(module: str) -> str:
+    """The inverse of `module_name`."""
+    return re.sub(r"\bblocks\.(\d+)", r"block_\1", module).replace(".", "/")
 
 
 def torch_name(path: str) -> str:

@@ -11,6 +11,7 @@ first and the second moment.
 from torchref.optim.adafactor import Adafactor
 from torchref.optim.adam import Adam, AdamW
 from torchref.optim.adamsn import AdamSN
+from torchref.optim.base import clip_by_global_norm
 from torchref.optim.sgd import SGD
 
-__all__ = ["SGD", "Adafactor", "Adam", "AdamSN", "AdamW"]
+__all__ = ["SGD", "Adafactor", "Adam", "AdamSN", "AdamW", "clip_by_global_norm"]

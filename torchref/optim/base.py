@@ -1,6 +1,7 @@
 """What all optimizers share: checked groups, the loop over parameters, and state that stays wide."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +75,15 @@ def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
 def at_least_float32(x: Tensor) -> Tensor:
     """The same numbers in the type in which optimizers compute."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def clip_by_global_norm(grads: Sequence[Tensor], max_norm: float) -> list[Tensor]:
+    """The gradients times max_norm / norm where the root of the sum of all their squares exceeds max_norm.
+
+    `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm it divides by.
+    """
+    norm = math.sqrt(sum(float(at_least_float32(g).square().sum()) for g in grads))
+    return [g * (max_norm / norm) if norm > max_norm else g for g in grads]
 
 
 def rms(x: Tensor) -> Tensor:

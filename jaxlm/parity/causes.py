@@ -1,0 +1,174 @@
+"""Why two implementations differ: known traps, tried out on torch's side where a config or weights can express them."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.config import ModelConfig
+from jaxlm.parity import updates
+from jaxlm.parity.capture import Event
+from jaxlm.parity.measure import FLOAT64, Row
+from jaxlm.parity.networks import Theirs, computing
+from jaxlm.types import Params
+
+HINTS: dict[str, tuple[str, ...]] = {
+    "norm": (
+        "norm eps: Linen's default is 1e-6, torch's 1e-5, that of torch's RMSNorm the type's",
+        "eps outside the root",
+    ),
+    "mlp": ("GELU form: jax.nn.gelu is the tanh one by default, torch's the erf one", "gate and up exchanged"),
+    "attention": (
+        "RoPE layout or theta",
+        "window off by one: jaxlm's counts the query itself",
+        "mask applied after the softmax, or filled with a value that is not low enough",
+        "scores not divided by the root of the head width",
+        "key/value heads tiled instead of grouped",
+    ),
+    "linear": ("kernel transposed: Flax has (in, out), torch (out, in)", "bias left out"),
+    "embedding": ("positions shifted by one", "table transposed or scaled"),
+    "recurrent": ("order of the gates", "biases: torch has two a gate", "GRU: reset gate before or after the product"),
+    "model": ("logits capped, or not", "tied head not transposed"),
+    "gradient": ("a derivative written by hand (custom_vjp)", "a parameter cut off from the loss (stop_gradient)"),
+    "update": ("eps placement", "bias correction", "decay: before or after the step, times which rate", "other axis"),
+    "decoding": (
+        "a slot of the ring written or read one off",
+        "old keys masked by slot, not by position",
+        "the position of a step not advanced",
+    ),
+    "rounding": ("products below float32 (TF32, bfloat16)", "softmax or moments narrower than float32"),
+}
+"""What to look at, by the kind of layer or quantity."""
+
+Probe = tuple[str, ModelConfig, Params]
+"""A trap in words, and the config and parameters with which torchref falls into it."""
+
+
+def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, ours: np.ndarray) -> tuple[str, ...]:
+    """Causes of a difference in a forward pass: the traps with which torch gives our value, then hints."""
+    exact = dataclasses.replace(cfg, dtype="float64", param_dtype="float64")
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+    weights = np.ones((len(windows), windows.shape[1] - 1))
+    tried = []
+    with computing("float64"):
+        for words, probed, leaves in _probes(exact, wide, event):
+            values = Theirs(probed, leaves).forward(windows, weights, with_grads=False).values
+            if event in values and _agree(ours, values[event]):
+                tried.append(f"{words} (tried: torch then gives jaxlm's values)")
+    return (*tried, *HINTS[_kind(cfg, event)])
+
+
+def of_gradient(row: Row) -> tuple[str, ...]:
+    """Causes of a gradient that differs though the forward passes agree."""
+    return HINTS["rounding" if row.verdict == "rounding" else "gradient"]
+
+
+def of_update(row: Row, name: str, params: Params, grads: Params, ours: np.ndarray) -> tuple[str, ...]:
+    """Causes of an optimizer's step that differs, given our float64 result for the parameter that the row names."""
+    if row.verdict == "rounding":
+        return HINTS["rounding"]
+    path = row.name.split()[1]
+    traps = updates.TRAPS["adam" if name == "adamw" else name]
+    tried = []
+    for words, options in traps.items():
+        if _agree(ours, updates.torch_updates(name, params, grads, **options)[path]):
+            tried.append(f"{words} (tried: torchref then gives jaxlm's update)")
+    return (*tried, *HINTS["update"])
+
+
+def _agree(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return ours.shape == theirs.shape and bool(np.max(np.abs(ours - theirs)) <= FLOAT64 * np.max(np.abs(theirs)))
+
+
+def _kind(cfg: ModelConfig, event: Event) -> str:
+    layer = event.layer if event.side == "out" else event.layer.rpartition("/")[0]
+    last = layer.rpartition("/")[2]
+    if last.endswith("norm"):
+        return "norm"
+    if last in ("mlp", "attention"):
+        return last
+    if not layer:
+        return "model" if event.side == "out" else "embedding"
+    if last.startswith("block_"):
+        return "recurrent" if cfg.family == "recurrent" else "model"
+    return "linear"
+
+
+def _probes(cfg: ModelConfig, params: Params, event: Event) -> Iterator[Probe]:
+    for words, changes in _other_fields(cfg):
+        yield words, dataclasses.replace(cfg, **changes), params
+    kernel = f"{event.layer}/kernel"
+    leaf = _leaf(params, kernel)
+    if leaf is not None and leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]:
+        yield "kernel transposed", cfg, _with(params, kernel, leaf.T)
+    attention = event.layer if event.layer.endswith("attention") else event.layer.rpartition("/")[0]
+    if cfg.family == "transformer" and attention.endswith("attention"):
+        yield from _attention_probes(cfg, params, attention)
+
+
+def _other_fields(cfg: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Traps that another value of a field describes."""
+    gated = ("swiglu", "geglu")
+    names = gated if cfg.activation in gated else ("gelu", "gelu_tanh", "relu", "silu")
+    fields: dict[str, tuple[Any, ...]] = {"final_softcap": (None,)}
+    if cfg.family == "transformer":
+        fields |= {
+            "activation": names,
+            "norm_eps": (1e-5, 1e-6, 1e-8, 1e-12, 0.0),
+            "residual": (True, False),
+            "norm_order": ("pre", "post") if cfg.norm == "none" else (),
+            "attention_softcap": (None,),
+        }
+        if cfg.position == "rope":
+            thetas = (1e4, 5e5, 1e6, cfg.rope_theta * 10, cfg.rope_theta / 10)
+            fields |= {"rope_layout": ("half", "interleaved"), "rope_theta": thetas, "position": ("none",)}
+        if any(cfg.layer_windows):
+            shifted = (tuple(w and max(1, w + by) for w in cfg.window_period) for by in (1, -1))
+            fields["window"] = (*shifted, None)
+    for name, values in fields.items():
+        now = getattr(cfg, name)
+        for value in dict.fromkeys(values):
+            if value != now and not (name == "window" and value == cfg.window_period):
+                yield f"{name} = {value!r} where the config has {now!r}", {name: value}
+
+
+def _attention_probes(cfg: ModelConfig, params: Params, layer: str) -> Iterator[Probe]:
+    query = f"{layer}/query"
+    if cfg.attention_score in ("dot", "multiplicative") and not cfg.qk_norm:
+        scaled = params
+        for name in ("kernel", "bias"):
+            if (leaf := _leaf(params, f"{query}/{name}")) is not None:
+                scaled = _with(scaled, f"{query}/{name}", leaf * math.sqrt(cfg.head_width))
+        yield "scores not divided by the root of the head width", cfg, scaled
+    groups = cfg.num_heads // cfg.kv_heads
+    out = f"{layer}/out/kernel"
+    plain = cfg.attention_score == "dot" and cfg.kv_sharing == "grouped" and _leaf(params, out) is not None
+    if plain and 1 < groups < cfg.num_heads:
+        # Head n would read key/value head n mod K: the same as reordering the heads before and after.
+        order = np.arange(cfg.num_heads).reshape(groups, cfg.kv_heads).T.reshape(-1)
+        tiled = params
+        for name in ("kernel", "bias"):
+            if (leaf := _leaf(params, f"{query}/{name}")) is not None:
+                heads = leaf.reshape(*leaf.shape[:-1], cfg.num_heads, cfg.head_width)
+                tiled = _with(tiled, f"{query}/{name}", np.take(heads, order, axis=-2).reshape(leaf.shape))
+        kernel = _leaf(params, out).reshape(cfg.num_heads, cfg.value_width, -1)
+        tiled = _with(tiled, out, kernel[order].reshape(-1, cfg.embed_dim))
+        yield "key/value heads tiled instead of grouped", cfg, tiled
+
+
+def _leaf(params: Params, path: str) -> Any:
+    node: Any = params
+    for part in path.split("/"):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _with(params: Params, path: str, leaf: np.ndarray) -> Params:
+    """The tree with one leaf replaced."""
+    first, _, rest = path.partition("/")
+    return {**params, first: _with(params[first], rest, leaf) if rest else leaf}

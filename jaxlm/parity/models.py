@@ -1,0 +1,284 @@
+"""A model with identical weights in jaxlm and torchref: all that they compute, and where they part first."""
+
+import dataclasses
+import operator
+from collections.abc import Collection
+from typing import Literal, get_args
+
+import jax
+import numpy as np
+from jaxtyping import Integer
+
+from jaxlm.config import ModelConfig
+from jaxlm.convert.torchref import by_path, nested
+from jaxlm.decode import generate
+from jaxlm.errors import UserError
+from jaxlm.model import build_model, init_params
+from jaxlm.parity import causes, updates
+from jaxlm.parity.measure import Pair, Row, measure
+from jaxlm.parity.networks import Networks, Ours, Values, computing
+from jaxlm.parity.report import Divergence, Report, first_divergence
+from jaxlm.stack import unstack_params
+from jaxlm.types import Params
+
+Part = Literal["gradients", "updates", "decoding"]
+"""What is compared besides activations, logits and loss."""
+
+GREEDY_TOKENS = 12
+
+Found = tuple[list[Row], Divergence | None]
+
+
+def check(
+    cfg: ModelConfig,
+    params: Params,
+    tokens: Integer[np.ndarray, "B T1"] | None = None,
+    *,
+    prompt: Integer[np.ndarray, "B P"] | None = None,
+    seed: int = 0,
+    draws: int = 3,
+    parts: Collection[Part] = get_args(Part),
+) -> Report:
+    """Compares `jaxlm.build_model(cfg)` with `torchref.build_model(cfg)` under the same parameters.
+
+    Compared are the output of every layer, logits, loss (with weights), the gradient of every parameter, three steps
+    of each optimizer from identical gradients, cached decoding past the wrap of its window, and greedy tokens: in
+    float64, where only a different formula differs by more than 1e-10 of a tensor's largest value, and in the config's
+    own type, where our rounding error may be twice torch's and 4 units in the last place. On failure the first layer
+    to differ is named with likely causes, tried out where they can be. Products are taken at the highest precision.
+
+    Args:
+      tokens: token ids to read, T + 1 >= 3 of them a row; None = random ones.
+      prompt: what greedy sampling continues; None = the first half of the tokens.
+      seed: of the random tokens and the weights of the loss.
+      draws: batches over which rounding errors are averaged; 1 with tokens.
+
+    Raises:
+      UserError: parameters that are not the config's; tokens it cannot read.
+    """
+    rng = np.random.default_rng(seed)
+    batches = [_inputs(cfg, rng, tokens) for _ in range(1 if tokens is not None else draws)]
+    return Comparison(cfg, params, batches, prompt).report(parts)
+
+
+def random_params(cfg: ModelConfig, seed: int = 0) -> Params:
+    """Parameters under which every part of a model matters: scaled by their inputs, biases and norms drawn as well."""
+    model = build_model(dataclasses.replace(cfg, init="torch"))
+    params = init_params(model, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+
+    def drawn(leaf: jax.Array, key: jax.Array) -> jax.Array:
+        return leaf if leaf.std() > 0 else leaf + 0.2 * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    return jax.tree.unflatten(tree, [drawn(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Token windows [B, T + 1] and the weights [B, T] of their targets, float64."""
+
+    windows: Integer[np.ndarray, "B T1"]
+    weights: np.ndarray
+
+
+def _inputs(cfg: ModelConfig, rng: np.random.Generator, tokens: np.ndarray | None) -> Inputs:
+    if tokens is None:
+        widest = max((window or 0 for window in cfg.layer_windows), default=0)
+        length = min(max(16, 2 * widest + 3), cfg.max_seq_len)
+        windows = rng.integers(0, cfg.vocab_size, (3, max(length, 2) + 1))
+    else:
+        windows = np.asarray(tokens)
+    read = windows.shape[1] - 1
+    if read < 2 or (windows.size and not 0 <= windows.min() <= windows.max() < cfg.vocab_size):
+        raise UserError(
+            f"tokens {list(windows.shape)} cannot be compared: give 3 or more ids below {cfg.vocab_size} a row"
+        )
+    if cfg.has_position_table and read > cfg.max_seq_len:
+        raise UserError(f"{read} tokens are beyond the learned position table, max_seq_len = {cfg.max_seq_len}")
+    weights = rng.uniform(0.5, 1.5, (len(windows), read))
+    weights[-1, -(read // 3) - 1 :] = 0  # padding
+    return Inputs(windows.astype(np.int32), weights)
+
+
+class Comparison:
+    """The parts of `check`."""
+
+    def __init__(self, cfg: ModelConfig, params: Params, batches: list[Inputs], prompt: np.ndarray | None) -> None:
+        self.asked_cfg, self.asked_params, self.batches, self.prompt = cfg, params, batches, prompt
+        impl = "auto" if cfg.attention_impl == "cudnn" else cfg.attention_impl
+        self.cfg = dataclasses.replace(cfg, scan_layers=False, remat=False, attention_impl=impl)
+        self.params = jax.tree.map(np.asarray, unstack_params(cfg, params) if cfg.scan_layers else params)
+        self.networks = Networks(self.cfg, self.params)
+
+    def row(self, quantity: str, name: str, pairs: list[Pair], scale: float = 0.0) -> Row:
+        """A row in the config's type."""
+        return measure(quantity, name, pairs, self.cfg.dtype, scale)
+
+    def report(self, parts: Collection[Part]) -> Report:
+        """All rows, and the first divergence in the order: layers, gradients, updates, decoding."""
+        with_grads = "gradients" in parts or "updates" in parts
+        passes = [self._pass(batch, with_grads) for batch in self.batches]
+        found = [self._forward(passes)]
+        if "gradients" in parts:
+            found.append(self._gradients(passes))
+        if "updates" in parts:
+            found.append(self._updates(passes[0]))
+        if "decoding" in parts:
+            found.append(self._decoding())
+        rows = tuple(row for part, _ in found for row in part)
+        return Report(rows, next((first for _, first in found if first), None))
+
+    def _pass(self, batch: Inputs, with_grads: bool) -> Pair:
+        return self.networks.run(lambda network: network.forward(batch.windows, batch.weights, with_grads))
+
+    def _forward(self, passes: list[Pair]) -> Found:
+        values = [p.map(lambda one: one.values) for p in passes]
+        events = [
+            (event, self.row("activation", event.layer, [v.map(operator.itemgetter(event)) for v in values]))
+            for event in values[0].ours
+            if event in values[0].theirs
+        ]
+        rows = [row for event, row in events if event.side == "out" and event.layer]
+        rows.append(self.row("logits", "", [p.map(lambda one: one.logits) for p in passes]))
+        rows.append(self.row("loss", "nats a token", [p.map(lambda one: one.loss) for p in passes]))
+        if self.asked_cfg.scan_layers or self.asked_cfg.remat:
+            rows.append(self._as_configured(passes))
+        first = first_divergence("activation", events)
+        if first is None:
+            return rows, _first_row(rows)
+        event, divergence = first
+        found = causes.HINTS["rounding"]
+        if dict(events)[event].verdict != "rounding":
+            found = causes.of_layer(self.cfg, self.params, self.batches[0].windows, event, values[0].exact()[event])
+        return rows, dataclasses.replace(divergence, causes=found)
+
+    def _as_configured(self, passes: list[Pair]) -> Row:
+        """Logits of the model as it is trained."""
+        asked = Ours(self.asked_cfg, self.asked_params)
+        pairs = []
+        for batch, one in zip(self.batches, passes, strict=True):
+            with computing(self.cfg.dtype):
+                (logits, _), _ = asked.apply(asked.params, batch.windows[:, :-1])
+            exact = None if one.exact_theirs is None else one.exact_theirs.logits
+            pairs.append(Pair(np.asarray(logits), one.theirs.logits, None, exact))
+        return self.row("logits", "layers scanned or recomputed", pairs)
+
+    def _gradients(self, passes: list[Pair]) -> Found:
+        grads = [p.map(lambda one: one.grads) for p in passes]
+        scale = max(float(np.max(np.abs(grad), initial=0)) for grad in grads[0].exact().values())
+        rows = [
+            self.row("gradient", path, [g.map(operator.itemgetter(path)) for g in grads], scale)
+            for path in grads[0].ours
+        ]
+        ends = [event.layer for event in passes[0].ours.values if event.side == "out"]
+        failed = [row for row in rows if not row.passed]
+        if not failed:
+            return rows, None
+        last = max(failed, key=lambda row: ends.index(layer) if (layer := _layer_of(row.name)) in ends else -1)
+        where = f"the gradient of {last.name} is the first of {len(failed)}, counted from the loss, to differ"
+        return rows, Divergence("gradient", _layer_of(last.name), True, where, causes.of_gradient(last))
+
+    def _updates(self, one: Pair) -> Found:
+        grads = nested(one.theirs.grads)
+        with computing(self.cfg.dtype):
+            ours = updates.jax_updates(self.params, grads)
+            pair = Pair(ours, {name: updates.torch_updates(name, self.params, grads) for name in ours})
+        wide = [jax.tree.map(lambda leaf: leaf.astype(np.float64), tree) for tree in (self.params, grads)]
+        if one.exact_ours is not None:
+            with computing("float64"):
+                pair.exact_ours = updates.jax_updates(*wide)
+                pair.exact_theirs = {name: updates.torch_updates(name, *wide) for name in ours}
+        sizes = {path: float(np.max(np.abs(leaf), initial=0)) for path, leaf in by_path(self.params).items()}
+        rows, first = [], None
+        for name in ours:
+            leaves = pair.map(operator.itemgetter(name))
+            changes = {path: [leaves.map(operator.itemgetter(path))] for path in sizes}
+            of_name = [
+                measure("update", f"{name} {path}", change, self.cfg.dtype, unit=sizes[path])
+                for path, change in changes.items()
+            ]
+            worst = max(of_name, key=lambda row: (not row.passed, row.float64_rel or row.max_rel))
+            rows.append(worst)
+            if not worst.passed and first is None:
+                path = worst.name.split()[1]
+                found = causes.of_update(worst, name, wide[0], wide[1], leaves.exact()[path])
+                where = f"the update of {path} by {name} differs, from identical parameters, state and gradients"
+                first = Divergence("update", _layer_of(path), True, where, found)
+        return rows, first
+
+    def _decoding(self) -> Found:
+        """A prefill and single steps through the cache, then greedy sampling, both past capacity where that can be."""
+        tokens = self.batches[0].windows[:, :-1]
+        read = tokens.shape[1]
+        prefill = (read + 1) // 2
+        cfg = self.cfg
+        if not cfg.has_position_table:
+            cfg = dataclasses.replace(cfg, max_seq_len=max(2, 2 * read // 3))
+        chunks = [tokens[:, :prefill], *(tokens[:, i : i + 1] for i in range(prefill, read))]
+        networks = Networks(cfg, self.params)
+        results = networks.run(lambda network: network.decode(chunks))
+        rows = [
+            self.row("decoding", f"prefill of {prefill}", [results.map(lambda chunks: chunks[0][1])]),
+            self.row("decoding", f"{read - prefill} steps, cache of {cfg.max_seq_len}", [results.map(_stacked_steps)]),
+        ]
+        first = None
+        for i in range(len(chunks)):
+            values = results.map(operator.itemgetter(i)).map(operator.itemgetter(0))
+            events = [
+                (event, self.row("decoding", event.layer, [values.map(operator.itemgetter(event))]))
+                for event in values.ours
+                if event in values.theirs
+            ]
+            found = first_divergence("decoding", events)
+            if found is not None:
+                what = "the prefill" if i == 0 else f"the step at position {prefill + i - 1}"
+                divergence = found[1]
+                where = f"in {what}, {divergence.where}"
+                first = dataclasses.replace(divergence, where=where, causes=causes.HINTS["decoding"])
+                break
+        rows += self._greedy(networks.networks, tokens[:, :prefill] if self.prompt is None else self.prompt)
+        return rows, first or _first_row(rows)
+
+    def _greedy(self, networks: Pair, prompt: np.ndarray) -> list[Row]:
+        """Greedy tokens in float64, where near ties do not flip; none where a learned position table is full."""
+        import torch
+
+        import torchref
+
+        ours, theirs = networks.exact(), networks.theirs if networks.exact_theirs is None else networks.exact_theirs
+        new = GREEDY_TOKENS
+        if self.cfg.has_position_table:
+            new = min(new, self.cfg.max_seq_len - prompt.shape[1])
+        if new < 1:
+            return []
+        with computing("float64"):
+            tokens = generate(
+                ours.model,
+                ours.params,
+                prompt.astype(np.int32),
+                max_new_tokens=new,
+                key=jax.random.key(0),
+                temperature=0.0,
+                capacity=ours.cfg.max_seq_len,
+            ).tokens
+        expected = torchref.generate(theirs.model, torch.from_numpy(prompt).long(), new, 0.0, use_kv_cache=True)
+        pair = Pair(np.asarray(tokens), expected.numpy())
+        return [measure("decoding", f"{new} greedy tokens", [pair], "float64")]
+
+
+def _stacked_steps(results: list[tuple[Values, np.ndarray]]) -> np.ndarray:
+    return np.concatenate([logits for _, logits in results[1:]], axis=1)
+
+
+def _layer_of(path: str) -> str:
+    return path.rpartition("/")[0] or "embedding"
+
+
+def _first_row(rows: list[Row]) -> Divergence | None:
+    """A divergence that no layer explains."""
+    failed = next((row for row in rows if not row.passed), None)
+    if failed is None:
+        return None
+    kind = "rounding" if failed.verdict == "rounding" else failed.quantity
+    return Divergence(failed.quantity, "model", True, f"{failed.quantity} {failed.name} differs", causes.HINTS[kind])

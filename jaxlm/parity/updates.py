@@ -1,0 +1,143 @@
+"""Steps of every optimizer from identical parameters, state and gradients, in JAX and in torch."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxlm.config import OptimConfig
+from jaxlm.convert.torchref import by_path, to_array, to_tensor
+from jaxlm.optim import build_optimizer
+from jaxlm.optim.build import OURS
+from jaxlm.optim.kinds import ParamKind, kinds_like
+from jaxlm.types import Params
+
+if TYPE_CHECKING:
+    import torch
+
+STEPS = (1.0, -0.5, 2.0)
+"""What the gradient is multiplied by in each step, so that moments, corrections and decay rates all show."""
+
+OPTIMIZERS = {name: OptimConfig(name=name, learning_rate=1e-2, schedule="constant", warmup_steps=0) for name in OURS}
+"""What jaxlm trains with under each name: clipped to a global norm of 1, with decay."""
+
+TRAPS: dict[str, dict[str, dict[str, Any]]] = {
+    "adam": {
+        "no bias correction": {"bias_correction": False},
+        "eps inside the root": {"eps_placement": "inside"},
+        "eps added before the correction (the AdamSN authors' and TensorFlow's Adam)": {"eps_placement": "uncorrected"},
+        "beta2 0.999": {"gamma": 0.999},
+        "no decay": {"weight_decay": 0.0},
+    },
+    "adamsn": {
+        "no bias correction": {"bias_correction": False},
+        "eps inside the root": {"eps_placement": "inside"},
+        "one number per output": {"subset": "per_output"},
+        "one number per input": {"subset": "per_input"},
+        "Adam's second moment on linear kernels": {"subset_size": 1},
+        "no decay": {"weight_decay": 0.0},
+    },
+    "adafactor": {
+        "no bias correction": {"bias_correction": False},
+        "eps on the squares": {"eps_placement": "squares"},
+        "not factored": {"min_dim_size_to_factor": 10**9},
+        "no decay": {"weight_decay": 0.0},
+    },
+    "sgd": {"no decay": {"weight_decay": 0.0}},
+}
+"""Known differences between optimizers of one name, as options of torchref's. adamw has those of adam."""
+
+
+def jax_updates(params: Params, grads: Params) -> dict[str, dict[str, np.ndarray]]:
+    """By optimizer and path, what STEPS of these gradients add to the parameters."""
+
+    @jax.jit
+    def run(params: Params, grads: Params) -> dict[str, Params]:
+        results = {}
+        for name, cfg in OPTIMIZERS.items():
+            tx = build_optimizer(cfg, len(STEPS))
+            now, state = params, tx.init(params)
+            for factor in STEPS:
+                updates, state = tx.update(jax.tree.map(lambda g, by=factor: g * by, grads), state, now)
+                now = optax.apply_updates(now, updates)
+            results[name] = jax.tree.map(jnp.subtract, now, params)
+        return results
+
+    return {name: _arrays(tree) for name, tree in run(params, grads).items()}
+
+
+def torch_updates(name: str, params: Params, grads: Params, **options: Any) -> dict[str, np.ndarray]:
+    """By path, what torchref's optimizer adds to the parameters; `options` replace its own."""
+    import torchref
+
+    kinds = dict(by_path(kinds_like(params)))
+    start, slopes = ({path: to_tensor(leaf) for path, leaf in by_path(tree).items()} for tree in (params, grads))
+    parts = {path: [p.clone().requires_grad_() for p in _matrices(start[path], kinds[path])] for path in start}
+    optimizer = _make(name, {path: (kinds[path], parts[path]) for path in parts}, options)
+    clip = OPTIMIZERS[name].clip_norm
+    assert clip is not None
+    for factor in STEPS:
+        clipped = torchref.optim.clip_by_global_norm([g * factor for g in slopes.values()], clip)
+        for path, grad in zip(slopes, clipped, strict=True):
+            for part, slope in zip(parts[path], _matrices(grad, kinds[path]), strict=True):
+                part.grad = slope.clone()
+        optimizer.step()
+    ended = {path: _joined([p.detach() for p in parts[path]], start[path], kinds[path]) for path in start}
+    return {path: to_array(ended[path] - start[path]) for path in start}
+
+
+def _make(name: str, leaves: dict[str, tuple[ParamKind, list["torch.Tensor"]]], options: dict[str, Any]) -> Any:
+    """torchref's optimizer in the groups of its docstring: linear maps, tables, and what does not decay."""
+    import torchref
+
+    cfg = OPTIMIZERS[name]
+    linear, tables, vectors = (
+        [part for kind, parts in leaves.values() if kind.name in names for part in parts]
+        for names in (("linear",), ("embedding",), ("norm", "bias"))
+    )
+    groups: list[dict[str, Any]] = [{"params": linear}, {"params": tables}, {"params": vectors, "weight_decay": 0.0}]
+    make: Any
+    fields: dict[str, Any] = {"lr": cfg.learning_rate, "weight_decay": cfg.weight_decay}
+    moments: dict[str, Any] = {"beta": cfg.b1, "gamma": cfg.b2, "eps": cfg.eps}
+    match name:
+        case "sgd":
+            make = torchref.optim.SGD
+        case "adafactor":
+            make = functools.partial(torchref.optim.Adafactor, gamma=cfg.b2, eps=cfg.eps)
+        case "adamsn":
+            make = functools.partial(torchref.optim.AdamSN, **moments)
+            fields["weight_decay"] *= cfg.adam_lr_ratio
+            others = {"lr": cfg.adam_lr_ratio * cfg.learning_rate, "linear": False}
+            for group in groups[1:]:
+                group.update(others)
+            groups[1]["weight_decay"] = options.get("weight_decay", cfg.weight_decay)
+        case _:
+            make = functools.partial(torchref.optim.AdamW, **moments)
+    return make([group for group in groups if group["params"]], **{**fields, **options})
+
+
+def _matrices(leaf: "torch.Tensor", kind: ParamKind) -> list["torch.Tensor"]:
+    """A leaf as torch has it: a linear map as (out, in), each head's own apart."""
+    if kind.name != "linear":
+        return [leaf]
+    wide = leaf.movedim((*kind.outputs, *kind.inputs), tuple(range(-len(kind.outputs) - len(kind.inputs), 0)))
+    outputs = 1 if not kind.outputs else leaf.shape[kind.outputs[0]]
+    return list(wide.reshape(-1, outputs, leaf.shape[kind.inputs[0]]).unbind())
+
+
+def _joined(parts: list["torch.Tensor"], like: "torch.Tensor", kind: ParamKind) -> "torch.Tensor":
+    """The inverse of `_matrices`."""
+    import torch
+
+    if kind.name != "linear":
+        return parts[0]
+    to = tuple(range(-len(kind.outputs) - len(kind.inputs), 0))
+    turned = like.movedim((*kind.outputs, *kind.inputs), to)
+    return torch.stack(parts).reshape(turned.shape).movedim(to, (*kind.outputs, *kind.inputs))
+
+
+def _arrays(tree: Params) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in by_path(tree).items()}
