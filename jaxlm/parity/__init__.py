@@ -1,6 +1,7 @@
 """The same function in JAX and in torch: is what differs rounding, and if not, where does it begin?"""
 
+from jaxlm.parity.compare import compare
 from jaxlm.parity.models import check, random_params
 from jaxlm.parity.report import Divergence, Report
 
-__all__ = ["Divergence", "Report", "check", "random_params"]
+__all__ = ["Divergence", "Report", "check", "compare", "random_params"]

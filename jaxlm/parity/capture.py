@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -39,6 +39,8 @@ class Trace:
 
     events: tuple[Event, ...] = dataclasses.field(metadata={"static": True})
     values: tuple[Any, ...]
+    owners: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    """The layers that have parameters of their own."""
 
     def by_event(self) -> dict[Event, np.ndarray]:
         """Each event's value."""
@@ -54,6 +56,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., tuple[Any, Trace]]:
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, Trace]:
         seen: list[tuple[Event, Any]] = []
+        owners: list[str] = []
         calls: Counter[str] = Counter()
         active: list[str] = []
         here = get_opaque_trace_state(convention="flax")
@@ -70,22 +73,25 @@ def traced(function: Callable[..., Any]) -> Callable[..., tuple[Any, Trace]]:
             result = call(*args, **kwargs)
             _note(seen, Event(layer, "out", number), result)
             active.pop()
+            if any(not isinstance(leaf, Mapping) for leaf in context.module.variables.get("params", {}).values()):
+                owners.append(layer)
             return result
 
         with nn.intercept_methods(intercept):
             result = function(*args, **kwargs)
-        return result, Trace(tuple(event for event, _ in seen), tuple(value for _, value in seen))
+        return result, Trace(tuple(event for event, _ in seen), tuple(value for _, value in seen), tuple(owners))
 
     return run
 
 
 def _note(seen: list[tuple[Event, Any]], event: Event, tree: Any) -> None:
-    value = next((leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)), None)
+    value = next((leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)), None)
     if value is not None:
         seen.append((event, value))
 
 
-def _is_float(leaf: Any) -> bool:
+def is_float(leaf: Any) -> bool:
+    """Whether it is a floating-point array."""
     return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 

@@ -1,18 +1,21 @@
 """Why two implementations differ: known traps, tried out on torch's side where a config or weights can express them."""
 
+import copy
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ModelConfig
+from jaxlm.convert.torchref import to_array, to_tensor
 from jaxlm.parity import updates
 from jaxlm.parity.capture import Event
 from jaxlm.parity.measure import FLOAT64, Row
-from jaxlm.parity.networks import Theirs, computing
+from jaxlm.parity.networks import Theirs, Values, computing
 from jaxlm.types import Params
 
 HINTS: dict[str, tuple[str, ...]] = {
@@ -38,6 +41,10 @@ HINTS: dict[str, tuple[str, ...]] = {
         "a slot of the ring written or read one off",
         "old keys masked by slot, not by position",
         "the position of a step not advanced",
+    ),
+    "between": (
+        "what is computed between the layers: activation (GELU form), residual sum, scale, mask, order of axes",
+        "names that pair layers which are not the same",
     ),
     "rounding": ("products below float32 (TF32, bfloat16)", "softmax or moments narrower than float32"),
 }
@@ -77,6 +84,65 @@ def of_update(row: Row, name: str, params: Params, grads: Params, ours: np.ndarr
         if _agree(ours, updates.torch_updates(name, params, grads, **options)[path]):
             tried.append(f"{words} (tried: torchref then gives jaxlm's update)")
     return (*tried, *HINTS["update"])
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "erf GELU": lambda x: np.asarray(jax.nn.gelu(x, approximate=False)),
+    "tanh GELU": lambda x: np.asarray(jax.nn.gelu(x, approximate=True)),
+    "ReLU": lambda x: np.maximum(x, 0),
+    "SiLU": lambda x: np.asarray(jax.nn.silu(x)),
+    "tanh": np.tanh,
+    "nothing": lambda x: x,
+}
+
+
+def of_foreign(
+    torch_fn: Any, event: Event, counterparts: dict[Event, Event], ours: Values, theirs: Values
+) -> tuple[str, ...]:
+    """Causes of a difference between modules that nothing is known of but what passes through them."""
+    if event.side == "in":  # something between two layers
+        earlier = list(ours)[: list(ours).index(event)]
+        before = next((ours[e] for e in reversed(earlier) if e.side == "out" and e in counterparts), None)
+        if before is not None and before.shape == ours[event].shape:
+            mine, other = (_applied(before, side) for side in (ours[event], theirs[counterparts[event]]))
+            if mine and other:
+                return (f"{mine} in JAX, {other} in torch (tried on the layer before)",)
+        return HINTS["between"]
+    layer: Any = dict(torch_fn.named_modules()).get(counterparts[event].layer)
+    kind = type(layer).__name__
+    entered = ours.get(event._replace(side="in"))
+    tried = []
+    if hasattr(layer, "eps") and entered is not None:
+        eps = _eps_of(layer, entered, ours[event])
+        tried = [] if eps is None else [f"eps = {eps:g} in JAX, {layer.eps:g} in torch (tried)"]
+    hints = {"norm": "norm", "linear": "linear", "attention": "attention", "rnn": "recurrent", "lstm": "recurrent"}
+    hints |= {"gru": "recurrent", "embedding": "embedding"}
+    return (*tried, *next((HINTS[of] for part, of in hints.items() if part in kind.lower()), HINTS["between"]))
+
+
+def _applied(before: np.ndarray, after: np.ndarray) -> str | None:
+    """The activation that makes one value of another."""
+    return next((name for name, function in ACTIVATIONS.items() if _close(function(before), after)), None)
+
+
+def _eps_of(layer: Any, entered: np.ndarray, ours: np.ndarray) -> float | None:
+    """The usual eps, another than its own, with which a torch norm comes nearest to our output, if that near."""
+    import torch
+
+    found = {}
+    for eps in (1e-3, 1e-5, 1e-6, 1e-8, 1e-12):
+        other = copy.deepcopy(layer)
+        other.eps = eps
+        with torch.no_grad():
+            found[eps] = to_array(other(to_tensor(entered)))
+    best = min(found, key=lambda eps: float(np.square(found[eps] - ours).sum()))
+    return best if best != layer.eps and _close(found[best], ours) else None
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to rounding in the type of both."""
+    eps = float(jnp.finfo(b.dtype).eps)
+    return bool(np.max(np.abs(a.astype(np.float64) - b), initial=0) <= 8 * eps * np.max(np.abs(b), initial=0))
 
 
 def _agree(ours: np.ndarray, theirs: np.ndarray) -> bool:
