@@ -2,6 +2,6 @@
 
 from jaxlm.parity.compare import compare
 from jaxlm.parity.models import check, random_params
-from jaxlm.parity.report import Divergence, Report
+from jaxlm.parity.report import Divergence, Report, summary
 
-__all__ = ["Divergence", "Report", "check", "compare", "random_params"]
+__all__ = ["Divergence", "Report", "check", "compare", "random_params", "summary"]

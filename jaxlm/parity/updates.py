@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 STEPS = (1.0, -0.5, 2.0)
 """What the gradient is multiplied by in each step, so that moments, corrections and decay rates all show."""
 
-OPTIMIZERS = {name: OptimConfig(name=name, learning_rate=1e-2, schedule="constant", warmup_steps=0) for name in OURS}
-"""What jaxlm trains with under each name: clipped to a global norm of 1, with decay."""
+OPTIMIZERS = {
+    name: OptimConfig(
+        name=name,
+        learning_rate=1e-2,
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=0.0 if name == "adam" else 0.1,
+    )
+    for name in OURS
+}
+"""What jaxlm trains with under each name: clipped to a global norm of 1, with decay; adam is adamw without."""
 
 TRAPS: dict[str, dict[str, dict[str, Any]]] = {
     "adam": {
@@ -59,11 +68,14 @@ def jax_updates(params: Params, grads: Params) -> dict[str, dict[str, np.ndarray
         results = {}
         for name, cfg in OPTIMIZERS.items():
             tx = build_optimizer(cfg, len(STEPS))
-            now, state = params, tx.init(params)
-            for factor in STEPS:
-                updates, state = tx.update(jax.tree.map(lambda g, by=factor: g * by, grads), state, now)
-                now = optax.apply_updates(now, updates)
-            results[name] = jax.tree.map(jnp.subtract, now, params)
+
+            def step(carry: Any, factor: jax.Array, tx: optax.GradientTransformation = tx) -> tuple[Any, None]:
+                now, state = carry
+                updates, state = tx.update(jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state, now)
+                return (optax.apply_updates(now, updates), state), None
+
+            (ended, _), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.asarray(STEPS))
+            results[name] = jax.tree.map(jnp.subtract, ended, params)
         return results
 
     return {name: _arrays(tree) for name, tree in run(params, grads).items()}

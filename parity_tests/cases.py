@@ -1,0 +1,107 @@
+"""The configs under which jaxlm and torchref are compared: every value of every field, and pairs of what interacts."""
+
+import itertools
+import typing
+
+from jaxlm.config import ModelConfig
+
+SMALL = {"vocab_size": 13, "max_seq_len": 17, "num_layers": 2, "embed_dim": 12}
+PAIRED = {
+    "kv_sharing": ("grouped", "mean_pooled", "summed_scores"),
+    "attention_score": ("dot", "multiplicative", "concat", "additive"),
+    "position": ("learned", "sinusoidal", "rope", "none"),
+    "window": (None, 3, (2, None)),
+}
+"""What interacts in attention. The cache is in every case: a prefill and steps, past the wrap of each window, and past
+the capacity wherever positions can go on."""
+
+# kv_sharing, attention_score, position, window; then other fields, spread over the rows
+ROWS = [
+    ("grouped", "dot", "learned", None, {}),
+    ("grouped", "dot", "rope", 3, {"num_kv_heads": 1, "norm": "rmsnorm", "activation": "swiglu", "use_bias": False}),
+    ("grouped", "multiplicative", "sinusoidal", (2, None), {"num_heads": 6, "num_kv_heads": 3, "init": "normal"}),
+    ("grouped", "concat", "none", 3, {"attention_softcap": 2.0, "num_kv_heads": None, "norm_eps": 1e-3}),
+    ("grouped", "additive", "rope", None, {"score_dim": 5, "rope_layout": "interleaved", "tie_embeddings": False}),
+    ("mean_pooled", "dot", "sinusoidal", 3, {"norm_order": "post", "head_bias": True, "tie_embeddings": False}),
+    ("mean_pooled", "multiplicative", "rope", None, {"rope_theta": 50.0, "qk_norm": True, "activation": "gelu_tanh"}),
+    ("mean_pooled", "concat", "learned", (2, None), {"residual": False, "activation": "relu", "qkv_bias": False}),
+    ("mean_pooled", "additive", "none", 3, {"mlp_dim": 0, "value_head_dim": 5, "init": "torch"}),
+    ("summed_scores", "dot", "none", (2, None), {"norm": "none", "activation": "silu", "final_softcap": 3.0}),
+    ("summed_scores", "multiplicative", "learned", 3, {"attention_out_proj": False, "value_head_dim": 6}),
+    ("summed_scores", "concat", "sinusoidal", None, {"activation": "geglu", "mlp_dim": 7, "use_bias": False}),
+    ("summed_scores", "additive", "rope", (2, None), {"scan_layers": True, "attention_softcap": 1.5}),
+    (
+        "grouped",
+        "dot",
+        "rope",
+        (2, None),
+        {"attention_impl": "local", "num_layers": 3, "use_bias": False, "qkv_bias": True},
+    ),
+    ("mean_pooled", "concat", "rope", 3, {"remat": True, "attention_impl": "reference", "qk_norm": True}),
+    ("grouped", "additive", "learned", 3, {"num_kv_heads": 4, "head_dim": 5}),
+    ("summed_scores", "concat", "none", 3, {"num_kv_heads": 1, "value_head_dim": 12, "norm_order": "post"}),
+    ("mean_pooled", "additive", "sinusoidal", (2, None), {"norm": "rmsnorm", "norm_order": "post"}),
+    ("grouped", "multiplicative", "none", None, {"num_layers": 1, "embedding_dropout": 0.5, "dropout": 0.5}),
+    ("mean_pooled", "dot", "learned", None, {"attention_dropout": 0.5, "norm": "none"}),
+    ("grouped", "concat", "sinusoidal", None, {"head_dim": 2}),
+    ("mean_pooled", "multiplicative", "none", (2, None), {}),
+]
+
+
+def transformer(row) -> ModelConfig:
+    """The config of a row; 4 heads on 2, as wide as rope and the embedding need."""
+    *paired, others = row
+    fields = {"num_heads": 4, "num_kv_heads": 2, **dict(zip(PAIRED, paired, strict=True)), **others}
+    if fields["position"] == "rope" and "head_dim" not in others:
+        fields["head_dim"] = 4
+    return ModelConfig(**{**SMALL, **fields})
+
+
+FAMILIES = [
+    ModelConfig(family="bigram", vocab_size=13, max_seq_len=17, final_softcap=2.0),
+    ModelConfig(
+        family="embedding_bigram", vocab_size=13, max_seq_len=17, embed_dim=7, tie_embeddings=False, head_bias=True
+    ),
+    ModelConfig(family="recurrent", cell="elman", cell_activation="slide", scan_layers=True, **SMALL),
+    ModelConfig(family="recurrent", cell="elman", cell_activation="relu", tie_embeddings=False, **SMALL),
+    ModelConfig(family="recurrent", cell="elman", **SMALL),
+    ModelConfig(family="recurrent", cell="lstm", head_bias=True, **SMALL),
+    ModelConfig(family="recurrent", cell="gru", remat=True, **SMALL),
+]
+
+CASES = [*map(transformer, ROWS), *FAMILIES]
+NARROW = [
+    transformer(("grouped", "dot", "rope", 3, {"dtype": "bfloat16", "norm": "rmsnorm", "activation": "swiglu"})),
+    transformer(("summed_scores", "additive", "learned", None, {"dtype": "bfloat16", "param_dtype": "bfloat16"})),
+    ModelConfig(family="recurrent", cell="gru", dtype="bfloat16", **SMALL),
+]
+"""Those that compute in bfloat16."""
+
+NOT_HERE = {("attention_impl", "cudnn"), ("dtype", "float64"), ("param_dtype", "float64")}
+"""cuDNN needs a GPU; float64 is computed in every case."""
+
+
+def pairs_missing(configs) -> set:
+    """Pairs of values of PAIRED, and of each with a cache of each kind, that no config has."""
+    wanted = {
+        frozenset({(a, x), (b, y)}) for a, b in itertools.combinations(PAIRED, 2) for x in PAIRED[a] for y in PAIRED[b]
+    }
+    had = (
+        frozenset({(a, getattr(c, a)), (b, getattr(c, b))})
+        for c in configs
+        for a, b in itertools.combinations(PAIRED, 2)
+    )
+    return wanted - set(had)
+
+
+def values_missing(configs) -> set:
+    """Values of fields with a few of them, and fields with one value only, that no config has."""
+    missing = set()
+    for name, hint in typing.get_type_hints(ModelConfig).items():
+        had = {getattr(config, name) for config in configs}
+        known = set(typing.get_args(hint)) if typing.get_origin(hint) is typing.Literal else {True, False}
+        if hint is bool or typing.get_origin(hint) is typing.Literal:
+            missing |= {(name, value) for value in known - had}
+        elif len(had) < 2:
+            missing.add((name, None))
+    return missing - NOT_HERE
