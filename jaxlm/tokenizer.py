@@ -1,6 +1,7 @@
-"""Text to token ids and back: characters, byte-level BPE, or the fixed alphabet of speech transcripts."""
+"""Text to token ids and back: characters, byte-level BPE, the fixed alphabet of speech transcripts, or bare ids."""
 
 import json
+import operator
 import string
 from collections.abc import Iterable
 from pathlib import Path
@@ -90,6 +91,7 @@ class BPETokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
+        self._vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @classmethod
     def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
@@ -107,8 +109,8 @@ class BPETokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
-        return self._tokenizer.get_vocab_size()
+        """The largest id and one."""
+        return self._vocab_size
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """The ids of a text, int32."""
@@ -169,6 +171,45 @@ class TranscriptTokenizer:
         return {"type": "transcript"}
 
 
+class IdTokenizer:
+    """Decimal ids between spaces, "12 5 7": for a model whose tokenizer is not at hand."""
+
+    eos_token: None = None
+    pad_token: None = None
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self._vocab_size
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """The ids of a text, int32.
+
+        Raises:
+          UserError: a word that is no decimal number, or none below the vocabulary's size.
+        """
+        words = text.split()
+        for word in words:
+            digits = word.isascii() and word.isdigit()
+            if not digits or len(word) > 9 or int(word) >= self.vocab_size:
+                raise UserError(
+                    f"{word!r} is {'outside the vocabulary' if digits else 'no token id'}: this tokenizer reads ids "
+                    f"from 0 to {self.vocab_size - 1} with spaces between them, such as '0 {self.vocab_size - 1}'"
+                )
+        return np.array(words, np.int32)
+
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        """Each id after a space, so that texts join."""
+        return "".join(f" {operator.index(i)}" for i in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"type": "ids", "vocab_size": V}."""
+        return {"type": "ids", "vocab_size": self.vocab_size}
+
+
 def from_dict(data: dict[str, Any]) -> Tokenizer:
     """The tokenizer that `to_dict` described.
 
@@ -182,8 +223,27 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
             return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(data["tokenizer"])))
         case "transcript":
             return TranscriptTokenizer()
+        case "ids":
+            return IdTokenizer(operator.index(data["vocab_size"]))
         case other:
-            raise UserError(f"tokenizer type {other!r} is unknown: expected 'char', 'bpe' or 'transcript'")
+            raise UserError(f"tokenizer type {other!r} is unknown: expected 'char', 'bpe', 'transcript' or 'ids'")
+
+
+def from_hugging_face(data: dict[str, Any]) -> BPETokenizer:
+    """The tokenizer of Hugging Face's tokenizer.json; texts are neither cut nor padded, whatever it says.
+
+    What its post-processor puts in front of a text, such as <|begin_of_text|>, is put in front here too.
+
+    Raises:
+      UserError: it is no byte-level BPE. The texts of other kinds depend on what precedes them, and do not join.
+    """
+    for part, needed in (("model", "BPE"), ("decoder", "ByteLevel")):
+        found = data.get(part)
+        kind = found.get("type") if isinstance(found, dict) else found
+        if kind != needed:
+            raise UserError(f"its {part} is of type {kind!r}, only {needed!r} is supported")
+    made = tokenizers.Tokenizer.from_str(json.dumps({**data, "truncation": None, "padding": None}))
+    return BPETokenizer(made)
 
 
 def load(path: Path) -> Tokenizer:
@@ -214,7 +274,10 @@ def prompt_ids(text: str, tokenizer: Tokenizer, name: str = "prompt") -> Int[np.
     except UnicodeEncodeError as error:
         raise UserError(f"{name} is no text at position {error.start}: give UTF-8") from None
     frame = [] if tokenizer.eos_token is None else [tokenizer.eos_token]
-    return np.concatenate([np.array(frame, np.int32), tokenizer.encode(text)])
+    ids = np.concatenate([np.array(frame, np.int32), tokenizer.encode(text)])
+    if not len(ids):
+        raise UserError(f"{name} {text!r} has no token: give other text")
+    return ids
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, TranscriptTokenizer, from_dict, load
+from jaxlm.errors import UserError
+from jaxlm.tokenizer import (
+    BPETokenizer,
+    CharTokenizer,
+    IdTokenizer,
+    Tokenizer,
+    TranscriptTokenizer,
+    from_dict,
+    load,
+    prompt_ids,
+)
 
 TEXT = "the cat sat on the mat; the dog sat on the log.\n" * 3
 
@@ -86,6 +96,37 @@ def test_only_transcripts_have_an_end_and_padding():
         assert isinstance(tokenizer, Tokenizer)
         assert tokenizer.eos_token is tokenizer.pad_token is None
     assert isinstance(TranscriptTokenizer(), Tokenizer)
+
+
+def test_ids_are_their_own_text():
+    made = IdTokenizer(12)
+    assert isinstance(made, Tokenizer)
+    assert made.eos_token is made.pad_token is None
+    assert made.encode("3  0\n11 007").tolist() == [3, 0, 11, 7]
+    assert made.encode("3 1").dtype == np.int32
+    assert "3 1" + made.decode(np.array([11, 0])) == "3 1 11 0"
+    assert from_dict(json.loads(json.dumps(made.to_dict()))).vocab_size == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 12", "'12' is outside the vocabulary: this tokenizer reads ids from 0 to 11"),
+        ("1" * 5000, "is outside the vocabulary"),
+        ("1 -2", "'-2' is no token id"),
+        ("1,2", "'1,2' is no token id"),
+        ("²", "'²' is no token id"),
+    ],
+)
+def test_what_is_no_id_is_named(text, message):
+    with pytest.raises(UserError) as error:
+        IdTokenizer(12).encode(text)
+    assert message in str(error.value)
+
+
+def test_a_prompt_without_a_token_is_refused():
+    with pytest.raises(UserError, match="prompt ' ' has no token"):
+        prompt_ids(" ", IdTokenizer(12))
 
 
 @pytest.mark.parametrize(
