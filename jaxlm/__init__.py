@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxlm import convert as convert
     from jaxlm import optim as optim
     from jaxlm.beam import beam_search as beam_search
     from jaxlm.config import DataConfig as DataConfig
@@ -49,12 +50,13 @@ _HOME = {
     "stream": "streaming",
     "unstack_params": "stack",
 }
-__all__ = [*_HOME, "optim"]
+_PACKAGES = ("convert", "optim")
+__all__ = [*_HOME, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "optim":
-        return importlib.import_module("jaxlm.optim")
+    if name in _PACKAGES:
+        return importlib.import_module(f"jaxlm.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"jaxlm.{_HOME[name]}"), name)
     raise AttributeError(f"module 'jaxlm' has no attribute {name!r}")

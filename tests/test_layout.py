@@ -34,10 +34,10 @@ LAYERS = [
     {"checkpoint", "streaming", "beam", "report", "estimates", "maps"},
     {"recorder"},
     {"run", "programs"},
-    {"texts", "oracles"},
+    {"texts", "oracles", "imports"},
     {"tasks"},
     {"parity"},
-    {"cli_decode", "cli_parity"},
+    {"cli_decode", "cli_convert", "cli_parity"},
     {"cli"},
 ]
 
