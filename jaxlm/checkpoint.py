@@ -1,7 +1,7 @@
 """Checkpoints: Orbax arrays, written aside and renamed, with a sha256 manifest that every restore checks.
 
     checkpoints/<step>/params/        the parameters
-    checkpoints/<step>/opt_state/     the optimizer's state
+    checkpoints/<step>/opt_state/     the optimizer's state, if it has any
     checkpoints/<step>/manifest.json  {"step", "val_loss", "sha256": {file: digest}}
 
 The rest of a run's state (batches, dropout) is a function of seed and step. This is the one module that knows Orbax.
@@ -36,7 +36,8 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
     aside.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(aside.absolute() / "params", state.params)
-        checkpointer.save(aside.absolute() / "opt_state", state.opt_state)
+        if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
+            checkpointer.save(aside.absolute() / "opt_state", state.opt_state)
     manifest = {"step": step, "val_loss": val_loss, "sha256": _digests(aside)}
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
     shutil.rmtree(target, ignore_errors=True)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxlm import cli_decode, cli_parity, presets
+from jaxlm import cli_convert, cli_decode, cli_parity, presets
 from jaxlm.config import (
     DataConfig,
     ExperimentConfig,
@@ -35,7 +35,7 @@ from jaxlm.console import (
 from jaxlm.errors import CheckError, UserError
 from jaxlm.schema import to_dict
 
-NOT_YET_COMMANDS = ("compare", "convert")
+NOT_YET_COMMANDS = ("compare",)
 NOT_YET_OPTIONS = ("--mesh", "--init-from")
 RUNS = Path("runs")
 _PARTS = tuple(field.name for field in dataclasses.fields(ExperimentConfig) if field.name != "preset")
@@ -263,6 +263,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
         cli_parity.parity,
         "[RUN]",
         "Compare with PyTorch, layer by layer: --preset --model.* --text --prompt; names the first difference",
+    ),
+    "convert": (
+        cli_convert.convert,
+        "SRC DST",
+        "Bring in a model as a run: --from hf (a GPT-2 or Llama folder) or nanogpt --tokenizer",
     ),
     "prepare": (_prepare, "DATASET", "Fetch a dataset into the local cache and check it"),
     "presets": (_presets, "", "The named configurations"),

@@ -61,8 +61,8 @@ class Run:
     tokenizer: Tokenizer
     step: int
     """The checkpoint the parameters come from."""
-    corpus_sha256: str
-    """Of the data it was trained on."""
+    corpus_sha256: str | None
+    """Of the data it was trained on; None where it was brought in from elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,8 @@ def read_config(path: Path) -> ExperimentConfig:
     return _read_record(path)[0]
 
 
-def _read_record(path: Path) -> tuple[ExperimentConfig, str]:
-    """The configuration of a run and the sha256 of its text.
+def _read_record(path: Path) -> tuple[ExperimentConfig, str | None]:
+    """The configuration of a run and the sha256 of its text (None: it was brought in).
 
     Raises:
       UserError: the folder is no run, or its config.json is not one of this version.
@@ -130,7 +130,8 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     ]
     candidates = [step] if step is not None else latest if best is None else list(dict.fromkeys([best, *latest]))
     made = tokenizer.load(path / "tokenizer.json")
-    if made.vocab_size != config.model.vocab_size:
+    surplus = made.vocab_size > config.model.vocab_size  # a model brought in may have more rows than there are tokens
+    if surplus or (sha256 is not None and made.vocab_size != config.model.vocab_size):
         raise UserError(
             f"{path / 'tokenizer.json'} has {made.vocab_size} entries, the model {config.model.vocab_size}: "
             "put the run's own tokenizer back"
@@ -174,6 +175,7 @@ def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "m
 
 def evaluate(run: Run) -> dict[str, float | int]:
     """Exact losses of a run: val_loss and perplexity over the validation split, train_loss over the fixed slice."""
+    check_named(run)
     corpus = data.load_corpus(run.config.data, run.tokenizer, run.config.model.max_seq_len)
     check_data(corpus.sha256, run.corpus_sha256)
     losses = Evaluation(run.model, corpus, run.config)(run.params)
@@ -195,6 +197,8 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
     stored = None
     if resume:
         made, sha256 = _read_record(out)
+        if sha256 is None:
+            raise UserError(f"{out} was brought in, not trained: there is no training to go on with; use another --out")
         stored = tokenizer.load(out / "tokenizer.json")
         config = _fit_vocabulary(config, stored.vocab_size)
         _check_same(config, made, out)
@@ -207,7 +211,7 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
     if resume:
         check_data(corpus.sha256, sha256)
     config = _fit_vocabulary(config, corpus.tokenizer.vocab_size)
-    config = _fit_prompt(config, corpus.tokenizer)
+    config = fit_prompt(config, corpus.tokenizer)
     data.check_lengths(corpus, config.model.max_seq_len)
     model = build_model(config.model)
     params = init_params(model, jax.random.key(config.train.seed))
@@ -223,9 +227,10 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
                 raise UserError(f"{out} already has {saved} steps, more than steps = {config.train.steps}: give more")
             for line in damaged:
                 warnings.warn(f"{line}; resuming from step {saved}", stacklevel=2)
-        _write_config(out, config, corpus)
+        _write_config(out, config, corpus.sha256)
     else:
-        _make_folder(out, config, corpus)
+        with new_folder(out, config, corpus.tokenizer, corpus.sha256):
+            pass
 
     with _signals() as received:
         recorder = Recorder(out, config, model, corpus, saved, received, int(skipped_steps(state.opt_state)))
@@ -239,24 +244,35 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
     return Outcome(out, step, recorder.val_loss, received[0] if received and step < config.train.steps else None)
 
 
-def _make_folder(out: Path, config: ExperimentConfig, corpus: Corpus) -> None:
-    """Makes a run folder aside and renames it: it is there whole or not at all."""
+@contextlib.contextmanager
+def new_folder(out: Path, config: ExperimentConfig, made: Tokenizer, sha256: str | None, **more: Any) -> Iterator[Path]:
+    """A run folder aside, which is `out` once the block ends: it is there whole or not at all.
+
+    Args:
+      sha256: of the data; None where the run is brought in.
+      more: entries of config.json besides the usual ones.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     out = out.resolve()
     aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         for folder in ("checkpoints", "samples"):
             (aside / folder).mkdir(parents=True)
-        (aside / "tokenizer.json").write_text(json.dumps(corpus.tokenizer.to_dict()), encoding="utf-8")
-        _write_config(aside, config, corpus)
+        (aside / "tokenizer.json").write_text(json.dumps(made.to_dict()), encoding="utf-8")
+        _write_config(aside, config, sha256, **more)
+        yield aside
         aside.rename(out)
     except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}): choose another place") from None
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
 
 
-def _write_config(folder: Path, config: ExperimentConfig, corpus: Corpus) -> None:
+def _write_config(folder: Path, config: ExperimentConfig, sha256: str | None, **more: Any) -> None:
     aside = folder / "config.json.partial"
-    record = {"config": to_dict(config), "corpus_sha256": corpus.sha256, **provenance()}
+    record = {"config": to_dict(config), "corpus_sha256": sha256, **more, **provenance()}
     aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
     aside.replace(folder / "config.json")
 
@@ -269,27 +285,38 @@ def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -
             )
 
 
-def check_data(found: str, wanted: str) -> None:
-    """Refuses data whose sha256 is not that of the run.
+def check_named(run: Run) -> None:
+    """Refuses a run that was brought in and is given no data.
+
+    Raises:
+      UserError: it was, and `data.path` names none.
+    """
+    if run.corpus_sha256 is None and run.config.data.path is None:
+        raise UserError(f"{run.path} was brought in and has no data of its own: name a text by --data.path")
+
+
+def check_data(found: str, wanted: str | None) -> None:
+    """Refuses data whose sha256 is not that of the run; None takes any.
 
     Raises:
       UserError: they differ.
     """
-    if found != wanted:
+    if wanted is not None and found != wanted:
         raise UserError(
             f"the text has changed: its sha256 is {found[:12]}..., the run's {wanted[:12]}...; "
             "put the run's own text back, or name it by --data.path"
         )
 
 
-def _fit_prompt(config: ExperimentConfig, made: Tokenizer) -> ExperimentConfig:
+def fit_prompt(config: ExperimentConfig, made: Tokenizer) -> ExperimentConfig:
     """The config with a prompt the tokenizer knows: where there is no newline the default one cannot be used."""
     try:
         prompt_ids(config.sample.prompt, made)
     except UserError:
         if config.sample.prompt != SampleConfig().prompt:
             raise
-        prompt = made.decode([0]) if made.eos_token is None else ""
+        texts = (made.decode([i]) for i in range(made.vocab_size if made.eos_token is None else 0))
+        prompt = next((text for text in texts if text and len(made.encode(text))), "")
         return dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
     return config
 

@@ -18,7 +18,7 @@ from jaxlm import data, transcripts
 from jaxlm.decode import generate, predict
 from jaxlm.errors import UserError
 from jaxlm.oracles import Oracle, batches, load_oracle, row_log_probs
-from jaxlm.run import Run, check_data
+from jaxlm.run import Run, check_data, check_named
 
 PREDICTION_PROMPT, PREDICTED = 30, 10
 GENERATION_PROMPT, GENERATED = 40, 30
@@ -117,6 +117,7 @@ def _draw(
     """What follows each prompt, without <eos> and <pad>, and the log-probabilities."""
     made, count = run.tokenizer, len(prompts)
     forbidden = [token for token in (made.eos_token, made.pad_token) if token is not None]
+    forbidden += range(made.vocab_size, run.model.cfg.vocab_size)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(count))
     drawn, log_probs = np.zeros((count, GENERATED), np.int32), np.zeros((count, GENERATED))
     for batch, real in batches(count, batch_size):
@@ -181,6 +182,7 @@ def _held_out(run: Run) -> list[transcripts.Utterance] | Integer[np.ndarray, " n
     Raises:
       UserError: data that are not there, or not those of the run.
     """
+    check_named(run)
     cfg = run.config.data
     if run.tokenizer.eos_token is not None:
         read = data.read_transcripts(cfg)

@@ -88,6 +88,7 @@ def draw(run: Run, cfg: SampleConfig, show: Callable[[str], None] | None = None)
     """Continues the prompt of `cfg`, which decides every token, `num_samples` times.
 
     On transcripts <eos> precedes the prompt, whatever it is, the next <eos> ends a sample, and <pad> is never drawn.
+    Nor is an id beyond those of the tokenizer.
 
     Args:
       show: called with the prompt, once everything is checked, and with each piece of the first sample as it comes.
@@ -97,6 +98,7 @@ def draw(run: Run, cfg: SampleConfig, show: Callable[[str], None] | None = None)
     """
     made = run.tokenizer
     padding = () if made.pad_token is None else (made.pad_token,)
+    nameless = range(made.vocab_size, run.model.cfg.vocab_size)
     request = Request(
         run.model.cfg,
         prompt_ids(cfg.prompt, made)[None],
@@ -109,7 +111,7 @@ def draw(run: Run, cfg: SampleConfig, show: Callable[[str], None] | None = None)
         repetition_penalty=cfg.repetition_penalty,
         num_samples=cfg.num_samples,
         stop_token=made.eos_token,
-        forbidden_tokens=(*cfg.forbidden_tokens, *padding),
+        forbidden_tokens=(*cfg.forbidden_tokens, *padding, *nameless),
     )
     if show is not None:
         show(cfg.prompt)
