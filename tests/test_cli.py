@@ -56,7 +56,7 @@ def snapshot(root):
     ("arguments", "words"),
     [
         (["trane"], "command 'trane' is unknown: choose one of train, sample"),
-        (["parity"], "command 'parity' is not there yet"),
+        (["compare"], "command 'compare' is not there yet"),
         (["train", "gpt5"], "preset 'gpt5' is unknown: choose one of nanogpt-cpu"),
         (["train", "tiny", "--model.num-layer", "3"], "--model.num-layer, 3; perhaps you meant --model.num-layers"),
         (["train", "tiny", "--model.activation", "swish"], "'swish'"),
