@@ -31,16 +31,18 @@ def generate(
     model.eval()
     model.clear_cache()
     history, unread = prompt, prompt
-    for _ in range(max_new_tokens):
-        if not use_kv_cache:
-            model.clear_cache()
-            learned = isinstance(model, Transformer) and model.cfg.position == "learned"
-            unread = history[:, -model.cfg.max_seq_len :] if learned else history
-        logits = filtered(model(unread, use_kv_cache=True)[:, -1], temperature, top_k, top_p)
-        unread = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
-        history = torch.cat([history, unread], dim=1)
-    model.clear_cache()
-    model.train(was_training)
+    try:
+        for _ in range(max_new_tokens):
+            if not use_kv_cache:
+                model.clear_cache()
+                learned = isinstance(model, Transformer) and model.cfg.position == "learned"
+                unread = history[:, -model.cfg.max_seq_len :] if learned else history
+            logits = filtered(model(unread, use_kv_cache=True)[:, -1], temperature, top_k, top_p)
+            unread = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+            history = torch.cat([history, unread], dim=1)
+    finally:
+        model.clear_cache()
+        model.train(was_training)
     return history[:, prompt.shape[1] :]
 
 
