@@ -34,7 +34,11 @@ def to_torchref(cfg: ModelConfig, params: Params) -> dict[str, "Tensor"]:
       UserError: parameters that are not the config's; each one missing, surplus or of another shape or type is named.
     """
     leaves = by_path(unstack_params(cfg, params) if cfg.scan_layers else params)
-    _check({path: (leaf.shape, str(leaf.dtype)) for path, leaf in leaves.items()}, _expected(cfg), "parameters")
+    _check(
+        {path: (leaf.shape, str(leaf.dtype)) for path, leaf in leaves.items()},
+        _expected(cfg),
+        "parameters are not those",
+    )
     state = {torch_name(path): to_tensor(turned(path, np.asarray(leaf))) for path, leaf in leaves.items()}
     if _is_tied(cfg):
         state[TIED_HEAD] = state[torch_name("embedding")]
@@ -53,7 +57,9 @@ def from_torchref(cfg: ModelConfig, state_dict: Mapping[str, "Tensor"]) -> Param
     in_torch = {torch_name(path): (turned_shape(path, shape), dtype) for path, (shape, dtype) in expected.items()}
     if _is_tied(cfg):
         in_torch[TIED_HEAD] = in_torch[torch_name("embedding")]
-    _check({name: (array.shape, str(array.dtype)) for name, array in arrays.items()}, in_torch, "state dict")
+    _check(
+        {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}, in_torch, "state dict is not that"
+    )
     if _is_tied(cfg) and not np.array_equal(arrays[TIED_HEAD], arrays[torch_name("embedding")], equal_nan=True):
         raise UserError(f"{TIED_HEAD} differs from embedding.weight: give tie_embeddings = False, or tie them")
     params = nested({path: jnp.asarray(turned(path, arrays[torch_name(path)])) for path in expected})
@@ -139,14 +145,14 @@ def _is_tied(cfg: ModelConfig) -> bool:
     return cfg.family != "bigram" and cfg.tie_embeddings
 
 
-def _check(found: Shapes, expected: Shapes, what: str) -> None:
+def _check(found: Shapes, expected: Shapes, refusal: str) -> None:
     wrong = [
         f"{name} is {_shown(found.get(name))}, not {_shown(expected.get(name))}"
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
     if wrong:
-        raise UserError(f"the {what} are not those of the config: {'; '.join(wrong)}")
+        raise UserError(f"the {refusal} of the config: {'; '.join(wrong)}")
 
 
 def _shown(entry: tuple[tuple[int, ...], str] | None) -> str:
