@@ -1,6 +1,7 @@
 """The published numbers, at full length: minutes, so `make test-slow`. docs/log.md has the runs behind the bounds."""
 
 import dataclasses
+import statistics
 
 import pytest
 
@@ -10,18 +11,19 @@ from jaxlm.presets import preset
 pytestmark = pytest.mark.slow
 
 
-def val_loss(tmp_path, name="nanogpt-cpu", **optim):
+def val_loss(tmp_path, name="nanogpt-cpu", seed=0, **optim):
     config = preset(name)
     config = dataclasses.replace(
         config,
         optim=dataclasses.replace(config.optim, **optim),
-        train=dataclasses.replace(config.train, eval_every=2000, checkpoint_every=2000),
+        train=dataclasses.replace(config.train, seed=seed, eval_every=2000, checkpoint_every=2000),
     )
-    return run.train(config, tmp_path / "run").val_loss
+    return run.train(config, tmp_path / f"run-{seed}").val_loss
 
 
 def test_nanogpt_cpu_reaches_its_loss(tmp_path):
-    assert val_loss(tmp_path) <= 1.76
+    """One seed, or one order of rounding, is up to 0.01 from another."""
+    assert statistics.mean(val_loss(tmp_path, seed=seed) for seed in range(3)) <= 1.76
 
 
 def test_nanogpt_cpu_with_the_settings_of_the_published_run(tmp_path):
