@@ -89,7 +89,7 @@ def parity(arguments: list[str]) -> int:
             "precision": "highest",
             "dtype": config.dtype,
         }
-        print(", ".join(f"{key} {value}" for key, value in where.items()), file=sys.stderr)
+        print(f"comparing {name}: compiling takes most of the time", file=sys.stderr)
         report = check(config, params, tokens, prompt=prompt, seed=options.seed, draws=options.draws)
     if options.json:
         print_json({"model": name, "config": to_dict(config), **where, **report.to_dict()})

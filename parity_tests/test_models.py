@@ -48,7 +48,7 @@ def test_bfloat16_models_round_as_torch_does(cfg):
     assert_same(cfg)
 
 
-@pytest.mark.parametrize("i", [1, 4, 8, 12, len(cases.ROWS) + 5])
+@pytest.mark.parametrize("i", [2, 3, 4])
 def test_updates_of_every_optimizer_are_those_of_torch(i):
     rows = [row for row in assert_same(cases.CASES[i], ("updates",), draws=1).rows if row.quantity == "update"]
     assert [row.name.split()[0] for row in rows] == ["sgd", "adam", "adamw", "adamsn", "adafactor"]

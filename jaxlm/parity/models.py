@@ -180,7 +180,7 @@ class Comparison:
         return rows, Divergence("gradient", _layer_of(last.name), True, where, causes.of_gradient(last))
 
     def _updates(self, one: Pair) -> Found:
-        grads = nested(one.theirs.grads)
+        grads = _of_norm(nested(one.theirs.grads), 1.5 * updates.CLIP_NORM)  # the second of STEPS is not clipped
         with computing(self.cfg.dtype):
             ours = updates.jax_updates(self.params, grads)
             pair = Pair(ours, {name: updates.torch_updates(name, self.params, grads) for name in ours})
@@ -265,6 +265,12 @@ class Comparison:
         expected = torchref.generate(theirs.model, torch.from_numpy(prompt).long(), new, 0.0, use_kv_cache=True)
         pair = Pair(np.asarray(tokens), expected.numpy())
         return [measure("decoding", f"{new} greedy tokens", [pair], "float64")]
+
+
+def _of_norm(tree: Params, norm: float) -> Params:
+    """The tree scaled to a global norm."""
+    now = np.sqrt(sum(float(np.square(leaf.astype(np.float64)).sum()) for leaf in jax.tree.leaves(tree)))
+    return jax.tree.map(lambda leaf: (leaf * (norm / now)).astype(leaf.dtype), tree)
 
 
 def _stacked_steps(results: list[tuple[Values, np.ndarray]]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Steps of every optimizer from identical parameters, state and gradients, in JAX and in torch."""
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 STEPS = (1.0, -0.5, 2.0)
 """What the gradient is multiplied by in each step, so that moments, corrections and decay rates all show."""
 
+CLIP_NORM = 1.0
 OPTIMIZERS = {
     name: OptimConfig(
         name=name,
@@ -28,10 +30,11 @@ OPTIMIZERS = {
         schedule="constant",
         warmup_steps=0,
         weight_decay=0.0 if name == "adam" else 0.1,
+        clip_norm=CLIP_NORM,
     )
     for name in OURS
 }
-"""What jaxlm trains with under each name: clipped to a global norm of 1, with decay; adam is adamw without."""
+"""What jaxlm trains with under each name: clipped, with decay; adam is adamw without decay."""
 
 TRAPS: dict[str, dict[str, dict[str, Any]]] = {
     "adam": {
@@ -78,7 +81,8 @@ def jax_updates(params: Params, grads: Params) -> dict[str, dict[str, np.ndarray
             results[name] = jax.tree.map(jnp.subtract, ended, params)
         return results
 
-    return {name: _arrays(tree) for name, tree in run(params, grads).items()}
+    results = run(params, grads)
+    return {name: _arrays(results[name]) for name in OPTIMIZERS}
 
 
 def torch_updates(name: str, params: Params, grads: Params, **options: Any) -> dict[str, np.ndarray]:
@@ -88,11 +92,10 @@ def torch_updates(name: str, params: Params, grads: Params, **options: Any) -> d
     kinds = dict(by_path(kinds_like(params)))
     start, slopes = ({path: to_tensor(leaf) for path, leaf in by_path(tree).items()} for tree in (params, grads))
     parts = {path: [p.clone().requires_grad_() for p in _matrices(start[path], kinds[path])] for path in start}
-    optimizer = _make(name, {path: (kinds[path], parts[path]) for path in parts}, options)
-    clip = OPTIMIZERS[name].clip_norm
-    assert clip is not None
+    leaves = [(kinds[path].name, part) for path in parts for part in parts[path]]
+    optimizer = torch_optimizer(OPTIMIZERS[name], leaves, **options)
     for factor in STEPS:
-        clipped = torchref.optim.clip_by_global_norm([g * factor for g in slopes.values()], clip)
+        clipped = torchref.optim.clip_by_global_norm([g * factor for g in slopes.values()], CLIP_NORM)
         for path, grad in zip(slopes, clipped, strict=True):
             for part, slope in zip(parts[path], _matrices(grad, kinds[path]), strict=True):
                 part.grad = slope.clone()
@@ -101,20 +104,24 @@ def torch_updates(name: str, params: Params, grads: Params, **options: Any) -> d
     return {path: to_array(ended[path] - start[path]) for path in start}
 
 
-def _make(name: str, leaves: dict[str, tuple[ParamKind, list["torch.Tensor"]]], options: dict[str, Any]) -> Any:
-    """torchref's optimizer in the groups of its docstring: linear maps, tables, and what does not decay."""
+def torch_optimizer(
+    cfg: OptimConfig, leaves: Sequence[tuple[str, "torch.Tensor"]], **options: Any
+) -> "torch.optim.Optimizer":
+    """torchref's optimizer for a config, at its peak rate and without its clipping; `options` replace its own.
+
+    Args:
+      leaves: each parameter after the name of its kind; it is grouped by that as torchref's docstrings say.
+    """
     import torchref
 
-    cfg = OPTIMIZERS[name]
     linear, tables, vectors = (
-        [part for kind, parts in leaves.values() if kind.name in names for part in parts]
-        for names in (("linear",), ("embedding",), ("norm", "bias"))
+        [leaf for kind, leaf in leaves if kind in names] for names in (("linear",), ("embedding",), ("norm", "bias"))
     )
     groups: list[dict[str, Any]] = [{"params": linear}, {"params": tables}, {"params": vectors, "weight_decay": 0.0}]
     make: Any
     fields: dict[str, Any] = {"lr": cfg.learning_rate, "weight_decay": cfg.weight_decay}
     moments: dict[str, Any] = {"beta": cfg.b1, "gamma": cfg.b2, "eps": cfg.eps}
-    match name:
+    match cfg.name:
         case "sgd":
             make = torchref.optim.SGD
         case "adafactor":
