@@ -54,7 +54,8 @@ def compare(
         else the innermost layers with parameters, in the order of their results.
 
     Raises:
-      UserError: a name of no layer that was called; without names, layers that cannot be paired.
+      UserError: a result that is no array; a name of no layer that was called; without names, layers that cannot be
+        paired.
     """
     import torch
 
@@ -99,7 +100,9 @@ def _jax_side(function: Callable[..., Any], inputs: Sequence[Any]) -> Side:
 
     def of_floats(*floats: Any) -> Any:
         given = dict(zip(moving, floats, strict=True))
-        return traced(function)(*(given.get(i, x) for i, x in enumerate(arrays)))
+        result, trace = traced(function)(*(given.get(i, x) for i, x in enumerate(arrays)))
+        _check_result(result, isinstance(result, jax.Array), "jax_fn")
+        return result, trace
 
     with jax.default_matmul_precision("highest"):
         result, pull, trace = jax.vjp(of_floats, *(arrays[i] for i in moving), has_aux=True)
@@ -117,11 +120,20 @@ def _torch_side(function: "Callable[..., Any] | torch.nn.Module", inputs: Sequen
     module = function if isinstance(function, torch.nn.Module) else torch.nn.Module()
     with hooked(module) as seen:
         result = function(*tensors)
-    if result.requires_grad:
-        result.backward(torch.from_numpy(_weights(tuple(result.shape))).to(result.dtype))
-    grads = {i: to_array(torch.zeros_like(x) if x.grad is None else x.grad) for i, x in floats.items()}
+    _check_result(result, torch.is_tensor(result), "torch_fn")
+    slopes: Sequence[Any] = [None] * len(floats)
+    if result.requires_grad and floats:
+        weights = torch.from_numpy(_weights(tuple(result.shape))).to(result.dtype)
+        slopes = torch.autograd.grad(result, list(floats.values()), weights, allow_unused=True)
+    pairs = zip(floats.items(), slopes, strict=True)
+    grads = {i: to_array(torch.zeros_like(x) if slope is None else slope) for (i, x), slope in pairs}
     owners = (name for name, layer in module.named_modules() if any(True for _ in layer.parameters(recurse=False)))
     return Side(seen, frozenset(owners), to_array(result), grads)
+
+
+def _check_result(result: Any, is_array: bool, name: str) -> None:
+    if not is_array:
+        raise UserError(f"{name} returns {type(result).__name__}, which cannot be compared: return one array")
 
 
 def _paired(ours: Side, theirs: Side, names: Mapping[str, str] | None) -> list[tuple[Event, Event]]:

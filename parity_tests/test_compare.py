@@ -1,0 +1,159 @@
+"""`jaxlm.parity.compare` on modules of others: what agrees, what is planted, and what cannot be compared."""
+
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxlm import parity
+from jaxlm.errors import UserError
+from jaxlm.parity.capture import Event, traced
+
+GUIDE = Path(__file__).parent.parent / "docs" / "porting.md"
+
+
+def test_the_guide_finds_both_planted_bugs(capsys):
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL):
+        exec(compile(block, str(GUIDE), "exec"), scope)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "verdict" not in line]
+    said = [line.strip() for line in printed if not line.startswith(("activation", "result", "gradient"))]
+    assert said[0].startswith("first divergence, activation: norm1; its inputs agree")
+    assert said[1] == "likely cause: eps = 1e-06 in JAX, 1e-05 in torch (tried)"
+    assert "activation: model; its inputs agree; the input of linear2 differs, the output of linear1 agrees" in said[4]
+    assert said[5] == "likely cause: tanh GELU in JAX, erf GELU in torch (tried on the layer before)"
+    assert said[6:] == ["equal up to rounding: 7 quantities"]
+    for line in {*said[:2], *said[4:]}:
+        assert line in GUIDE.read_text(), f"{GUIDE} does not show {line!r}"
+
+
+class Port(nn.Module):
+    """Two linear layers, the second perhaps turned."""
+
+    turned: bool = False
+    between: object = jnp.tanh
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.between(nn.Dense(5, name="first")(x))
+        return nn.Dense(5, name="second")(x)
+
+
+def two_layers():
+    """(torch module, parameters of the port, inputs)."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Tanh(), torch.nn.Linear(5, 5))
+    state = {name: tensor.detach().numpy().copy() for name, tensor in module.state_dict().items()}
+    params = {
+        name: {"kernel": state[f"{i}.weight"].T, "bias": state[f"{i}.bias"]}
+        for name, i in (("first", 0), ("second", 2))
+    }
+    return module, params, [np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)]
+
+
+def apply(params, **fields):
+    return lambda x: Port(**fields).apply({"params": params}, x)
+
+
+def test_innermost_layers_are_paired_by_order():
+    module, params, inputs = two_layers()
+    report = parity.compare(apply(params), module, inputs)
+    assert report.passed
+    assert report.first is None
+    assert [(row.quantity, row.name, row.shape) for row in report.rows] == [
+        ("activation", "first", (3, 5)),
+        ("activation", "second", (3, 5)),
+        ("result", "", (3, 5)),
+        ("gradient", "of input 0", (3, 5)),
+    ]
+    assert report.to_dict()["passed"] is True
+
+
+def test_the_first_layer_to_differ_is_named_and_not_those_after_it():
+    module, params, inputs = two_layers()
+    wrong = {**params, "first": {**params["first"], "kernel": params["first"]["kernel"].T}}
+    report = parity.compare(apply(wrong), module, inputs)
+    assert [row.name for row in report.rows if not row.passed] == ["first", "second", "", "of input 0"]
+    assert (report.first.layer, report.first.inputs_agree) == ("first", True)
+    assert any("transposed" in cause for cause in report.first.causes)
+    assert report.to_dict()["first_divergence"]["layer"] == "first"
+
+
+def test_what_lies_between_two_layers_is_named():
+    module, params, inputs = two_layers()
+    first = parity.compare(apply(params, between=jax.nn.relu), module, inputs).first
+    assert "the input of second differs, the output of first agrees" in first.where
+    assert first.causes[0].startswith("ReLU in JAX, tanh in torch")
+
+
+def test_a_wrong_derivative_is_found_where_all_values_agree():
+    module, params, inputs = two_layers()
+    wrong = jax.custom_vjp(jnp.tanh)
+    wrong.defvjp(lambda x: (jnp.tanh(x), x), lambda x, dy: (dy * (1 - jnp.tanh(x)),))
+    report = parity.compare(apply(params, between=wrong), module, inputs)
+    assert [row.name for row in report.rows if not row.passed] == ["of input 0"]
+    assert report.first.quantity == "gradient"
+
+
+def test_functions_of_any_kind_and_several_inputs():
+    rng = np.random.default_rng(0)
+    inputs = [rng.integers(0, 5, (2, 3)), rng.standard_normal((5, 4)).astype(np.float32)]
+    report = parity.compare(lambda ids, table: table[ids], lambda ids, table: table[ids], inputs)
+    assert report.passed
+    assert [row.name for row in report.rows] == ["", "of input 1"]
+    assert not parity.compare(lambda ids, table: table[ids], lambda ids, table: 1.0001 * table[ids], inputs).passed
+    assert not parity.compare(lambda ids, table: table[ids] * jnp.nan, lambda ids, table: table[ids], inputs).passed
+    other = parity.compare(
+        lambda ids, table: table[ids].sum(-1), lambda ids, table: table[ids], inputs[:1] + inputs[1:]
+    )
+    assert other.rows[0].verdict == "DIFFERS"
+    assert "(2, 3)" in other.rows[0].name
+
+
+def test_names_of_no_layer_and_layers_that_cannot_be_paired():
+    module, params, inputs = two_layers()
+    with pytest.raises(UserError, match=r"names has 'third', a layer that was not called: there were first, second"):
+        parity.compare(apply(params), module, inputs, names={"third": "0"})
+    with pytest.raises(UserError, match=r"names has '7', a layer that was not called: there were 0, 1, 2"):
+        parity.compare(apply(params), module, inputs, names={"first": "7"})
+    with pytest.raises(UserError, match=r"2 layers in JAX \(first, second\) cannot be paired with 1 in torch \(0\)"):
+        parity.compare(apply(params), torch.nn.Sequential(module[0]), inputs)
+
+
+def test_results_that_are_no_arrays():
+    x = [np.ones(3, np.float32)]
+    with pytest.raises(UserError, match="jax_fn returns tuple, which cannot be compared: return one array"):
+        parity.compare(lambda x: (x, x), lambda x: x, x)
+    with pytest.raises(UserError, match="torch_fn returns dict, which"):
+        parity.compare(lambda x: x, lambda x: {"x": x}, x)
+
+
+def test_the_torch_module_is_left_as_it_was():
+    module, params, inputs = two_layers()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    parity.compare(apply(params), module, inputs)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in module.modules())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_what_a_transformation_hides_is_not_seen():
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            step = nn.scan(
+                lambda cell, c, _: (cell(c), None), variable_broadcast="params", split_rngs={"params": False}, length=2
+            )
+            x, _ = step(nn.Dense(5, name="inner"), x, None)
+            return nn.Dense(5, name="outer")(x)
+
+    x = jnp.ones((2, 5))
+    variables = Scanned().init(jax.random.key(0), x)
+    _, trace = jax.jit(traced(Scanned().apply))(variables, x)
+    assert trace.events == (Event("", "in"), Event("outer", "in"), Event("outer", "out"), Event("", "out"))
+    assert trace.owners == ("outer",)
