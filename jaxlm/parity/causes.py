@@ -22,25 +22,41 @@ HINTS: dict[str, tuple[str, ...]] = {
     "norm": (
         "norm eps: Linen's default is 1e-6, torch's 1e-5, that of torch's RMSNorm the type's",
         "eps outside the root",
+        "mean subtracted, or not: RMS norm",
     ),
     "mlp": ("GELU form: jax.nn.gelu is the tanh one by default, torch's the erf one", "gate and up exchanged"),
     "attention": (
-        "RoPE layout or theta",
-        "window off by one: jaxlm's counts the query itself",
+        "RoPE layout or theta; it turns queries and keys, after their norms",
+        "causal mask off by one: a query sees itself and no future key",
+        "window off by one: jaxlm's counts the query itself; windows in another order of layers",
         "mask applied after the softmax, or filled with a value that is not low enough",
         "scores not divided by the root of the head width",
         "key/value heads tiled instead of grouped",
     ),
     "linear": ("kernel transposed: Flax has (in, out), torch (out, in)", "bias left out"),
-    "embedding": ("positions shifted by one", "table transposed or scaled"),
+    "embedding": (
+        "positions shifted by one",
+        "table transposed or scaled",
+        "sines and cosines in halves instead of in turn",
+    ),
+    "head": ("tied head not transposed, or scaled", "bias left out"),
+    "block": ("a residual sum left out", "norm before or after the sublayer"),
     "recurrent": ("order of the gates", "biases: torch has two a gate", "GRU: reset gate before or after the product"),
-    "model": ("logits capped, or not", "tied head not transposed"),
+    "model": ("final norm left out", "logits capped, or not"),
+    "logits": ("order of stacked layers", "layers recomputed with other values"),
+    "loss": ("padding counted", "divided by the tokens instead of their weights", "summed instead of averaged"),
     "gradient": ("a derivative written by hand (custom_vjp)", "a parameter cut off from the loss (stop_gradient)"),
-    "update": ("eps placement", "bias correction", "decay: before or after the step, times which rate", "other axis"),
+    "update": (
+        "clipped by the global norm, by value, or by norm + 1e-6 as torch has it",
+        "decay: before or after the step, times which rate, or added to the gradient (L2); decay of vectors",
+        "eps placement, bias correction",
+        "second moment of a subset: mean instead of the sum, other axis; factors not divided by their mean",
+    ),
     "decoding": (
-        "a slot of the ring written or read one off",
-        "old keys masked by slot, not by position",
+        "a slot of the ring written or read one off, or before it is written",
+        "old keys forgotten, overwritten too early, or masked by slot, not by position",
         "the position of a step not advanced",
+        "last token of a prompt read twice",
     ),
     "between": (
         "what is computed between the layers: activation (GELU form), residual sum, scale, mask, order of axes",
@@ -54,8 +70,14 @@ Probe = tuple[str, ModelConfig, Params]
 """A trap in words, and the config and parameters with which torchref falls into it."""
 
 
-def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, ours: np.ndarray) -> tuple[str, ...]:
-    """Causes of a difference in a forward pass: the traps with which torch gives our value, then hints."""
+def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, ours: Values) -> tuple[str, ...]:
+    """Causes of a forward pass that differs from an event on: the traps with which torch gives our values, then hints.
+
+    Compared is the value of that event, or if it is what enters an attention's last layer what the attention returns:
+    the heads that are joined there may be in another order.
+    """
+    joined = event.layer.removesuffix("/out")
+    last = Event(joined, "out") if joined.endswith("attention") else event
     exact = dataclasses.replace(cfg, dtype="float64", param_dtype="float64")
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     weights = np.ones((len(windows), windows.shape[1] - 1))
@@ -63,7 +85,7 @@ def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event
     with computing("float64"):
         for words, probed, leaves in _probes(exact, wide, event):
             values = Theirs(probed, leaves).forward(windows, weights, with_grads=False).values
-            if event in values and _agree(ours, values[event]):
+            if last in values and _agree(ours[last], values[last]):
                 tried.append(f"{words} (tried: torch then gives jaxlm's values)")
     return (*tried, *HINTS[_kind(cfg, event)])
 
@@ -157,10 +179,11 @@ def _kind(cfg: ModelConfig, event: Event) -> str:
     if last in ("mlp", "attention"):
         return last
     if not layer:
-        return "model" if event.side == "out" else "embedding"
+        first = event.side == "in" and (event.layer == "block_0" or cfg.family == "embedding_bigram")
+        return "embedding" if first else "model"
     if last.startswith("block_"):
-        return "recurrent" if cfg.family == "recurrent" else "model"
-    return "linear"
+        return "recurrent" if cfg.family == "recurrent" else "block"
+    return "head" if last == "head" else "linear"
 
 
 def _probes(cfg: ModelConfig, params: Params, event: Event) -> Iterator[Probe]:
@@ -170,6 +193,17 @@ def _probes(cfg: ModelConfig, params: Params, event: Event) -> Iterator[Probe]:
     leaf = _leaf(params, kernel)
     if leaf is not None and leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]:
         yield "kernel transposed", cfg, _with(params, kernel, leaf.T)
+    kind = _kind(cfg, event)
+    if kind == "embedding":
+        yield from _embedding_probes(cfg, params)
+    if kind == "head" and cfg.tie_embeddings:
+        for words, scale in _scales(cfg):
+            head = _with(params, kernel, params["embedding"].T * scale)
+            yield f"tied head {words}", dataclasses.replace(cfg, tie_embeddings=False), head
+    if kind == "mlp" and cfg.activation in ("swiglu", "geglu"):
+        mlp = event.layer.rpartition("/")[0] if event.side == "in" else event.layer
+        gate, up = (_leaf(params, f"{mlp}/{name}") for name in ("gate", "up"))
+        yield "gate and up exchanged", cfg, _with(_with(params, f"{mlp}/gate", up), f"{mlp}/up", gate)
     attention = event.layer if event.layer.endswith("attention") else event.layer.rpartition("/")[0]
     if cfg.family == "transformer" and attention.endswith("attention"):
         yield from _attention_probes(cfg, params, attention)
@@ -201,6 +235,20 @@ def _other_fields(cfg: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{name} = {value!r} where the config has {now!r}", {name: value}
 
 
+def _scales(cfg: ModelConfig) -> Iterator[tuple[str, float]]:
+    yield "multiplied by sqrt D", math.sqrt(cfg.embed_dim)
+    yield "divided by sqrt D", 1 / math.sqrt(cfg.embed_dim)
+
+
+def _embedding_probes(cfg: ModelConfig, params: Params) -> Iterator[Probe]:
+    if cfg.has_position_table:
+        for by in (1, -1):
+            shifted = np.roll(params["position_embedding"], by, axis=0)
+            yield "positions shifted by one", cfg, _with(params, "position_embedding", shifted)
+    for words, scale in _scales(cfg):
+        yield f"embedding {words}", cfg, _with(params, "embedding", params["embedding"] * scale)
+
+
 def _attention_probes(cfg: ModelConfig, params: Params, layer: str) -> Iterator[Probe]:
     query = f"{layer}/query"
     if cfg.attention_score in ("dot", "multiplicative") and not cfg.qk_norm:
@@ -209,6 +257,9 @@ def _attention_probes(cfg: ModelConfig, params: Params, layer: str) -> Iterator[
             if (leaf := _leaf(params, f"{query}/{name}")) is not None:
                 scaled = _with(scaled, f"{query}/{name}", leaf * math.sqrt(cfg.head_width))
         yield "scores not divided by the root of the head width", cfg, scaled
+    weight = _leaf(params, f"{layer}/score_weight")
+    if weight is not None:
+        yield "score_weight transposed", cfg, _with(params, f"{layer}/score_weight", weight.swapaxes(1, 2))
     groups = cfg.num_heads // cfg.kv_heads
     out = f"{layer}/out/kernel"
     plain = cfg.attention_score == "dot" and cfg.kv_sharing == "grouped" and _leaf(params, out) is not None
@@ -234,7 +285,7 @@ def _leaf(params: Params, path: str) -> Any:
     return node
 
 
-def _with(params: Params, path: str, leaf: np.ndarray) -> Params:
-    """The tree with one leaf replaced."""
+def _with(params: Params, path: str, leaf: Any) -> Params:
+    """The tree with one leaf (or all below it) replaced, or added."""
     first, _, rest = path.partition("/")
-    return {**params, first: _with(params[first], rest, leaf) if rest else leaf}
+    return {**params, first: _with(params.get(first, {}), rest, leaf) if rest else leaf}

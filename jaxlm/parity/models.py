@@ -150,7 +150,7 @@ class Comparison:
         event, divergence = first
         found = causes.HINTS["rounding"]
         if dict(events)[event].verdict != "rounding":
-            found = causes.of_layer(self.cfg, self.params, self.batches[0].windows, event, values[0].exact()[event])
+            found = causes.of_layer(self.cfg, self.params, self.batches[0].windows, event, values[0].exact())
         return rows, dataclasses.replace(divergence, causes=found)
 
     def _as_configured(self, passes: list[Pair]) -> Row:
