@@ -208,19 +208,20 @@ class Comparison:
         return rows, first
 
     def _decoding(self) -> Found:
-        """A prefill and single steps through the cache, then greedy sampling, both past capacity where that can be."""
+        """A prefill, a chunk and steps through the cache, then greedy sampling, all past capacity where that can be."""
         tokens = self.batches[0].windows[:, :-1]
         read = tokens.shape[1]
-        prefill = (read + 1) // 2
+        prefill, chunk = (read + 1) // 2, max(1, read // 4)
         cfg = self.cfg
         if not cfg.has_position_table:
             cfg = dataclasses.replace(cfg, max_seq_len=max(2, 2 * read // 3))
-        chunks = [tokens[:, :prefill], *(tokens[:, i : i + 1] for i in range(prefill, read))]
+        begins = [0, prefill, *range(prefill + chunk, read)]
+        chunks = np.split(tokens, begins[1:], axis=1)
         networks = Networks(cfg, self.params)
         results = networks.run(lambda network: network.decode(chunks))
         rows = [
             self.row("decoding", f"prefill of {prefill}", [results.map(lambda chunks: chunks[0][1])]),
-            self.row("decoding", f"{read - prefill} steps, cache of {cfg.max_seq_len}", [results.map(_stacked_steps)]),
+            self.row("decoding", f"{read - prefill} more, cache of {cfg.max_seq_len}", [results.map(_stacked_steps)]),
         ]
         first = None
         for i in range(len(chunks)):
@@ -232,7 +233,10 @@ class Comparison:
             ]
             found = first_divergence("decoding", events)
             if found is not None:
-                what = "the prefill" if i == 0 else f"the step at position {prefill + i - 1}"
+                width = chunks[i].shape[1]
+                what = (
+                    f"the step at position {begins[i]}" if width == 1 else f"{width} tokens from position {begins[i]}"
+                )
                 divergence = found[1]
                 where = f"in {what}, {divergence.where}"
                 first = dataclasses.replace(divergence, where=where, causes=causes.HINTS["decoding"])
