@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxlm import convert as convert
     from jaxlm import optim as optim
+    from jaxlm import parity as parity
     from jaxlm.beam import beam_search as beam_search
     from jaxlm.config import DataConfig as DataConfig
     from jaxlm.config import ExperimentConfig as ExperimentConfig
@@ -50,7 +51,7 @@ _HOME = {
     "stream": "streaming",
     "unstack_params": "stack",
 }
-_PACKAGES = ("convert", "optim")
+_PACKAGES = ("convert", "optim", "parity")
 __all__ = [*_HOME, *_PACKAGES]
 
 

@@ -1,6 +1,10 @@
+"""The configurations under which jaxlm and torchref are compared; as a program: compares them all, prints a table."""
+
 """The configs under which jaxlm and torchref are compared: every value of every field, and pairs of what interacts."""
 
 import itertools
+import math
+import sys
 import typing
 
 from jaxlm.config import ModelConfig
@@ -105,3 +109,33 @@ def values_missing(configs) -> set:
         elif len(had) < 2:
             missing.add((name, None))
     return missing - NOT_HERE
+
+
+def main() -> None:
+    """Compares every case in full and prints, by type and quantity, how many there are and the worst of them."""
+    from jaxlm import parity
+
+    rows: dict[tuple[str, str], list] = {}
+    for i, cfg in enumerate([*CASES, *NARROW]):
+        report = parity.check(cfg, parity.random_params(cfg))
+        for row in report.rows:
+            rows.setdefault((cfg.dtype, row.quantity), []).append(row)
+        print(f"{i + 1}: {'equal' if report.passed else report}", file=sys.stderr, flush=True)
+    print(
+        "| type | quantity | cases | not the same | worst in float64 | our error, worst | torch's | ours by torch's, RMS |"
+    )
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for (dtype, quantity), found in rows.items():
+        exact = [row.float64_rel for row in found if row.float64_rel is not None]
+        rounded = [(row.our_error, row.torch_error) for row in found if row.our_error is not None]
+        ours, theirs = (math.sqrt(sum(x * x for x in side) / len(rounded)) for side in zip(*rounded, strict=True))
+        worst = [f"{max(side):.1e}" for side in zip(*rounded, strict=True)]
+        failed = sum(not row.passed for row in found)
+        print(
+            f"| {dtype} | {quantity} | {len(found)} | {failed} | {max(exact):.1e} | {' | '.join(worst)} | {ours / theirs:.2f} |"
+        )
+    print(f"{len(CASES) + len(NARROW)} configurations, {sum(map(len, rows.values()))} cases")
+
+
+if __name__ == "__main__":
+    main()
