@@ -121,7 +121,7 @@ def main() -> None:
             rows.setdefault((cfg.dtype, row.quantity), []).append(row)
         print(f"{i + 1}: {'equal' if report.passed else report}", file=sys.stderr, flush=True)
     print(
-        "| type | quantity | cases | not the same | worst in float64 | our worst error | torch's | ours by torch's, RMS |"
+        "| type | quantity | cases | not same | worst in float64 | our worst error | torch's | ours by torch's, RMS |"
     )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for (dtype, quantity), found in rows.items():
