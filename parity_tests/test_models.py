@@ -1,5 +1,7 @@
 """Whole models against torchref with the same weights: layers, logits, loss, gradients, updates, cached decoding."""
 
+import dataclasses
+
 import cases
 import hypothesis
 import pytest
@@ -8,13 +10,16 @@ from hypothesis import strategies
 from jaxlm import parity
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
+from jaxlm.parity import networks
 
 SEEDS = 3
 
 
 def assert_same(cfg, parts=("gradients", "decoding"), draws=SEEDS):
     """The report of a config, after nothing was found in it."""
-    report = parity.check(cfg, parity.random_params(cfg), parts=parts, draws=draws)
+    with networks.computing(cfg.dtype):
+        params = parity.random_params(cfg)
+    report = parity.check(cfg, params, parts=parts, draws=draws)
     assert report.passed, "\n".join(parity.summary(report))
     return report
 
@@ -31,16 +36,23 @@ def named(cfg):
     return "-".join(str(getattr(cfg, name)) for name in ("family", "cell", *cases.PAIRED))
 
 
-@pytest.mark.parametrize("cfg", cases.CASES, ids=named)
-def test_models_are_those_of_torch(cfg):
+ROUNDED = {*range(10), *range(len(cases.ROWS), len(cases.CASES), 2)}
+"""The cases whose float32 rounding is compared too; the others are float64 alone, at half the time."""
+
+
+@pytest.mark.parametrize("i", range(len(cases.CASES)), ids=lambda i: named(cases.CASES[i]))
+def test_models_are_those_of_torch(i):
+    cfg = cases.CASES[i]
+    if i not in ROUNDED:
+        cfg = dataclasses.replace(cfg, dtype="float64", param_dtype="float64")
     rows = assert_same(cfg).rows
     wanted = {"activation", "logits", "loss", "gradient", "decoding"} - (
         {"activation"} if cfg.family == "bigram" else set()
     )
     assert {row.quantity for row in rows} == wanted
-    exact = [row.float64_rel for row in rows if row.float64_rel is not None]
-    assert len(exact) >= len(rows) - 2
-    assert max(exact) < 1e-12
+    exact = [row.float64_rel if i in ROUNDED else row.max_rel for row in rows]
+    assert sum(error is None for error in exact) <= 3  # greedy tokens, and what is scanned or recomputed
+    assert max(error for error in exact if error is not None) < 1e-12
 
 
 @pytest.mark.parametrize("cfg", cases.NARROW, ids=named)

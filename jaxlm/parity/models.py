@@ -1,9 +1,10 @@
 """A model with identical weights in jaxlm and torchref: all that they compute, and where they part first."""
 
 import dataclasses
+import functools
 import operator
-from collections.abc import Collection
-from typing import Literal, get_args
+from collections.abc import Callable, Collection
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jaxlm.errors import UserError
 from jaxlm.model import build_model, init_params
 from jaxlm.parity import causes, updates
 from jaxlm.parity.measure import Pair, Row, measure
-from jaxlm.parity.networks import Networks, Ours, Values, computing
+from jaxlm.parity.networks import Networks, Ours, Pass, Theirs, Values, computing
 from jaxlm.parity.report import Divergence, Report, first_divergence
 from jaxlm.stack import unstack_params
 from jaxlm.types import Params
@@ -25,6 +26,9 @@ Part = Literal["gradients", "updates", "decoding"]
 """What is compared besides activations, logits and loss."""
 
 GREEDY_TOKENS = 12
+
+MORE = (1, 4, 16)
+"""Times as many batches over which rounding errors are averaged, as long as they speak against a quantity."""
 
 Found = tuple[list[Row], Divergence | None]
 
@@ -58,7 +62,7 @@ def check(
     """
     rng = np.random.default_rng(seed)
     batches = [_inputs(cfg, rng, tokens) for _ in range(1 if tokens is not None else draws)]
-    return Comparison(cfg, params, batches, prompt).report(parts)
+    return Comparison(cfg, params, batches, rng, prompt).report(parts)
 
 
 def random_params(cfg: ModelConfig, seed: int = 0) -> Params:
@@ -104,12 +108,16 @@ def _inputs(cfg: ModelConfig, rng: np.random.Generator, tokens: np.ndarray | Non
 class Comparison:
     """The parts of `check`."""
 
-    def __init__(self, cfg: ModelConfig, params: Params, batches: list[Inputs], prompt: np.ndarray | None) -> None:
-        self.asked_cfg, self.asked_params, self.batches, self.prompt = cfg, params, batches, prompt
+    def __init__(
+        self, cfg: ModelConfig, params: Params, batches: list[Inputs], rng: np.random.Generator, prompt: Any
+    ) -> None:
+        self.asked_cfg, self.asked_params, self.batches, self.rng, self.prompt = cfg, params, batches, rng, prompt
         impl = "auto" if cfg.attention_impl == "cudnn" else cfg.attention_impl
         self.cfg = dataclasses.replace(cfg, scan_layers=False, remat=False, attention_impl=impl)
         self.params = jax.tree.map(np.asarray, unstack_params(cfg, params) if cfg.scan_layers else params)
         self.networks = Networks(self.cfg, self.params)
+        self.passed: list[Pair] = []
+        self.with_grads = True
 
     def row(self, quantity: str, name: str, pairs: list[Pair], scale: float = 0.0) -> Row:
         """A row in the config's type."""
@@ -117,22 +125,45 @@ class Comparison:
 
     def report(self, parts: Collection[Part]) -> Report:
         """All rows, and the first divergence in the order: layers, gradients, updates, decoding."""
-        with_grads = "gradients" in parts or "updates" in parts
-        passes = [self._pass(batch, with_grads) for batch in self.batches]
-        found = [self._forward(passes)]
+        self.with_grads = "gradients" in parts or "updates" in parts
+        found = [self._settled(self._forward)]
         if "gradients" in parts:
-            found.append(self._gradients(passes))
+            found.append(self._settled(self._gradients))
         if "updates" in parts:
-            found.append(self._updates(passes[0]))
+            found.append(self._updates(self._passes(1)[0]))
         if "decoding" in parts:
-            found.append(self._decoding())
+            found.append(self._settled(self._decoding))
         rows = tuple(row for part, _ in found for row in part)
         return Report(rows, next((first for _, first in found if first), None))
 
-    def _pass(self, batch: Inputs, with_grads: bool) -> Pair:
-        return self.networks.run(lambda network: network.forward(batch.windows, batch.weights, with_grads))
+    def _settled(self, part: Callable[[int], Found]) -> Found:
+        """What a part finds in so many batches: in more, random ones, where nothing but rounding speaks against it.
 
-    def _forward(self, passes: list[Pair]) -> Found:
+        Rounding errors have long tails, and a few of them make up an RMS.
+        """
+        given = len(self.batches)
+        for times in MORE:
+            rows, first = part(times * given)
+            if first is None or any(row.verdict == "DIFFERS" for row in rows):
+                break
+        return rows, first
+
+    def _more(self, count: int) -> list[Inputs]:
+        """So many batches, random ones of the same shape after those given."""
+        shape = self.batches[0].windows.shape
+        while len(self.batches) < count:
+            tokens = self.rng.integers(0, self.cfg.vocab_size, shape)
+            self.batches.append(_inputs(self.cfg, self.rng, tokens))
+        return self.batches[:count]
+
+    def _passes(self, count: int) -> list[Pair]:
+        """What the networks compute from so many batches."""
+        for batch in self._more(count)[len(self.passed) :]:
+            self.passed.append(self.networks.run(functools.partial(_forward, batch=batch, with_grads=self.with_grads)))
+        return self.passed[:count]
+
+    def _forward(self, count: int) -> Found:
+        passes = self._passes(count)
         values = [p.map(lambda one: one.values) for p in passes]
         events = [
             (event, self.row("activation", event.layer, [v.map(operator.itemgetter(event)) for v in values]))
@@ -143,7 +174,7 @@ class Comparison:
         rows.append(self.row("logits", "", [p.map(lambda one: one.logits) for p in passes]))
         rows.append(self.row("loss", "nats a token", [p.map(lambda one: one.loss) for p in passes]))
         if self.asked_cfg.scan_layers or self.asked_cfg.remat:
-            rows.append(self._as_configured(passes))
+            rows += self._as_configured(passes)
         first = first_divergence("activation", events)
         if first is None:
             return rows, _first_row(rows)
@@ -153,18 +184,28 @@ class Comparison:
             found = causes.of_layer(self.cfg, self.params, self.batches[0].windows, event, values[0].exact())
         return rows, dataclasses.replace(divergence, causes=found)
 
-    def _as_configured(self, passes: list[Pair]) -> Row:
-        """Logits of the model as it is trained."""
-        asked = Ours(self.asked_cfg, self.asked_params)
-        pairs = []
-        for batch, one in zip(self.batches, passes, strict=True):
-            with computing(self.cfg.dtype):
-                (logits, _), _ = asked.apply(asked.params, batch.windows[:, :-1])
-            exact = None if one.exact_theirs is None else one.exact_theirs.logits
-            pairs.append(Pair(np.asarray(logits), one.theirs.logits, None, exact))
-        return self.row("logits", "layers scanned or recomputed", pairs)
+    def _as_configured(self, passes: list[Pair]) -> list[Row]:
+        """Logits of the model as it is trained, and its gradients end to end."""
+        cfg, what = self.asked_cfg, "layers scanned or recomputed"
+        with computing(cfg.dtype):
+            asked = Ours(cfg, self.asked_params)
+            found = [
+                asked.forward(batch.windows, batch.weights, bool(passes[0].theirs.grads)) for batch in self.batches
+            ]
+        theirs = [one.map(lambda side: side.logits) for one in passes]
+        pairs = [Pair(a.logits, t.theirs, None, t.exact_theirs) for a, t in zip(found, theirs, strict=True)]
+        rows = [self.row("logits", what, pairs)]
+        if passes[0].theirs.grads:
+            flat = [one.map(lambda side: _joined(side.grads)) for one in passes]
+            ours = [
+                _joined(by_path(unstack_params(cfg, nested(a.grads)) if cfg.scan_layers else a.grads)) for a in found
+            ]
+            pairs = [Pair(a, t.theirs, None, t.exact_theirs) for a, t in zip(ours, flat, strict=True)]
+            rows.append(self.row("gradient", what, pairs))
+        return rows
 
-    def _gradients(self, passes: list[Pair]) -> Found:
+    def _gradients(self, count: int) -> Found:
+        passes = self._passes(count)
         grads = [p.map(lambda one: one.grads) for p in passes]
         scale = max(float(np.max(np.abs(grad), initial=0)) for grad in grads[0].exact().values())
         rows = [
@@ -207,42 +248,49 @@ class Comparison:
                 first = Divergence("update", _layer_of(path), True, where, found)
         return rows, first
 
-    def _decoding(self) -> Found:
+    def _decoding(self, count: int) -> Found:
         """A prefill, a chunk and steps through the cache, then greedy sampling, all past capacity where that can be."""
-        tokens = self.batches[0].windows[:, :-1]
-        read = tokens.shape[1]
-        prefill, chunk = (read + 1) // 2, max(1, read // 4)
-        cfg = self.cfg
-        if not cfg.has_position_table:
-            cfg = dataclasses.replace(cfg, max_seq_len=max(2, 2 * read // 3))
-        begins = [0, prefill, *range(prefill + chunk, read)]
-        chunks = np.split(tokens, begins[1:], axis=1)
-        networks = Networks(cfg, self.params)
-        results = networks.run(lambda network: network.decode(chunks))
+        networks = self._cached
+        capacity = networks.networks.ours.cfg.max_seq_len
+        batches = self._more(count)
+        read = batches[0].windows.shape[1] - 1
+        prefill = (read + 1) // 2
+        begins = [0, prefill, *range(prefill + max(1, read // 4), read)]
+        chunks = [np.split(batch.windows[:, :-1], begins[1:], axis=1) for batch in batches]
+        results = [networks.run(functools.partial(_decode, chunks=one)) for one in chunks]
         rows = [
-            self.row("decoding", f"prefill of {prefill}", [results.map(lambda chunks: chunks[0][1])]),
-            self.row("decoding", f"{read - prefill} more, cache of {cfg.max_seq_len}", [results.map(_stacked_steps)]),
+            self.row("decoding", f"prefill of {prefill}", [r.map(lambda parts: parts[0][1]) for r in results]),
+            self.row(
+                "decoding", f"{read - prefill} more, cache of {capacity}", [r.map(_stacked_steps) for r in results]
+            ),
         ]
         first = None
-        for i in range(len(chunks)):
-            values = results.map(operator.itemgetter(i)).map(operator.itemgetter(0))
+        for i, begin in enumerate(begins):
+            values = [r.map(operator.itemgetter(i)).map(operator.itemgetter(0)) for r in results]
             events = [
-                (event, self.row("decoding", event.layer, [values.map(operator.itemgetter(event))]))
-                for event in values.ours
-                if event in values.theirs
+                (event, self.row("decoding", event.layer, [v.map(operator.itemgetter(event)) for v in values]))
+                for event in values[0].ours
+                if event in values[0].theirs
             ]
             found = first_divergence("decoding", events)
             if found is not None:
-                width = chunks[i].shape[1]
-                what = (
-                    f"the step at position {begins[i]}" if width == 1 else f"{width} tokens from position {begins[i]}"
+                width = chunks[0][i].shape[1]
+                what = f"the step at position {begin}" if width == 1 else f"{width} tokens from position {begin}"
+                first = dataclasses.replace(
+                    found[1], where=f"in {what}, {found[1].where}", causes=causes.HINTS["decoding"]
                 )
-                divergence = found[1]
-                where = f"in {what}, {divergence.where}"
-                first = dataclasses.replace(divergence, where=where, causes=causes.HINTS["decoding"])
                 break
-        rows += self._greedy(networks.networks, tokens[:, :prefill] if self.prompt is None else self.prompt)
+        prompt = batches[0].windows[:, :prefill] if self.prompt is None else self.prompt
+        rows += self._greedy(networks.networks, prompt)
         return rows, first or _first_row(rows)
+
+    @functools.cached_property
+    def _cached(self) -> Networks:
+        """The networks with a capacity that is passed, where positions can go on."""
+        cfg, read = self.cfg, self.batches[0].windows.shape[1] - 1
+        if not cfg.has_position_table:
+            cfg = dataclasses.replace(cfg, max_seq_len=max(2, 2 * read // 3))
+        return Networks(cfg, self.params)
 
     def _greedy(self, networks: Pair, prompt: np.ndarray) -> list[Row]:
         """Greedy tokens in float64, where near ties do not flip; none where a learned position table is full."""
@@ -271,10 +319,23 @@ class Comparison:
         return [measure("decoding", f"{new} greedy tokens", [pair], "float64")]
 
 
+def _joined(leaves: dict[str, np.ndarray]) -> np.ndarray:
+    """All values one after another, in the order of the paths."""
+    return np.concatenate([np.asarray(leaves[path]).reshape(-1) for path in sorted(leaves)])
+
+
 def _of_norm(tree: Params, norm: float) -> Params:
-    """The tree scaled to a global norm."""
+    """The tree scaled to a global norm; zeros stay zeros."""
     now = np.sqrt(sum(float(np.square(leaf.astype(np.float64)).sum()) for leaf in jax.tree.leaves(tree)))
-    return jax.tree.map(lambda leaf: (leaf * (norm / now)).astype(leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: (leaf * (norm / (now or 1.0))).astype(leaf.dtype), tree)
+
+
+def _forward(network: Ours | Theirs, batch: Inputs, with_grads: bool) -> Pass:
+    return network.forward(batch.windows, batch.weights, with_grads)
+
+
+def _decode(network: Ours | Theirs, chunks: list[np.ndarray]) -> list[tuple[Values, np.ndarray]]:
+    return network.decode(chunks)
 
 
 def _stacked_steps(results: list[tuple[Values, np.ndarray]]) -> np.ndarray:
