@@ -27,7 +27,8 @@ test: .venv/.test
 	$(PYTEST_X64) -m "x64 and not slow"
 
 test-slow: .venv/.test
-	$(BIN)/python -m pytest -m "not x64 and slow"
+	$(BIN)/python -m pytest -m "not x64 and slow" tests
+	$(PYTEST) --dist load -m "not x64 and slow" parity_tests
 	$(PYTEST_X64) --dist load -m "x64 and slow"
 
 lint: .venv/.dev

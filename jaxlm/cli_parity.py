@@ -65,7 +65,7 @@ def parity(arguments: list[str]) -> int:
         import torch  # noqa: F401
     except ImportError:
         raise UserError("parity needs PyTorch, which is missing: pip install 'jaxlm[parity]'") from None
-    from jaxlm.parity import check, networks, random_params
+    from jaxlm.parity import check, random_params
     from jaxlm.programs import kept_programs
     from jaxlm.run import load_run, provenance
 
@@ -76,8 +76,7 @@ def parity(arguments: list[str]) -> int:
             config, params, name = run.config.model, run.params, f"{name}, step {run.step}"
             tokens, prompt = (_ids(getattr(options, which), run.tokenizer, which) for which in ("text", "prompt"))
         else:
-            with networks.computing(config.dtype):
-                params = random_params(config, options.seed)
+            params = random_params(config, options.seed)
         found = provenance()
         device = found["device"]
         where = {

@@ -1,6 +1,7 @@
 """`jaxlm parity`: on a run, on presets and configs, on real text; what it prints, and how it fails."""
 
 import json
+import sys
 
 import pytest
 from support import command
@@ -51,6 +52,13 @@ def test_a_config_prints_its_table():
     assert any(row.split()[:2] == ["activation", "block_0/attention/key"] and "x6" in row for row in rows)
 
 
+def test_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, err = command("parity", "--preset", "tiny")
+    assert code == 2
+    assert err == "jaxlm: error: parity needs PyTorch, which is missing: pip install 'jaxlm[parity]'\n"
+
+
 def test_a_difference_is_named_and_exits_with_1(monkeypatch):
     monkeypatch.setitem(transformer.ACTIVATIONS, "gelu", transformer.ACTIVATIONS["gelu_tanh"])
     code, out, _ = command("parity", "--preset", "tiny", *TINY)
@@ -75,6 +83,7 @@ def test_a_difference_is_named_and_exits_with_1(monkeypatch):
         (("RUN", "--text", "ÄB"), "characters 'BÄ' are outside the vocabulary"),
         (("RUN", "--text", "a"), "give 3 or more ids"),
         (("RUN", "--text", "the quick brown fox"), "18 tokens are beyond the learned position table, max_seq_len = 11"),
+        (("RUN", "--prompt", "the lazy dog"), "prompt has 12 tokens: give fewer than max_seq_len = 11"),
         (("RUN", "--prompt", ""), "prompt is empty"),
         (("RUN", "--step", 1), "step 1 has no checkpoint"),
         (("RUN", "--model.num-layers", 2), "--model.num-layers"),

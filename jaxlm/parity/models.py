@@ -58,8 +58,10 @@ def check(
       draws: batches over which rounding errors are averaged; 1 with tokens.
 
     Raises:
-      UserError: parameters that are not the config's; tokens it cannot read.
+      UserError: parameters that are not the config's; tokens or a prompt that it cannot read.
     """
+    if prompt is not None and cfg.has_position_table and prompt.shape[1] >= cfg.max_seq_len:
+        raise UserError(f"prompt has {prompt.shape[1]} tokens: give fewer than max_seq_len = {cfg.max_seq_len}")
     rng = np.random.default_rng(seed)
     batches = [_inputs(cfg, rng, tokens) for _ in range(1 if tokens is not None else draws)]
     return Comparison(cfg, params, batches, rng, prompt).report(parts)
@@ -67,15 +69,15 @@ def check(
 
 def random_params(cfg: ModelConfig, seed: int = 0) -> Params:
     """Parameters under which every part of a model matters: scaled by their inputs, biases and norms drawn as well."""
-    model = build_model(dataclasses.replace(cfg, init="torch"))
-    params = init_params(model, jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    with computing(cfg.dtype):
+        params = init_params(build_model(dataclasses.replace(cfg, init="torch")), jax.random.key(seed))
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
 
-    def drawn(leaf: jax.Array, key: jax.Array) -> jax.Array:
-        return leaf if leaf.std() > 0 else leaf + 0.2 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        def drawn(leaf: jax.Array, key: jax.Array) -> jax.Array:
+            return leaf if leaf.std() > 0 else leaf + 0.2 * jax.random.normal(key, leaf.shape, leaf.dtype)
 
-    return jax.tree.unflatten(tree, [drawn(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
+        return jax.tree.unflatten(tree, [drawn(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
 
 
 @dataclasses.dataclass(frozen=True)
