@@ -75,7 +75,8 @@ def measure(quantity: str, name: str, pairs: list[Pair], dtype: Any, scale: floa
     Args:
       dtype: the type whose units in the last place count: that of the computation, which may be narrower than that of
         the result.
-      scale: the size of its kind, where the tensor itself is zero in theory.
+      scale: the size of its kind: a tensor that is ZERO beside it is judged by it, and in float64 a difference of ULPS
+        of its last place is rounding.
       unit: the size of what it is a small change of and is rounded with: rounding errors are shares of that.
 
     The verdict: float64 results agree to FLOAT64 of their largest value; where there are none, those in `dtype` to
@@ -93,6 +94,7 @@ def measure(quantity: str, name: str, pairs: list[Pair], dtype: Any, scale: floa
     if size <= ZERO * scale:
         size = scale
     size = max(size, np.finfo(np.float64).tiny)
+    lost = ULPS * np.finfo(np.float64).eps * scale  # what cancels in sums of such values
     unit = max(size, unit)
     eps = float(jnp.finfo(dtype).eps)
     max_abs = _largest(ours - theirs)
@@ -104,9 +106,9 @@ def measure(quantity: str, name: str, pairs: list[Pair], dtype: Any, scale: floa
         our_error, torch_error = (float(np.sqrt(np.mean((x - truth) ** 2))) / unit for x in (ours, theirs))
         if not our_error <= ROUNDING * torch_error + ULPS * eps:
             verdict = "rounding" if both else "DIFFERS"
-    elif not max_abs / size <= (FLOAT64 if dtype == "float64" else FLOAT32):
+    elif not max_abs <= (max(FLOAT64 * size, lost) if dtype == "float64" else FLOAT32 * size):
         verdict = "DIFFERS"
-    if float64_rel is not None and not float64_rel <= FLOAT64:
+    if float64_rel is not None and not float64_rel * size <= max(FLOAT64 * size, lost):
         verdict = "DIFFERS"
     return Row(
         quantity,
