@@ -25,7 +25,7 @@ def test_the_guide_finds_both_planted_bugs(capsys):
     said = [line for line in printed if line.startswith(("first", "equal")) or "(tried" in line]
     assert said[0].startswith("first divergence, activation: norm1; its inputs agree")
     assert said[1] == "likely cause: eps = 1e-06 in JAX, 1e-05 in torch (tried)"
-    assert "activation: model; its inputs agree; the input of linear2 differs, the output of linear1 agrees" in said[2]
+    assert "activation: between the layers; its inputs agree; the input of linear2 differs, the output" in said[2]
     assert said[3] == "likely cause: tanh GELU in JAX, erf GELU in torch (tried on the layer before)"
     assert said[4:] == ["equal up to rounding: 7 quantities"]
     for line in said:
@@ -127,10 +127,77 @@ def test_names_of_no_layer_and_layers_that_cannot_be_paired():
 
 def test_results_that_are_no_arrays():
     x = [np.ones(3, np.float32)]
-    with pytest.raises(UserError, match="jax_fn returns tuple, which cannot be compared: return one array"):
+    with pytest.raises(
+        UserError, match="jax_fn returns tuple, which cannot be compared: return one floating-point array"
+    ):
         parity.compare(lambda x: (x, x), lambda x: x, x)
     with pytest.raises(UserError, match="torch_fn returns dict, which"):
         parity.compare(lambda x: x, lambda x: {"x": x}, x)
+    with pytest.raises(UserError, match="complex64, which"):
+        parity.compare(lambda x: x * 1j, lambda x: x * 1j, x)
+    with pytest.raises(UserError, match="int32, which"):
+        parity.compare(lambda x: x.astype(int), lambda x: x.int(), x)
+
+
+class Counting(torch.nn.Module):
+    """A module that grows with every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+def test_modules_with_a_state_of_their_own():
+    module, x = Counting(), [np.ones((2, 3), np.float32)]
+    assert parity.compare(lambda x: x, module, x).passed
+    assert not parity.compare(lambda x: 1.5 * x, module, x).passed
+    assert module.calls == 0
+    for layer in (torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(3)):
+        with pytest.raises(
+            UserError, match=f"in training mode with {type(layer).__name__}.* at '0': call torch_fn.eval"
+        ):
+            parity.compare(lambda x: x, torch.nn.Sequential(layer), x)
+        parity.compare(lambda x: x, torch.nn.Sequential(layer).eval(), x)
+
+
+def test_what_torch_itself_computes_roughly_proves_nothing():
+    class Rough(torch.nn.Module):
+        def forward(self, x):
+            return (x.bfloat16() if x.dtype == torch.float32 else x).to(x.dtype)
+
+    x = [np.random.default_rng(0).standard_normal((50, 50)).astype(np.float32)]
+    assert not parity.compare(lambda x: 1.001 * x, Rough(), x).passed
+    narrow = parity.compare(lambda x: x.astype(jnp.bfloat16), torch.nn.Identity(), x)
+    assert not narrow.passed
+    assert "bfloat16, not float32" in narrow.rows[0].name
+
+
+def test_one_wrong_value_among_a_million():
+    x = [np.random.default_rng(0).standard_normal((1000, 1000)).astype(np.float32)]
+    assert not parity.compare(lambda x: x.at[7, 7].multiply(1.001), torch.nn.Identity(), x).passed
+    assert parity.compare(lambda x: x, torch.nn.Identity(), x).passed
+
+
+def test_float64_arrays_are_computed_with_as_jax_takes_them():
+    module, params, inputs = two_layers()
+    assert parity.compare(apply(params), module, [inputs[0].astype(np.float64)]).passed
+
+
+def test_what_is_done_outside_of_the_modules():
+    module, params, inputs = two_layers()
+    whole = torch.nn.Sequential(module, torch.nn.Softmax(dim=-1))
+    names = {"first": "0.0", "second": "0.2"}
+    assert parity.compare(lambda x: jax.nn.softmax(apply(params)(x)), whole, inputs, names=names).passed
+    wrong = parity.compare(lambda x: jax.nn.sigmoid(apply(params)(x)), whole, inputs, names=names).first
+    assert (wrong.quantity, wrong.layer, wrong.where) == (
+        "result",
+        "between the layers",
+        "every layer that was seen agrees",
+    )
 
 
 def test_the_torch_module_is_left_as_it_was():

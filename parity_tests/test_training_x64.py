@@ -11,12 +11,10 @@ import torchref
 from jaxlm import recipes
 from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.convert import to_torchref
-from jaxlm.convert.torchref import by_path, torch_name
 from jaxlm.model import build_model
 from jaxlm.optim import build_optimizer
-from jaxlm.optim.kinds import param_kinds
 from jaxlm.parity import random_params
-from jaxlm.parity.updates import torch_optimizer
+from jaxlm.parity.updates import parameter_kinds, torch_optimizer
 from jaxlm.tokenizer import CharTokenizer
 from jaxlm.train import init_state, train_step
 
@@ -64,8 +62,7 @@ def test_twenty_steps_of_training_are_those_of_torch(name, batches):
 
     theirs = torchref.build_model(CFG)
     theirs.load_state_dict(to_torchref(CFG, params))
-    kinds = {path: kind.name for path, kind in by_path(param_kinds(CFG)).items()}
-    expected = train_in_torch(theirs, optim, kinds, batches)
+    expected = train_in_torch(theirs, optim, batches)
     assert_close(losses, expected, FLOAT64)
     wanted = theirs.state_dict()
     for path, tensor in to_torchref(CFG, state.params).items():
@@ -74,9 +71,10 @@ def test_twenty_steps_of_training_are_those_of_torch(name, batches):
     assert moved > 0.05
 
 
-def train_in_torch(model, optim, kinds, batches):
+def train_in_torch(model, optim, batches):
     """The losses of each step; the model is trained in place."""
-    optimizer = torch_optimizer(optim, [(kind, model.get_parameter(torch_name(path))) for path, kind in kinds.items()])
+    kinds = parameter_kinds(model)
+    optimizer = torch_optimizer(optim, [(kinds[name], parameter) for name, parameter in model.named_parameters()])
     losses = []
     for windows in batches:
         tokens = torch.from_numpy(windows).long()

@@ -52,6 +52,15 @@ def from_torchref(cfg: ModelConfig, state_dict: Mapping[str, "Tensor"]) -> Param
       UserError: a state dict that is not the config's; each tensor missing, surplus or of another shape or type is
         named, and so is a tied head that differs from the embedding.
     """
+    import torch
+
+    if not isinstance(state_dict, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+        for name, tensor in state_dict.items()
+    ):
+        raise UserError(
+            "state_dict is no state dict of torchref: give names -> dense tensors, as model.state_dict() does"
+        )
     arrays = {name: to_array(tensor) for name, tensor in state_dict.items()}
     expected = _expected(cfg)
     in_torch = {torch_name(path): (turned_shape(path, shape), dtype) for path, (shape, dtype) in expected.items()}

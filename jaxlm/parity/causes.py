@@ -95,16 +95,18 @@ def of_gradient(row: Row) -> tuple[str, ...]:
     return HINTS["rounding" if row.verdict == "rounding" else "gradient"]
 
 
-def of_update(row: Row, name: str, params: Params, grads: Params, ours: np.ndarray) -> tuple[str, ...]:
+def of_update(row: Row, name: str, theirs: Theirs, params: Params, grads: Params, ours: np.ndarray) -> tuple[str, ...]:
     """Causes of an optimizer's step that differs, given our float64 result for the parameter that the row names."""
     if row.verdict == "rounding":
         return HINTS["rounding"]
     path = row.name.split()[1]
+    wide = [jax.tree.map(lambda leaf: leaf.astype(np.float64), tree) for tree in (params, grads)]
     traps = updates.TRAPS["adam" if name == "adamw" else name]
     tried = []
-    for words, options in traps.items():
-        if _agree(ours, updates.torch_updates(name, params, grads, **options)[path]):
-            tried.append(f"{words} (tried: torchref then gives jaxlm's update)")
+    with computing("float64"):
+        for words, options in traps.items():
+            if _agree(ours, updates.torch_updates(name, theirs.cfg, *wide, **options)[path]):
+                tried.append(f"{words} (tried: torchref then gives jaxlm's update)")
     return (*tried, *HINTS["update"])
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 
+OUTSIDE = "between the layers"
+
+
 @dataclasses.dataclass(frozen=True)
 class Side:
     """What one of the two functions computes."""
@@ -44,26 +47,34 @@ def compare(
     Compared are the output of every layer, the result and, where an input is floating-point, the gradient in it of the
     sum of the result times fixed random weights. Layers are the Linen modules that `jax_fn` calls outside of
     transformations (jax.jit, nn.scan and nn.remat hide theirs) and the torch modules inside `torch_fn`, if it is one:
-    then a copy of it computes in float64 as well, and our error may be twice torch's and 4 units in the last place.
+    then copies of it compute, one in float64, and our error may be twice torch's and 4 units in the last place (RMS; 64
+    at a single place).
     Else the largest difference decides: 1e-5 of the largest value in float32, 1e-10 in float64.
 
     Args:
       jax_fn: takes arrays and returns one, such as `lambda x: module.apply(variables, x)`.
       inputs: arrays of numbers, given to both.
       names: path of a Linen module, a/b -> name of the torch module that is to be the same, a.b. None = equal names, or
-        else the innermost layers with parameters, in the order of their results.
+        else the innermost layers with parameters, in the order of their results. Gradients of parameters are not
+        compared.
 
     Raises:
-      UserError: a result that is no array; a name of no layer that was called; without names, layers that cannot be
+      UserError: a result that is no floating-point array; a module that cannot be copied, or that drops out or
+        normalises by batches in training mode; a name of no layer that was called; without names, layers that cannot be
         paired.
     """
     import torch
 
-    ours, theirs = _jax_side(jax_fn, inputs), _torch_side(torch_fn, inputs)
+    arrays = [np.asarray(jnp.asarray(x)) for x in inputs]  # in the types JAX computes with
+    ours = _jax_side(jax_fn, arrays)
     exact = None
-    if isinstance(torch_fn, torch.nn.Module) and ours.result.dtype != np.float64:
-        wide = [np.asarray(x, np.float64) if is_float(np.asarray(x)) else x for x in inputs]
-        exact = _torch_side(copy.deepcopy(torch_fn).double(), wide)
+    if isinstance(torch_fn, torch.nn.Module):
+        _check_mode(torch_fn)
+        torch_fn, finer = (_copied(torch_fn) for _ in range(2))  # a call may change a module
+        if ours.result.dtype != np.float64:
+            wide = [x.astype(np.float64) if is_float(x) else x for x in arrays]
+            exact = _torch_side(finer.double(), wide)
+    theirs = _torch_side(torch_fn, arrays)
     everything = Pair(ours, theirs, None, exact)
 
     def row(quantity: str, name: str, values: Pair) -> Any:
@@ -82,9 +93,11 @@ def compare(
     if found is None:
         failed = next((one for one in rows if not one.passed), None)
         where = "every layer that was seen agrees"
-        none = failed and Divergence(failed.quantity, "outside of all layers", True, where, causes.HINTS["model"])
+        none = failed and Divergence(failed.quantity, OUTSIDE, True, where, causes.HINTS["between"])
         return Report(tuple(rows), none)
     event, divergence = found
+    if divergence.layer in ("model", "embedding"):
+        divergence = dataclasses.replace(divergence, layer=OUTSIDE)
     counterparts = dict(_paired(ours, theirs, names))
     tried = causes.of_foreign(torch_fn, event, counterparts, ours.values, theirs.values)
     return Report(tuple(rows), dataclasses.replace(divergence, causes=tried))
@@ -94,14 +107,31 @@ def _weights(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape)
 
 
-def _jax_side(function: Callable[..., Any], inputs: Sequence[Any]) -> Side:
+def _check_mode(module: "torch.nn.Module") -> None:
+    """Refuses a module whose result depends on more than its inputs."""
+    import torch
+
+    kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+    for name, layer in module.named_modules():
+        if isinstance(layer, kinds) and layer.training and getattr(layer, "p", True):
+            raise UserError(f"torch_fn is in training mode with {layer} at {name!r}: call torch_fn.eval() first")
+
+
+def _copied(module: "torch.nn.Module") -> "torch.nn.Module":
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # whatever a module of others holds
+        raise UserError(f"torch_fn cannot be copied ({error}): give a function in place of the module") from None
+
+
+def _jax_side(function: Callable[..., Any], inputs: Sequence[np.ndarray]) -> Side:
     arrays = [jnp.asarray(x) for x in inputs]
     moving = [i for i, x in enumerate(arrays) if is_float(x)]
 
     def of_floats(*floats: Any) -> Any:
         given = dict(zip(moving, floats, strict=True))
         result, trace = traced(function)(*(given.get(i, x) for i, x in enumerate(arrays)))
-        _check_result(result, isinstance(result, jax.Array), "jax_fn")
+        _check_result(result, is_float(result), "jax_fn")
         return result, trace
 
     with jax.default_matmul_precision("highest"):
@@ -120,7 +150,7 @@ def _torch_side(function: "Callable[..., Any] | torch.nn.Module", inputs: Sequen
     module = function if isinstance(function, torch.nn.Module) else torch.nn.Module()
     with hooked(module) as seen:
         result = function(*tensors)
-    _check_result(result, torch.is_tensor(result), "torch_fn")
+    _check_result(result, torch.is_tensor(result) and result.is_floating_point(), "torch_fn")
     slopes: Sequence[Any] = [None] * len(floats)
     if result.requires_grad and floats:
         weights = torch.from_numpy(_weights(tuple(result.shape))).to(result.dtype)
@@ -133,7 +163,8 @@ def _torch_side(function: "Callable[..., Any] | torch.nn.Module", inputs: Sequen
 
 def _check_result(result: Any, is_array: bool, name: str) -> None:
     if not is_array:
-        raise UserError(f"{name} returns {type(result).__name__}, which cannot be compared: return one array")
+        what = f"{type(result).__name__} {getattr(result, 'dtype', '')}".strip()
+        raise UserError(f"{name} returns {what}, which cannot be compared: return one floating-point array")
 
 
 def _paired(ours: Side, theirs: Side, names: Mapping[str, str] | None) -> list[tuple[Event, Event]]:
@@ -146,7 +177,6 @@ def _paired(ours: Side, theirs: Side, names: Mapping[str, str] | None) -> list[t
     for name, known in [(n, called) for n in names] + [(n, there) for n in names.values()]:
         if name and name not in known:
             raise UserError(f"names has {name!r}, a layer that was not called: there were {', '.join(sorted(known))}")
-    names = {"": "", **names}
     pairs = [(event, event._replace(layer=names[event.layer])) for event in ours.values if event.layer in names]
     return [(event, other) for event, other in pairs if other in theirs.values]
 

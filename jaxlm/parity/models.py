@@ -19,13 +19,14 @@ from jaxlm.parity import causes, updates
 from jaxlm.parity.measure import Pair, Row, measure
 from jaxlm.parity.networks import Networks, Ours, Pass, Theirs, Values, computing
 from jaxlm.parity.report import Divergence, Report, first_divergence
-from jaxlm.stack import unstack_params
+from jaxlm.stack import stack_params, unstack_params
 from jaxlm.types import Params
 
 Part = Literal["gradients", "updates", "decoding"]
 """What is compared besides activations, logits and loss."""
 
-GREEDY_TOKENS = 12
+LATER_TOKENS, GREEDY_TOKENS = 12, 12
+"""Tokens read after the prefill, a chunk and then one by one; and tokens sampled."""
 
 MORE = (1, 4, 16)
 """Times as many batches over which rounding errors are averaged, as long as they speak against a quantity."""
@@ -36,12 +37,12 @@ Found = tuple[list[Row], Divergence | None]
 def check(
     cfg: ModelConfig,
     params: Params,
-    tokens: Integer[np.ndarray, "B T1"] | None = None,
+    tokens: np.ndarray | None = None,
     *,
-    prompt: Integer[np.ndarray, "B P"] | None = None,
+    prompt: np.ndarray | None = None,
     seed: int = 0,
     draws: int = 3,
-    parts: Collection[Part] = get_args(Part),
+    parts: Collection[str] = get_args(Part),
 ) -> Report:
     """Compares `jaxlm.build_model(cfg)` with `torchref.build_model(cfg)` under the same parameters.
 
@@ -52,19 +53,28 @@ def check(
     to differ is named with likely causes, tried out where they can be. Products are taken at the highest precision.
 
     Args:
-      tokens: token ids to read, T + 1 >= 3 of them a row; None = random ones.
-      prompt: what greedy sampling continues; None = the first half of the tokens.
+      tokens: token ids to read [B, T + 1], T >= 2; None = random ones, as many as the context or 131 and three windows.
+      prompt: ids [B, P] that greedy sampling continues; None = the first half of the tokens.
       seed: of the random tokens and the weights of the loss.
       draws: batches over which rounding errors are averaged; 1 with tokens.
 
     Raises:
       UserError: parameters that are not the config's; tokens or a prompt that it cannot read.
     """
+    if not {*parts} <= {*get_args(Part)}:
+        raise UserError(f"parts = {tuple(parts)!r} holds an unknown one: choose among {', '.join(get_args(Part))}")
+    if draws < 1:
+        raise UserError(f"draws = {draws} is too small: give at least 1")
+    if prompt is not None and (prompt.ndim != 2 or not prompt.size):
+        raise UserError(f"prompt of shape {list(prompt.shape)} cannot be continued: give rows of ids, [B, P]")
+    for path, leaf in by_path(params).items():
+        if not np.isfinite(np.asarray(leaf, np.float64)).all():
+            raise UserError(f"parameter {path} is not finite: a model that holds NaN or infinity cannot be compared")
     if prompt is not None and cfg.has_position_table and prompt.shape[1] >= cfg.max_seq_len:
         raise UserError(f"prompt has {prompt.shape[1]} tokens: give fewer than max_seq_len = {cfg.max_seq_len}")
     rng = np.random.default_rng(seed)
     batches = [_inputs(cfg, rng, tokens) for _ in range(1 if tokens is not None else draws)]
-    return Comparison(cfg, params, batches, rng, prompt).report(parts)
+    return Comparison(cfg, params, batches, None if tokens is not None else rng, prompt).report(parts)
 
 
 def random_params(cfg: ModelConfig, seed: int = 0) -> Params:
@@ -90,13 +100,16 @@ class Inputs:
 
 def _inputs(cfg: ModelConfig, rng: np.random.Generator, tokens: np.ndarray | None) -> Inputs:
     if tokens is None:
+        if cfg.max_seq_len < 2:
+            raise UserError(f"max_seq_len = {cfg.max_seq_len} leaves nothing to compare: give at least 2")
         widest = max((window or 0 for window in cfg.layer_windows), default=0)
-        length = min(max(16, 2 * widest + 3), cfg.max_seq_len)
-        windows = rng.integers(0, cfg.vocab_size, (3, max(length, 2) + 1))
+        length = min(max(128, 3 * widest) + 3, cfg.max_seq_len)  # local attention begins at 128, 3 windows
+        windows = rng.integers(0, cfg.vocab_size, (3, length + 1))
     else:
         windows = np.asarray(tokens)
-    read = windows.shape[1] - 1
-    if read < 2 or (windows.size and not 0 <= windows.min() <= windows.max() < cfg.vocab_size):
+    read = windows.shape[-1] - 1
+    sound = windows.ndim == 2 and windows.size and np.issubdtype(windows.dtype, np.integer)
+    if not sound or read < 2 or not 0 <= windows.min() <= windows.max() < cfg.vocab_size:
         raise UserError(
             f"tokens {list(windows.shape)} cannot be compared: give 3 or more ids below {cfg.vocab_size} a row"
         )
@@ -111,13 +124,14 @@ class Comparison:
     """The parts of `check`."""
 
     def __init__(
-        self, cfg: ModelConfig, params: Params, batches: list[Inputs], rng: np.random.Generator, prompt: Any
+        self, cfg: ModelConfig, params: Params, batches: list[Inputs], rng: np.random.Generator | None, prompt: Any
     ) -> None:
         self.asked_cfg, self.asked_params, self.batches, self.rng, self.prompt = cfg, params, batches, rng, prompt
         impl = "auto" if cfg.attention_impl == "cudnn" else cfg.attention_impl
         self.cfg = dataclasses.replace(cfg, scan_layers=False, remat=False, attention_impl=impl)
         self.params = jax.tree.map(np.asarray, unstack_params(cfg, params) if cfg.scan_layers else params)
         self.networks = Networks(self.cfg, self.params)
+        self.given, self.may_draw = len(batches), rng is not None
         self.passed: list[Pair] = []
         self.with_grads = True
 
@@ -125,7 +139,7 @@ class Comparison:
         """A row in the config's type."""
         return measure(quantity, name, pairs, self.cfg.dtype, scale)
 
-    def report(self, parts: Collection[Part]) -> Report:
+    def report(self, parts: Collection[str]) -> Report:
         """All rows, and the first divergence in the order: layers, gradients, updates, decoding."""
         self.with_grads = "gradients" in parts or "updates" in parts
         found = [self._settled(self._forward)]
@@ -139,21 +153,20 @@ class Comparison:
         return Report(rows, next((first for _, first in found if first), None))
 
     def _settled(self, part: Callable[[int], Found]) -> Found:
-        """What a part finds in so many batches: in more, random ones, where nothing but rounding speaks against it.
+        """What a part finds in the batches: if those are random, in more, where nothing but rounding speaks against it.
 
         Rounding errors have long tails, and a few of them make up an RMS.
         """
-        given = len(self.batches)
-        for times in MORE:
-            rows, first = part(times * given)
+        for times in MORE if self.may_draw else MORE[:1]:
+            rows, first = part(times * self.given)
             if first is None or any(row.verdict == "DIFFERS" for row in rows):
                 break
         return rows, first
 
     def _more(self, count: int) -> list[Inputs]:
-        """So many batches, random ones of the same shape after those given."""
+        """So many batches, more random ones after the first."""
         shape = self.batches[0].windows.shape
-        while len(self.batches) < count:
+        while self.rng is not None and len(self.batches) < count:
             tokens = self.rng.integers(0, self.cfg.vocab_size, shape)
             self.batches.append(_inputs(self.cfg, self.rng, tokens))
         return self.batches[:count]
@@ -174,7 +187,8 @@ class Comparison:
         ]
         rows = [row for event, row in events if event.side == "out" and event.layer]
         rows.append(self.row("logits", "", [p.map(lambda one: one.logits) for p in passes]))
-        rows.append(self.row("loss", "nats a token", [p.map(lambda one: one.loss) for p in passes]))
+        rows.append(self.row("loss", "weighted", [p.map(lambda one: one.loss) for p in passes]))
+        rows.append(self.row("loss", "of all tokens", [p.map(lambda one: one.plain_loss) for p in passes]))
         if self.asked_cfg.scan_layers or self.asked_cfg.remat:
             rows += self._as_configured(passes)
         first = first_divergence("activation", events)
@@ -224,18 +238,10 @@ class Comparison:
 
     def _updates(self, one: Pair) -> Found:
         grads = _of_norm(nested(one.theirs.grads), 1.5 * updates.CLIP_NORM)  # the second of STEPS is not clipped
-        with computing(self.cfg.dtype):
-            ours = updates.jax_updates(self.params, grads)
-            pair = Pair(ours, {name: updates.torch_updates(name, self.params, grads) for name in ours})
-        wide = [jax.tree.map(lambda leaf: leaf.astype(np.float64), tree) for tree in (self.params, grads)]
-        if one.exact_ours is not None:
-            with computing("float64"):
-                pair.exact_ours = updates.jax_updates(*wide)
-                pair.exact_theirs = {name: updates.torch_updates(name, *wide) for name in ours}
         sizes = {path: float(np.max(np.abs(leaf), initial=0)) for path, leaf in by_path(self.params).items()}
         rows, first = [], None
-        for name in ours:
-            leaves = pair.map(operator.itemgetter(name))
+        for name in updates.OPTIMIZERS:
+            leaves = self.networks.run(lambda net, name=name: self._update(net, name, grads))  # type: ignore[misc]
             changes = {path: [leaves.map(operator.itemgetter(path))] for path in sizes}
             of_name = [
                 measure("update", f"{name} {path}", change, self.cfg.dtype, unit=sizes[path])
@@ -245,10 +251,23 @@ class Comparison:
             rows.append(worst)
             if not worst.passed and first is None:
                 path = worst.name.split()[1]
-                found = causes.of_update(worst, name, wide[0], wide[1], leaves.exact()[path])
+                exact = self.networks.networks
+                theirs = exact.theirs if exact.exact_theirs is None else exact.exact_theirs
+                found = causes.of_update(worst, name, theirs, self.params, grads, leaves.exact()[path])
                 where = f"the update of {path} by {name} differs, from identical parameters, state and gradients"
                 first = Divergence("update", _layer_of(path), True, where, found)
         return rows, first
+
+    def _update(self, network: Ours | Theirs, name: str, grads: Params) -> dict[str, np.ndarray]:
+        """What an optimizer adds to the parameters, by path; in JAX to layers stacked as they are configured."""
+        dtype = network.cfg.param_dtype
+        params, slopes = (jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for tree in (self.params, grads))
+        if isinstance(network, Theirs):
+            return updates.torch_updates(name, network.cfg, params, slopes)
+        if not self.asked_cfg.scan_layers:
+            return updates.jax_updates(name, params, slopes)
+        stacked = updates.jax_updates(name, *(stack_params(self.asked_cfg, tree) for tree in (params, slopes)))
+        return by_path(unstack_params(self.asked_cfg, nested(stacked)))
 
     def _decoding(self, count: int) -> Found:
         """A prefill, a chunk and steps through the cache, then greedy sampling, all past capacity where that can be."""
@@ -256,8 +275,9 @@ class Comparison:
         capacity = networks.networks.ours.cfg.max_seq_len
         batches = self._more(count)
         read = batches[0].windows.shape[1] - 1
-        prefill = (read + 1) // 2
-        begins = [0, prefill, *range(prefill + max(1, read // 4), read)]
+        after = min(read // 2, LATER_TOKENS)
+        prefill = read - after
+        begins = [0, prefill, *range(prefill + max(1, after // 2), read)]
         chunks = [np.split(batch.windows[:, :-1], begins[1:], axis=1) for batch in batches]
         results = [networks.run(functools.partial(_decode, chunks=one)) for one in chunks]
         rows = [
@@ -266,6 +286,8 @@ class Comparison:
                 "decoding", f"{read - prefill} more, cache of {capacity}", [r.map(_stacked_steps) for r in results]
             ),
         ]
+        if self.asked_cfg.scan_layers:
+            rows.append(self._decoding_scanned(chunks, results, capacity))
         first = None
         for i, begin in enumerate(begins):
             values = [r.map(operator.itemgetter(i)).map(operator.itemgetter(0)) for r in results]
@@ -285,6 +307,14 @@ class Comparison:
         prompt = batches[0].windows[:, :prefill] if self.prompt is None else self.prompt
         rows += self._greedy(networks.networks, prompt)
         return rows, first or _first_row(rows)
+
+    def _decoding_scanned(self, chunks: list[list[np.ndarray]], results: list[Pair], capacity: int) -> Row:
+        with computing(self.cfg.dtype):
+            asked = Ours(dataclasses.replace(self.asked_cfg, max_seq_len=capacity), self.asked_params)
+            found = [np.concatenate([logits for _, logits in asked.decode(one)], axis=1) for one in chunks]
+        every = [r.map(lambda parts: np.concatenate([logits for _, logits in parts], axis=1)) for r in results]
+        pairs = [Pair(ours, e.theirs, None, e.exact_theirs) for ours, e in zip(found, every, strict=True)]
+        return self.row("decoding", "layers scanned", pairs)
 
     @functools.cached_property
     def _cached(self) -> Networks:

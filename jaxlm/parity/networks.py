@@ -22,11 +22,13 @@ Values = dict[Event, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What a network computes from a batch: its layers' values, logits, loss, and by path the gradients."""
+    """What a network computes from a batch: its layers' values, logits, losses, and by path the weighted gradients."""
 
     values: Values
     logits: np.ndarray
     loss: np.ndarray
+    plain_loss: np.ndarray
+    """Without weights."""
     grads: dict[str, np.ndarray]
 
 
@@ -46,16 +48,18 @@ class Ours:
     def _loss_and_grads(self, params: Params, windows: Any, weights: Any, with_grads: bool) -> Any:
         def loss(params: Params) -> Any:
             (logits, _), trace = traced(self._logits)(params, windows[:, :-1])
-            return cross_entropy(logits, windows[:, 1:], weights), (logits, trace)
+            plain = cross_entropy(logits, windows[:, 1:])
+            return cross_entropy(logits, windows[:, 1:], weights), (logits, trace, plain)
 
         return jax.value_and_grad(loss, has_aux=True)(params) if with_grads else (loss(params), {})
 
     def forward(self, windows: np.ndarray, weights: np.ndarray, with_grads: bool = True) -> Pass:
         """On token windows [B, T + 1] whose targets have the weights [B, T]."""
         dtype = jnp.promote_types(self.cfg.dtype, jnp.float32)
-        (loss, (logits, trace)), grads = self._pass(self.params, windows, weights.astype(dtype), with_grads=with_grads)
+        result = self._pass(self.params, windows, weights.astype(dtype), with_grads=with_grads)
+        (loss, (logits, trace, plain)), grads = result
         found = {path: np.asarray(grad) for path, grad in by_path(grads).items()}
-        return Pass(trace.by_event(), np.asarray(logits), np.asarray(loss), found)
+        return Pass(trace.by_event(), np.asarray(logits), np.asarray(loss), np.asarray(plain), found)
 
     def decode(self, chunks: Sequence[np.ndarray]) -> list[tuple[Values, np.ndarray]]:
         """Values and logits of chunks of tokens [B, T], one after another through a cache of max_seq_len tokens."""
@@ -86,6 +90,7 @@ class Theirs:
         with torch.set_grad_enabled(with_grads), hooked(self.model) as seen:
             logits = self.model(tokens[:, :-1])
             loss = torchref.cross_entropy(logits, tokens[:, 1:], torch.from_numpy(weights))
+            plain = torchref.cross_entropy(logits, tokens[:, 1:])
         grads = {}
         if with_grads:
             self.model.zero_grad()
@@ -94,7 +99,7 @@ class Theirs:
                 parameter = self.model.get_parameter(torch_name(path))
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 grads[path] = turned(path, to_array(grad))
-        return Pass(_renamed(seen), to_array(logits), to_array(loss), grads)
+        return Pass(_renamed(seen), to_array(logits), to_array(loss), to_array(plain), grads)
 
     def decode(self, chunks: Sequence[np.ndarray]) -> list[tuple[Values, np.ndarray]]:
         """As `Ours.decode`."""

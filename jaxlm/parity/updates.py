@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxlm.config import OptimConfig
-from jaxlm.convert.torchref import by_path, to_array, to_tensor
+from jaxlm.config import ModelConfig, OptimConfig
+from jaxlm.convert.torchref import by_path, to_array, to_tensor, to_torchref, torch_name, turned
 from jaxlm.optim import build_optimizer
 from jaxlm.optim.build import OURS
-from jaxlm.optim.kinds import ParamKind, kinds_like
 from jaxlm.types import Params
 
 if TYPE_CHECKING:
@@ -63,45 +62,42 @@ TRAPS: dict[str, dict[str, dict[str, Any]]] = {
 """Known differences between optimizers of one name, as options of torchref's. adamw has those of adam."""
 
 
-def jax_updates(params: Params, grads: Params) -> dict[str, dict[str, np.ndarray]]:
-    """By optimizer and path, what STEPS of these gradients add to the parameters."""
+def jax_updates(name: str, params: Params, grads: Params) -> dict[str, np.ndarray]:
+    """By path, what STEPS of these gradients add to the parameters."""
+    tx = build_optimizer(OPTIMIZERS[name], len(STEPS))
 
     @jax.jit
-    def run(params: Params, grads: Params) -> dict[str, Params]:
-        results = {}
-        for name, cfg in OPTIMIZERS.items():
-            tx = build_optimizer(cfg, len(STEPS))
+    def run(params: Params, grads: Params) -> Params:
+        def step(carry: Any, factor: jax.Array) -> tuple[Any, None]:
+            now, state = carry
+            updates, state = tx.update(jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state, now)
+            return (optax.apply_updates(now, updates), state), None
 
-            def step(carry: Any, factor: jax.Array, tx: optax.GradientTransformation = tx) -> tuple[Any, None]:
-                now, state = carry
-                updates, state = tx.update(jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state, now)
-                return (optax.apply_updates(now, updates), state), None
+        (ended, _), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.asarray(STEPS))
+        return jax.tree.map(jnp.subtract, ended, params)
 
-            (ended, _), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.asarray(STEPS))
-            results[name] = jax.tree.map(jnp.subtract, ended, params)
-        return results
-
-    results = run(params, grads)
-    return {name: _arrays(results[name]) for name in OPTIMIZERS}
+    return {path: np.asarray(leaf) for path, leaf in by_path(run(params, grads)).items()}
 
 
-def torch_updates(name: str, params: Params, grads: Params, **options: Any) -> dict[str, np.ndarray]:
-    """By path, what torchref's optimizer adds to the parameters; `options` replace its own."""
+def torch_updates(name: str, cfg: ModelConfig, params: Params, grads: Params, **options: Any) -> dict[str, np.ndarray]:
+    """The same by torchref's optimizer, whose own options `options` replace."""
     import torchref
 
-    kinds = dict(by_path(kinds_like(params)))
-    start, slopes = ({path: to_tensor(leaf) for path, leaf in by_path(tree).items()} for tree in (params, grads))
-    parts = {path: [p.clone().requires_grad_() for p in _matrices(start[path], kinds[path])] for path in start}
-    leaves = [(kinds[path].name, part) for path in parts for part in parts[path]]
+    model = torchref.build_model(cfg)
+    model.load_state_dict(to_torchref(cfg, params), strict=True)
+    start, kinds = dict(model.named_parameters()), parameter_kinds(model)
+    slopes = {torch_name(path): to_tensor(turned(path, np.asarray(leaf))) for path, leaf in by_path(grads).items()}
+    parts = {n: [part.detach().clone() for part in _matrices(n, p.detach())] for n, p in start.items()}
+    leaves = [(kinds[n], part.requires_grad_()) for n in parts for part in parts[n]]
     optimizer = torch_optimizer(OPTIMIZERS[name], leaves, **options)
     for factor in STEPS:
         clipped = torchref.optim.clip_by_global_norm([g * factor for g in slopes.values()], CLIP_NORM)
-        for path, grad in zip(slopes, clipped, strict=True):
-            for part, slope in zip(parts[path], _matrices(grad, kinds[path]), strict=True):
+        for n, grad in zip(slopes, clipped, strict=True):
+            for part, slope in zip(parts[n], _matrices(n, grad), strict=True):
                 part.grad = slope.clone()
         optimizer.step()
-    ended = {path: _joined([p.detach() for p in parts[path]], start[path], kinds[path]) for path in start}
-    return {path: to_array(ended[path] - start[path]) for path in start}
+    added = {n: to_array(_whole(n, parts[n], p.detach()) - p.detach()) for n, p in start.items()}
+    return {path: turned(path, added[torch_name(path)]) for path in by_path(params)}
 
 
 def torch_optimizer(
@@ -110,13 +106,11 @@ def torch_optimizer(
     """torchref's optimizer for a config, at its peak rate and without its clipping; `options` replace its own.
 
     Args:
-      leaves: each parameter after the name of its kind; it is grouped by that as torchref's docstrings say.
+      leaves: each parameter after its kind (`parameter_kinds`); they are grouped as torchref's docstrings say.
     """
     import torchref
 
-    linear, tables, vectors = (
-        [leaf for kind, leaf in leaves if kind in names] for names in (("linear",), ("embedding",), ("norm", "bias"))
-    )
+    linear, tables, vectors = ([leaf for kind, leaf in leaves if kind == of] for of in ("linear", "table", "vector"))
     groups: list[dict[str, Any]] = [{"params": linear}, {"params": tables}, {"params": vectors, "weight_decay": 0.0}]
     make: Any
     fields: dict[str, Any] = {"lr": cfg.learning_rate, "weight_decay": cfg.weight_decay}
@@ -138,25 +132,39 @@ def torch_optimizer(
     return make([group for group in groups if group["params"]], **{**fields, **options})
 
 
-def _matrices(leaf: "torch.Tensor", kind: ParamKind) -> list["torch.Tensor"]:
-    """A leaf as torch has it: a linear map as (out, in), each head's own apart."""
-    if kind.name != "linear":
+def parameter_kinds(model: "torch.nn.Module") -> dict[str, str]:
+    """linear, table or vector, by the torch module that each parameter of a torchref model belongs to."""
+    import torch
+
+    owners = dict(model.named_modules())
+
+    def kind(name: str) -> str:
+        owner, _, last = name.rpartition(".")
+        if last.startswith("score_"):
+            return "linear"
+        if last != "weight":
+            return "vector"
+        return {torch.nn.Linear: "linear", torch.nn.Embedding: "table"}.get(type(owners[owner]).__bases__[0], "vector")
+
+    return {name: kind(name) for name, _ in model.named_parameters()}
+
+
+def _matrices(name: str, leaf: "torch.Tensor") -> list["torch.Tensor"]:
+    """A parameter's matrices (out, in): the weights of scores are maps [head, in, out], or [head, in] to one output."""
+    last = name.rpartition(".")[2]
+    if not last.startswith("score_"):
         return [leaf]
-    wide = leaf.movedim((*kind.outputs, *kind.inputs), tuple(range(-len(kind.outputs) - len(kind.inputs), 0)))
-    outputs = 1 if not kind.outputs else leaf.shape[kind.outputs[0]]
-    return list(wide.reshape(-1, outputs, leaf.shape[kind.inputs[0]]).unbind())
+    heads = leaf.unbind()
+    if last == "score_weight":  # [head, key, query]: from the query to the key
+        return list(heads)
+    return [head.T if head.ndim == 2 else head[None] for head in heads]
 
 
-def _joined(parts: list["torch.Tensor"], like: "torch.Tensor", kind: ParamKind) -> "torch.Tensor":
+def _whole(name: str, parts: list["torch.Tensor"], like: "torch.Tensor") -> "torch.Tensor":
     """The inverse of `_matrices`."""
     import torch
 
-    if kind.name != "linear":
+    if len(parts) == 1 and parts[0].shape == like.shape:
         return parts[0]
-    to = tuple(range(-len(kind.outputs) - len(kind.inputs), 0))
-    turned = like.movedim((*kind.outputs, *kind.inputs), to)
-    return torch.stack(parts).reshape(turned.shape).movedim(to, (*kind.outputs, *kind.inputs))
-
-
-def _arrays(tree: Params) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in by_path(tree).items()}
+    turn = like.ndim == 3 and not name.endswith("score_weight")
+    return torch.stack([part.T if turn else part for part in parts]).detach().reshape(like.shape)

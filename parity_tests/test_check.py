@@ -1,0 +1,78 @@
+"""`jaxlm.parity.check`: what it refuses, when it gives up on rounding, and how much of a context it reads."""
+
+import jax
+import numpy as np
+import pytest
+from cases import SMALL
+from conversions import random_params
+
+from jaxlm import parity
+from jaxlm.config import ModelConfig
+from jaxlm.errors import UserError
+from jaxlm.parity import measure, models
+
+BIGRAM = ModelConfig(family="bigram", vocab_size=5, max_seq_len=9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {"parts": ("gradient",)},
+            r"parts = \('gradient',\) holds an unknown one: choose among gradients, updates, decoding",
+        ),
+        ({"draws": 0}, "draws = 0 is too small"),
+        ({"tokens": np.array([1, 2, 3])}, r"tokens \[3\] cannot be compared"),
+        ({"tokens": np.zeros((0, 4), int)}, r"tokens \[0, 4\] cannot be compared"),
+        ({"tokens": np.full((2, 4), 0.7)}, r"tokens \[2, 4\] cannot be compared"),
+        ({"tokens": np.full((2, 4), 5)}, "give 3 or more ids below 5 a row"),
+        ({"prompt": np.array([1])}, r"prompt of shape \[1\] cannot be continued"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(arguments, said):
+    with pytest.raises(UserError, match=said):
+        parity.check(BIGRAM, random_params(BIGRAM), **arguments)
+
+
+def test_parameters_that_are_not_finite_are_named():
+    params = random_params(BIGRAM)
+    with pytest.raises(UserError, match="parameter table is not finite"):
+        parity.check(BIGRAM, {"table": params["table"].at[1, 2].set(np.nan)})
+
+
+def test_a_context_of_one_token_is_refused():
+    cfg = ModelConfig(**{**SMALL, "max_seq_len": 1})
+    with pytest.raises(UserError, match="max_seq_len = 1 leaves nothing to compare"):
+        parity.check(cfg, random_params(cfg))
+
+
+def test_rounding_is_given_up_after_a_bounded_number_of_batches(monkeypatch):
+    monkeypatch.setattr(measure, "ROUNDING", 0.0)
+    monkeypatch.setattr(measure, "ULPS", 0.0)
+    cfg = ModelConfig(family="embedding_bigram", vocab_size=5, max_seq_len=9, embed_dim=3)
+    read = []
+    forward = models._forward
+    monkeypatch.setattr(
+        models, "_forward", lambda net, batch, with_grads: read.append(batch) or forward(net, batch, with_grads)
+    )
+    report = parity.check(cfg, random_params(cfg), draws=2, parts=("gradients",))
+    assert not report.passed
+    assert report.first.causes == (
+        "products below float32 (TF32, bfloat16)",
+        "softmax or moments narrower than float32",
+    )
+    assert len(read) == 4 * 2 * models.MORE[-1]  # four networks
+    read.clear()
+    assert not parity.check(cfg, random_params(cfg), np.ones((1, 5), int), parts=("gradients",)).passed
+    assert len(read) == 4
+
+
+def test_random_tokens_fill_the_context_up_to_where_attention_goes_local():
+    def lengths(**fields):
+        cfg = ModelConfig(**{**SMALL, **fields})
+        return models._inputs(cfg, np.random.default_rng(0), None).windows.shape[1] - 1
+
+    assert lengths(max_seq_len=64) == 64
+    assert lengths(max_seq_len=1024) == 131
+    assert lengths(max_seq_len=1024, window=(100, None)) == 303
+    assert jax.config.read("jax_enable_x64") is False
