@@ -10,10 +10,10 @@ TORCH_INDEX ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Tests are mostly compiled by one thread each: a process a core, a file's tests in one process. They compile much and
-# compute little: machine code without optimisation takes a third off their time.
+# Tests are mostly compiled by one thread each: a process a core, each with half of the files until the other has none
+# left. They compile much and compute little: machine code without optimisation takes a third off their time.
 PYTEST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" \
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 PYTEST_X64 := JAX_ENABLE_X64=1 $(PYTEST)
 INSTALLED := pyproject.toml constraints.txt
 

@@ -19,7 +19,7 @@ BIGRAM = ModelConfig(family="bigram", vocab_size=5, max_seq_len=9)
     [
         (
             {"parts": ("gradient",)},
-            r"parts = \('gradient',\) holds an unknown one: choose among gradients, updates, decoding",
+            r"parts = \('gradient',\) holds an unknown one: choose among gradients, updates, decoding, sampling",
         ),
         ({"draws": 0}, "draws = 0 is too small"),
         ({"tokens": np.array([1, 2, 3])}, r"tokens \[3\] cannot be compared"),

@@ -14,7 +14,7 @@ from jaxlm.errors import UserError
 
 @pytest.mark.parametrize("cfg", cases.NARROW, ids=named)
 def test_bfloat16_models_round_as_torch_does(cfg):
-    assert_same(cfg)
+    assert_same(cfg, ("gradients", "decoding"))
 
 
 @pytest.mark.parametrize(("i", "dtype"), [(2, "float64"), (3, "float64"), (4, "float32")])
@@ -88,7 +88,7 @@ def drawn(count, **how):
 @drawn(15, derandomize=True)
 @hypothesis.given(configs())
 def test_drawn_models_are_those_of_torch(cfg):
-    assert_same(cfg)
+    assert_same(cfg, ("gradients",))
 
 
 @pytest.mark.slow

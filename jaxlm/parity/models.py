@@ -22,7 +22,7 @@ from jaxlm.parity.report import Divergence, Report, first_divergence
 from jaxlm.stack import stack_params, unstack_params
 from jaxlm.types import Params
 
-Part = Literal["gradients", "updates", "decoding"]
+Part = Literal["gradients", "updates", "decoding", "sampling"]
 """What is compared besides activations, logits and loss."""
 
 LATER_TOKENS, GREEDY_TOKENS = 12, 12
@@ -149,8 +149,11 @@ class Comparison:
             found.append(self._updates(self._passes(1)[0]))
         if "decoding" in parts:
             found.append(self._settled(self._decoding))
-        rows = tuple(row for part, _ in found for row in part)
-        return Report(rows, next((first for _, first in found if first), None))
+        if "sampling" in parts:
+            rows = self._greedy(self._cached.networks)
+            found.append((rows, _first_row(rows)))
+        every = tuple(row for part, _ in found for row in part)
+        return Report(every, next((first for _, first in found if first), None))
 
     def _settled(self, part: Callable[[int], Found]) -> Found:
         """What a part finds in the batches: if those are random, in more, where nothing but rounding speaks against it.
@@ -270,7 +273,7 @@ class Comparison:
         return by_path(unstack_params(self.asked_cfg, nested(stacked)))
 
     def _decoding(self, count: int) -> Found:
-        """A prefill, a chunk and steps through the cache, then greedy sampling, all past capacity where that can be."""
+        """A prefill, a chunk and steps through the cache, past its capacity where that can be."""
         networks = self._cached
         capacity = networks.networks.ours.cfg.max_seq_len
         batches = self._more(count)
@@ -304,8 +307,6 @@ class Comparison:
                     found[1], where=f"in {what}, {found[1].where}", causes=causes.HINTS["decoding"]
                 )
                 break
-        prompt = batches[0].windows[:, :prefill] if self.prompt is None else self.prompt
-        rows += self._greedy(networks.networks, prompt)
         return rows, first or _first_row(rows)
 
     def _decoding_scanned(self, chunks: list[list[np.ndarray]], results: list[Pair], capacity: int) -> Row:
@@ -324,20 +325,21 @@ class Comparison:
             cfg = dataclasses.replace(cfg, max_seq_len=max(2, 2 * read // 3))
         return Networks(cfg, self.params)
 
-    def _greedy(self, networks: Pair, prompt: np.ndarray) -> list[Row]:
+    def _greedy(self, networks: Pair) -> list[Row]:
         """Greedy tokens in float64, where near ties do not flip; none where a learned position table is full."""
         import torch
 
         import torchref
 
         ours, theirs = networks.exact(), networks.theirs if networks.exact_theirs is None else networks.exact_theirs
-        new = GREEDY_TOKENS
+        tokens, new = self.batches[0].windows, GREEDY_TOKENS
+        prompt = tokens[:, : (tokens.shape[1] + 1) // 2] if self.prompt is None else self.prompt
         if self.cfg.has_position_table:
             new = min(new, self.cfg.max_seq_len - prompt.shape[1])
         if new < 1:
             return []
         with computing("float64"):
-            tokens = generate(
+            drawn = generate(
                 ours.model,
                 ours.params,
                 prompt.astype(np.int32),
@@ -347,7 +349,7 @@ class Comparison:
                 capacity=ours.cfg.max_seq_len,
             ).tokens
         expected = torchref.generate(theirs.model, torch.from_numpy(prompt).long(), new, 0.0, use_kv_cache=True)
-        pair = Pair(np.asarray(tokens), expected.numpy())
+        pair = Pair(np.asarray(drawn), expected.numpy())
         return [measure("decoding", f"{new} greedy tokens", [pair], "float64")]
 
 
