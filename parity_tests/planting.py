@@ -62,7 +62,7 @@ def planted(edits: tuple[Edit, ...]) -> Iterator[None]:
 
 
 SMALL = {"vocab_size": 13, "max_seq_len": 16, "num_layers": 2, "embed_dim": 12, "num_heads": 2, "mlp_dim": 20}
-PARTS = {"gradient": ("gradients",), "update": ("updates",), "decoding": ("decoding",)}
+PARTS = {"gradient": ("gradients",), "update": ("updates",), "decoding": ("decoding", "sampling")}
 """What is compared besides the forward pass, by the quantity in which a bug shows first."""
 
 

@@ -333,7 +333,7 @@ class Comparison:
 
         ours, theirs = networks.exact(), networks.theirs if networks.exact_theirs is None else networks.exact_theirs
         tokens, new = self.batches[0].windows, GREEDY_TOKENS
-        prompt = tokens[:, : (tokens.shape[1] + 1) // 2] if self.prompt is None else self.prompt
+        prompt = tokens[:, : tokens.shape[1] // 2] if self.prompt is None else self.prompt
         if self.cfg.has_position_table:
             new = min(new, self.cfg.max_seq_len - prompt.shape[1])
         if new < 1:
