@@ -23,7 +23,7 @@ from jaxlm.stack import stack_params, unstack_params
 from jaxlm.types import Params
 
 Part = Literal["gradients", "updates", "decoding", "sampling"]
-"""What is compared besides activations, logits and loss."""
+"""What is compared besides activations, logits and losses; sampling is greedy."""
 
 LATER_TOKENS, GREEDY_TOKENS = 12, 12
 """Tokens read after the prefill, a chunk and then one by one; and tokens sampled."""
