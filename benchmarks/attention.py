@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.attention import attend
-from jaxlm.local import local_attend
-from jaxlm.masks import attention_mask
+from jaxlm.ops.attention import attend
+from jaxlm.ops.masks import attention_mask
+from jaxlm.ops.sliding_window import local_attend
 
 LENGTHS = [1024, 2048, 4096, 8192, 16384]
 

@@ -30,7 +30,7 @@ import torch
 import transformers
 
 import jaxlm
-from jaxlm.estimates import cache_bytes, parameter_table
+from jaxlm.analysis.costs import cache_bytes, parameter_table
 
 GPT2 = jaxlm.ModelConfig(vocab_size=65, max_seq_len=256)
 PROMPT, FEW, BIN = 16, 8, 64  # tokens: of a prompt, of the call that is taken off, of a point of the figure

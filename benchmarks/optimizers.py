@@ -19,8 +19,8 @@ import torch
 
 import jaxlm
 from jaxlm import optim
-from jaxlm.model import build_model, init_params
-from jaxlm.optim.kinds import decay_mask
+from jaxlm.model.build import build_model, init_params
+from jaxlm.optim.param_kinds import decay_mask
 
 RATE, DECAY = 6e-4, 0.1
 BASELINE = "optax.adamw"

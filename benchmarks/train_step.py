@@ -17,10 +17,10 @@ import torch
 import transformers
 
 from jaxlm.config import OptimConfig
-from jaxlm.model import build_model, init_params
+from jaxlm.config.presets import preset
+from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
-from jaxlm.presets import preset
-from jaxlm.train import init_state, make_chunk
+from jaxlm.training.step import init_state, make_chunk
 
 
 def jaxlm_steps(tokens: np.ndarray) -> Callable[[int], None]:

@@ -3,61 +3,59 @@
 Names are imported when they are first used: `import jaxlm` starts no device work.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from etils import epy as _epy
 
-if TYPE_CHECKING:
+with _epy.lazy_api_imports(globals()):
+    from jaxlm import attention as attention
     from jaxlm import convert as convert
     from jaxlm import optim as optim
     from jaxlm import parity as parity
-    from jaxlm.beam import beam_search as beam_search
+    from jaxlm.analysis.attention_maps import attention_maps as attention_maps
     from jaxlm.config import DataConfig as DataConfig
     from jaxlm.config import ExperimentConfig as ExperimentConfig
     from jaxlm.config import ModelConfig as ModelConfig
     from jaxlm.config import OptimConfig as OptimConfig
     from jaxlm.config import SampleConfig as SampleConfig
     from jaxlm.config import TrainConfig as TrainConfig
-    from jaxlm.decode import generate as generate
-    from jaxlm.decode import predict as predict
-    from jaxlm.decode import score as score
-    from jaxlm.maps import attention_maps as attention_maps
-    from jaxlm.model import build_model as build_model
-    from jaxlm.model import init_params as init_params
-    from jaxlm.naive import generate_naive as generate_naive
-    from jaxlm.presets import preset as preset
-    from jaxlm.run import load_run as load_run
-    from jaxlm.stack import stack_params as stack_params
-    from jaxlm.stack import unstack_params as unstack_params
-    from jaxlm.streaming import stream as stream
+    from jaxlm.config.presets import preset as preset
+    from jaxlm.decode.beam_search import beam_search as beam_search
+    from jaxlm.decode.generate import generate as generate
+    from jaxlm.decode.generate import predict as predict
+    from jaxlm.decode.generate import score as score
+    from jaxlm.decode.stream import stream as stream
+    from jaxlm.decode.uncached import generate_naive as generate_naive
+    from jaxlm.model.build import build_model as build_model
+    from jaxlm.model.build import init_params as init_params
+    from jaxlm.model.layer_stack import stack_params as stack_params
+    from jaxlm.model.layer_stack import unstack_params as unstack_params
+    from jaxlm.run.training import load_run as load_run
 
-_HOME = {
-    "DataConfig": "config",
-    "ExperimentConfig": "config",
-    "ModelConfig": "config",
-    "OptimConfig": "config",
-    "SampleConfig": "config",
-    "TrainConfig": "config",
-    "attention_maps": "maps",
-    "beam_search": "beam",
-    "build_model": "model",
-    "generate": "decode",
-    "generate_naive": "naive",
-    "init_params": "model",
-    "load_run": "run",
-    "predict": "decode",
-    "preset": "presets",
-    "score": "decode",
-    "stack_params": "stack",
-    "stream": "streaming",
-    "unstack_params": "stack",
-}
-_PACKAGES = ("convert", "optim", "parity")
-__all__ = [*_HOME, *_PACKAGES]
+__all__ = [
+    "DataConfig",
+    "ExperimentConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "attention",
+    "attention_maps",
+    "beam_search",
+    "build_model",
+    "convert",
+    "generate",
+    "generate_naive",
+    "init_params",
+    "load_run",
+    "optim",
+    "parity",
+    "predict",
+    "preset",
+    "score",
+    "stack_params",
+    "stream",
+    "unstack_params",
+]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return importlib.import_module(f"jaxlm.{name}")
-    if name in _HOME:
-        return getattr(importlib.import_module(f"jaxlm.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'jaxlm' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -7,14 +7,21 @@ import flax.linen as nn
 import optax
 from planting import Edit, Mutation, edit, missed, named, run
 
-from jaxlm import attention, cache, decode, linear, loss, masks, modules, rope, scores, stack, transformer
 from jaxlm.convert import torchref as convert
+from jaxlm.decode import generate as decode
+from jaxlm.model import cache, transformer
+from jaxlm.model import layer_stack as stack
+from jaxlm.model import layers as modules
+from jaxlm.ops import attention, loss, masks
+from jaxlm.ops import attention_scores as scores
+from jaxlm.ops import matmul as linear
+from jaxlm.ops import positions as rope
 from jaxlm.optim import build_optimizer
 from jaxlm.optim.adafactor import scale_by_factored_rms
 from jaxlm.optim.adam import adamw, scale_by_moments
 from jaxlm.optim.adamsn import _summed_axes
-from jaxlm.optim.kinds import ParamKind
-from jaxlm.optim.steps import decay_parameters
+from jaxlm.optim.param_kinds import ParamKind
+from jaxlm.optim.transforms import decay_parameters
 from torchref import layers as torch_layers
 
 

@@ -8,8 +8,8 @@ import torch
 from support import built, random_tokens
 from tolerances import FLOAT64, assert_close
 
-from jaxlm.attention import self_attention, softcap
 from jaxlm.config import ModelConfig
+from jaxlm.ops.attention import self_attention, softcap
 
 pytestmark = pytest.mark.x64
 
@@ -83,7 +83,7 @@ def test_soft_caps_are_those_of_gemma():
     """transformers' eager attention of Gemma 2, with its cap on the scores."""
     from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-    from jaxlm.attention import attend
+    from jaxlm.ops.attention import attend
 
     rng = np.random.default_rng(1)
     q, k, v = (3 * rng.standard_normal((2, 5, heads, 4)) for heads in (4, 2, 2))

@@ -6,7 +6,7 @@ import sys
 import pytest
 from support import command
 
-from jaxlm import transformer
+from jaxlm.model import transformer
 
 SIZES = ["--model.num-layers", "1", "--model.embed-dim", "12", "--model.num-heads", "2", "--model.max-seq-len", "11"]
 TINY = [*SIZES, "--draws", 1]

@@ -11,8 +11,9 @@ import transformers
 from foreign import gpt2, llama, save_nanogpt
 from support import command
 
-from jaxlm import convert, run
+from jaxlm import convert
 from jaxlm.errors import UserError
+from jaxlm.run import training as run
 
 
 @pytest.fixture

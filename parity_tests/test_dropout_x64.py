@@ -13,8 +13,8 @@ import torchref
 from jaxlm.config import ModelConfig
 from jaxlm.convert import to_torchref
 from jaxlm.convert.torchref import by_path, to_array, torch_name, turned
-from jaxlm.model import build_model
-from jaxlm.train import batch_loss
+from jaxlm.model.build import build_model
+from jaxlm.training.step import batch_loss
 
 pytestmark = pytest.mark.x64
 
@@ -81,7 +81,7 @@ def test_dropout_falls_where_torchs_does(cfg, monkeypatch):
 
 
 def test_the_weighted_loss_is_torchs_and_that_of_its_library():
-    from jaxlm.loss import cross_entropy
+    from jaxlm.ops.loss import cross_entropy
 
     rng = np.random.default_rng(1)
     logits, targets, weights = rng.standard_normal((3, 5, 7)), rng.integers(0, 7, (3, 5)), rng.random((3, 5))

@@ -11,8 +11,8 @@ transformers = pytest.importorskip("transformers")
 import tokenizers  # noqa: E402
 from tolerances import FLOAT32  # noqa: E402
 
-from jaxlm.oracles import load_oracle  # noqa: E402
-from jaxlm.tasks import _added  # noqa: E402
+from jaxlm.evals.scorers import load_oracle  # noqa: E402
+from jaxlm.evals.tasks import _added  # noqa: E402
 
 STARTS = ["the cat s", "a do", "the dog and the ca"]
 WHOLES = ["the cat sat on the mat and then the dog", "a dog", "the dog and the cat"]

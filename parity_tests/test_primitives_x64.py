@@ -8,13 +8,13 @@ import torch
 from tolerances import FLOAT64, assert_close
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from jaxlm.attention import attend
 from jaxlm.config import ModelConfig
-from jaxlm.linear import matmul
-from jaxlm.loss import cross_entropy
-from jaxlm.modules import Norm
-from jaxlm.rope import apply_rope, rope_angles
-from jaxlm.transformer import ACTIVATIONS, GATED
+from jaxlm.model.layers import Norm
+from jaxlm.model.transformer import ACTIVATIONS, GATED
+from jaxlm.ops.attention import attend
+from jaxlm.ops.loss import cross_entropy
+from jaxlm.ops.matmul import matmul
+from jaxlm.ops.positions import apply_rope, rope_angles
 
 pytestmark = pytest.mark.x64
 

@@ -12,9 +12,9 @@ from tolerances import FLOAT64, assert_close
 
 import jaxlm
 import torchref
-from jaxlm.attention import self_attention_grads
 from jaxlm.convert import from_torchref, to_torchref
-from jaxlm.sampling import Rules, Settings, filter_logits
+from jaxlm.decode.filters import Rules, Settings, filter_logits
+from jaxlm.ops.attention import self_attention_grads
 from torchref.sampling import filtered
 
 pytestmark = pytest.mark.x64

@@ -8,15 +8,15 @@ import torch
 from tolerances import FLOAT64, assert_close
 
 import torchref
-from jaxlm import recipes
 from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.convert import to_torchref
-from jaxlm.model import build_model
+from jaxlm.data import sources as recipes
+from jaxlm.data.tokenizer import CharTokenizer
+from jaxlm.model.build import build_model
 from jaxlm.optim import build_optimizer
 from jaxlm.parity import random_params
 from jaxlm.parity.updates import parameter_kinds, torch_optimizer
-from jaxlm.tokenizer import CharTokenizer
-from jaxlm.train import init_state, train_step
+from jaxlm.training.step import init_state, train_step
 
 pytestmark = pytest.mark.x64
 

@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm import data, estimates
+from jaxlm.analysis import costs as estimates
 from jaxlm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
-from jaxlm.data import Corpus
-from jaxlm.model import build_model, init_params
+from jaxlm.data import corpus as data
+from jaxlm.data.corpus import Corpus
+from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
-from jaxlm.recorder import Evaluation
-from jaxlm.train import init_state, make_chunk
+from jaxlm.run.hooks import Evaluation
+from jaxlm.training.step import init_state, make_chunk
 
 SIZES: dict[str, Any] = {"vocab_size": 65, "max_seq_len": 64}
 BASE = ModelConfig(**SIZES, num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=2, use_bias=False, position="rope")

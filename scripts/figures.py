@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ModelConfig
-from jaxlm.masks import attention_mask
-from jaxlm.model import build_model, init_params
-from jaxlm.report import plot_masks
+from jaxlm.model.build import build_model, init_params
+from jaxlm.ops.masks import attention_mask
+from jaxlm.run.plots import plot_masks
 
 LENGTH = 16
 PATTERNS = {"window=None": None, "window=1": 1, "window=4": 4, "window=(4, 2)": (4, 2), "window=(3, None)": (3, None)}

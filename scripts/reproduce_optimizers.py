@@ -19,11 +19,12 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
-from jaxlm import metrics, preset
+from jaxlm import preset
 from jaxlm.config import ExperimentConfig, OptimConfig
-from jaxlm.model import build_model, init_params
+from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer, state_bytes
-from jaxlm.run import read_config, train
+from jaxlm.run import metrics
+from jaxlm.run.training import read_config, train
 
 BASE = preset("nanogpt-cpu")
 SEEDS = (0, 1, 2)

@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxlm.cli import main
+from jaxlm.cli.main import main
 
 sys.exit(main(["train", *sys.argv[1:]]))

@@ -8,7 +8,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from jaxlm import recipes  # noqa: E402
+from jaxlm.data import sources as recipes  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("any machine", deadline=None)  # a time limit fails on a busy one

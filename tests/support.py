@@ -10,9 +10,9 @@ from unittest import mock
 import jax
 from jaxtyping import Array
 
-from jaxlm import cli
+from jaxlm.cli import main as cli
 from jaxlm.config import ModelConfig
-from jaxlm.model import build_model, init_params
+from jaxlm.model.build import build_model, init_params
 
 PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxlm-programs-")
 """Where the commands of the tests keep compiled programs, in place of the user's own folder; gone with the process."""

@@ -1,19 +1,18 @@
-"""Parameters from and to elsewhere: a converter gives the same function, or refuses by name and value."""
+"""Converts parameters from and to other formats. Each converter gives the same function, or refuses by name and value.
 
-import importlib
-from typing import TYPE_CHECKING, Any
+Names are imported when they are first used.
+"""
 
-if TYPE_CHECKING:
+from etils import epy as _epy
+
+with _epy.lazy_api_imports(globals()):
     from jaxlm.convert.hf import from_hf as from_hf
     from jaxlm.convert.nanogpt import from_nanogpt as from_nanogpt
     from jaxlm.convert.torchref import from_torchref as from_torchref
     from jaxlm.convert.torchref import to_torchref as to_torchref
 
-_HOME = {"from_hf": "hf", "from_nanogpt": "nanogpt", "from_torchref": "torchref", "to_torchref": "torchref"}
-__all__ = [*_HOME]
+__all__ = ["from_hf", "from_nanogpt", "from_torchref", "to_torchref"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"jaxlm.convert.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'jaxlm.convert' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

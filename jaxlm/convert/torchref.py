@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
-from jaxlm.model import build_model, init_params
-from jaxlm.stack import stack_params, unstack_params
+from jaxlm.model.build import build_model, init_params
+from jaxlm.model.layer_stack import stack_params, unstack_params
 from jaxlm.types import Params
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.errors import UserError
 from jaxlm.optim.adam import correction
-from jaxlm.optim.kinds import ParamKind, kinds_like
-from jaxlm.optim.steps import accumulate, at_least_float32, clip_by_rms, decay_parameters, scale_by_parameter_rms
+from jaxlm.optim.param_kinds import ParamKind, kinds_like
+from jaxlm.optim.transforms import accumulate, at_least_float32, clip_by_rms, decay_parameters, scale_by_parameter_rms
 from jaxlm.types import Number
 
 Factors = Literal["kinds", "last", "largest"]

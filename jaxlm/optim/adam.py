@@ -10,8 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxlm.errors import UserError
-from jaxlm.optim.kinds import mask_or_default
-from jaxlm.optim.steps import at_least_float32
+from jaxlm.optim.param_kinds import mask_or_default
+from jaxlm.optim.transforms import at_least_float32
 from jaxlm.types import Number
 
 EpsPlacement = Literal["outside", "uncorrected", "inside"]

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxlm.errors import UserError
 from jaxlm.optim.adam import EpsPlacement, Subsets, add_decay, scale_by_moments
-from jaxlm.optim.kinds import KeyPath, ParamKind, kinds_like
+from jaxlm.optim.param_kinds import KeyPath, ParamKind, kinds_like
 from jaxlm.types import Number
 
 SubsetRule = Literal["per_output", "per_input", "auto"]

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import optax
 
-from jaxlm.config import OPTIMIZER_FIELDS, OptimConfig
+from jaxlm.config.experiment import OPTIMIZER_FIELDS, OptimConfig
 from jaxlm.errors import UserError
 from jaxlm.optim.adafactor import adafactor
 from jaxlm.optim.adam import adamw
 from jaxlm.optim.adamsn import adamsn
 from jaxlm.optim.schedules import build_schedule
 from jaxlm.optim.sgd import sgd
-from jaxlm.optim.steps import decay_parameters, skip_nonfinite
+from jaxlm.optim.transforms import decay_parameters, skip_nonfinite
 from jaxlm.types import Params, tree_bytes
 
 Factory = Callable[..., optax.GradientTransformation]

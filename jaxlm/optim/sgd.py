@@ -6,7 +6,7 @@ import optax
 from jax.typing import DTypeLike
 
 from jaxlm.errors import UserError
-from jaxlm.optim.steps import accumulate, decay_parameters
+from jaxlm.optim.transforms import accumulate, decay_parameters
 from jaxlm.types import Number
 
 

@@ -12,14 +12,14 @@ from jaxtyping import Integer
 
 from jaxlm.config import ModelConfig
 from jaxlm.convert.torchref import by_path, nested
-from jaxlm.decode import generate
+from jaxlm.decode.generate import generate
 from jaxlm.errors import UserError
-from jaxlm.model import build_model, init_params
+from jaxlm.model.build import build_model, init_params
+from jaxlm.model.layer_stack import stack_params, unstack_params
 from jaxlm.parity import causes, updates
 from jaxlm.parity.measure import Pair, Row, measure
 from jaxlm.parity.networks import Networks, Ours, Pass, Theirs, Values, computing
 from jaxlm.parity.report import Divergence, Report, first_divergence
-from jaxlm.stack import stack_params, unstack_params
 from jaxlm.types import Params
 
 Part = Literal["gradients", "updates", "decoding", "sampling"]

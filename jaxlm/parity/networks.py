@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.convert.torchref import by_path, jax_name, to_array, to_torchref, torch_name, turned
-from jaxlm.loss import cross_entropy
-from jaxlm.model import build_model
+from jaxlm.model.build import build_model
+from jaxlm.ops.loss import cross_entropy
 from jaxlm.parity.capture import Event, hooked, traced
 from jaxlm.parity.measure import Pair
 from jaxlm.types import Params

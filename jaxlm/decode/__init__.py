@@ -1,0 +1,1 @@
+"""Continuing, scoring and searching texts with a trained model."""

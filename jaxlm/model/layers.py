@@ -1,0 +1,147 @@
+"""The Linen modules every family is made of, and the contract they share."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlm.config import ModelConfig
+from jaxlm.model.cache import Cache, init_cache
+from jaxlm.ops.attention import softcap
+from jaxlm.ops.matmul import matmul
+from jaxlm.types import Logits, Tokens
+
+Initializer = Callable[..., Array]
+
+
+class LanguageModel(nn.Module):
+    """What every family is: `apply({"params": params}, tokens, cache, lengths, train) -> (logits, cache)`.
+
+    Args:
+      tokens: [B, T] int32 below V; one outside gives NaN logits.
+      cache: what came before; None = nothing. With a cache T >= 1 is a prefill, a chunk or a single step alike.
+      lengths: [B] real tokens of each right-padded row; padding is neither seen nor cached.
+      train: dropout on; needs `rngs={"dropout": key}` where a rate is above 0.
+
+    Returns:
+      Logits [B, T, V] of the token after each position, in at least float32, and the cache with the tokens added
+      (None without one).
+
+    Raises:
+      ValueError: T beyond a learned position table.
+    """
+
+    cfg: ModelConfig
+
+    @nn.nowrap
+    def init_cache(self, batch_size: int, capacity: int) -> Cache:
+        """An empty cache, `jaxlm.cache.init_cache` of this model's config."""
+        return init_cache(self.cfg, batch_size, capacity)
+
+    @nn.nowrap
+    def _embed(self, tokens: Tokens, train: bool) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
+        """The vectors of some tokens, and the table they come from.
+
+        Embedding dropout takes whole rows out of the table, so a dropped word vanishes wherever it stands.
+        Source: Gal & Ghahramani 2016, https://arxiv.org/abs/1512.05287, section 4.2.
+        """
+        cfg = self.cfg
+        shape = (cfg.vocab_size, cfg.embed_dim)
+        table = self.param("embedding", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
+        looked_up = table
+        if train and cfg.embedding_dropout:
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - cfg.embedding_dropout, (cfg.vocab_size, 1))
+            looked_up = table * kept / (1 - cfg.embedding_dropout)
+        return look_up(looked_up, tokens).astype(cfg.dtype), table
+
+    @nn.nowrap
+    def _logits(self, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Logits:
+        cfg = self.cfg
+        wide = str(jnp.promote_types(cfg.dtype, jnp.float32))
+        head = Dense(cfg, cfg.vocab_size, cfg.head_bias, out_dtype=wide, name="head")
+        return softcap(head(x, table.T if cfg.tie_embeddings else None), cfg.final_softcap)
+
+
+def look_up(table: Float[Array, "rows D"], tokens: Tokens) -> Float[Array, "B T D"]:
+    """Rows of a table; an id outside gives NaN, where JAX would clamp it or count a negative one from the end."""
+    outside = jnp.where(tokens < 0, table.shape[0], tokens)
+    return table.at[outside].get(mode="fill", fill_value=jnp.nan)
+
+
+def table_init(cfg: ModelConfig) -> Initializer:
+    """How embedding tables begin: N(0, 1) with init "torch", else N(0, 0.02)."""
+    return nn.initializers.normal(1.0 if cfg.init == "torch" else 0.02)
+
+
+def weight_init(cfg: ModelConfig, fan_in: int, std: float = 0.02) -> Initializer:
+    """How a weight over `fan_in` features begins: U(+-1/sqrt(fan_in)) with init "torch", else N(0, std)."""
+    return uniform_init(fan_in) if cfg.init == "torch" else nn.initializers.normal(std)
+
+
+def bias_init(cfg: ModelConfig, fan_in: int) -> Initializer:
+    """How a bias begins: U(+-1/sqrt(fan_in)) with init "torch", else 0."""
+    return uniform_init(fan_in) if cfg.init == "torch" else nn.initializers.zeros
+
+
+def uniform_init(fan_in: int) -> Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias, kernel [in, out].
+
+    `to_residual` marks the projections that write into the residual stream, which init "gpt2" scales down.
+    """
+
+    cfg: ModelConfig
+    features: int
+    use_bias: bool
+    to_residual: bool = False
+    out_dtype: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*rows in"], kernel: Float[Array, "in out"] | None = None
+    ) -> Float[Array, "*rows out"]:
+        """Multiplies by the given kernel, or by a parameter of its own."""
+        cfg, fan_in = self.cfg, x.shape[-1]
+        std = 0.02 / math.sqrt(2 * cfg.num_layers) if cfg.init == "gpt2" and self.to_residual else 0.02
+        if kernel is None:
+            shape = (fan_in, self.features)
+            kernel = self.param("kernel", weight_init(cfg, fan_in, std), shape, jnp.dtype(cfg.param_dtype))
+        dtype = jnp.dtype(self.out_dtype or cfg.dtype)
+        out = matmul(x.astype(cfg.dtype), kernel.astype(cfg.dtype), dtype)
+        if self.use_bias:
+            bias = self.param("bias", bias_init(cfg, fan_in), (self.features,), jnp.dtype(cfg.param_dtype))
+            out += jnp.expand_dims(bias.astype(dtype), range(out.ndim - 1))
+        return out
+
+
+class Norm(nn.Module):
+    """Layer norm, RMS norm or nothing over the last axis; moments in at least float32."""
+
+    cfg: ModelConfig
+    kind: str | None = None
+    """None = that of the config."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """Normalises each row."""
+        cfg, kind = self.cfg, self.kind or self.cfg.norm
+        if kind == "none":
+            return x
+        make = nn.RMSNorm if kind == "rmsnorm" else functools.partial(nn.LayerNorm, use_bias=cfg.use_bias)
+        norm = make(
+            epsilon=cfg.norm_eps,
+            dtype=jnp.dtype(cfg.dtype),
+            param_dtype=jnp.dtype(cfg.param_dtype),
+            use_fast_variance=False,
+        )
+        nn.share_scope(self, norm)
+        return norm(x)

@@ -1,0 +1,127 @@
+"""The other families: bigram tables and recurrent networks, under the transformer's contract."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm.config import ModelConfig
+from jaxlm.model.cache import RecurrentCache, zero_state
+from jaxlm.model.layer_stack import apply_layers
+from jaxlm.model.layers import LanguageModel, bias_init, look_up, table_init, weight_init
+from jaxlm.ops.attention import softcap
+from jaxlm.types import Logits, Tokens
+
+
+class Bigram(LanguageModel):
+    """Logits of the next token straight from a V x V table: row = the token before. Its cache is empty."""
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Tokens,
+        cache: tuple[()] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        train: bool = False,
+    ) -> tuple[Logits, tuple[()] | None]:
+        """See LanguageModel."""
+        cfg = self.cfg
+        shape = (cfg.vocab_size, cfg.vocab_size)
+        table = self.param("table", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
+        logits = look_up(table.astype(cfg.dtype), tokens).astype(jnp.promote_types(cfg.dtype, jnp.float32))
+        return softcap(logits, cfg.final_softcap), cache
+
+
+class EmbeddingBigram(LanguageModel):
+    """The same through D features: embedding, dropout, vocabulary head. Its cache is empty."""
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Tokens,
+        cache: tuple[()] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        train: bool = False,
+    ) -> tuple[Logits, tuple[()] | None]:
+        """See LanguageModel."""
+        x, table = self._embed(tokens, train)
+        x = nn.Dropout(self.cfg.dropout, deterministic=not train)(x)
+        return self._logits(x, table), cache
+
+
+def slide(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """min(1, max(0, a))."""
+    return jnp.clip(a, 0, 1)
+
+
+CELL_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "slide": slide}
+
+
+class RecurrentLayer(nn.Module):
+    """One Linen cell over the sequence, then dropout; padding leaves the state as it is."""
+
+    cfg: ModelConfig
+    window: None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: Any, train: bool
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """The hidden state of every token; the last real token's state is the new cache."""
+        cell = self._cell()
+
+        def step(cell: nn.RNNCellBase, state: Any, inputs: tuple[Array, Array]) -> tuple[Any, Array]:
+            token, real = inputs
+            new, out = cell(state, token)
+            return jax.tree.map(lambda a, b: jnp.where(real, a, b), new, state), out
+
+        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
+        state, out = scan(cell, cache, (x, positions[..., None] >= 0))
+        return nn.Dropout(self.cfg.dropout, deterministic=not train)(out), state
+
+    @nn.nowrap
+    def _cell(self) -> nn.RNNCellBase:
+        cfg = self.cfg
+        make: Any = {"elman": nn.SimpleCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}[cfg.cell]
+        if cfg.cell == "elman":
+            make = functools.partial(make, activation_fn=CELL_ACTIVATIONS[cfg.cell_activation])
+        return make(
+            features=cfg.embed_dim,
+            kernel_init=weight_init(cfg, cfg.embed_dim),
+            recurrent_kernel_init=weight_init(cfg, cfg.embed_dim),
+            bias_init=bias_init(cfg, cfg.embed_dim),
+            dtype=jnp.dtype(cfg.dtype),
+            param_dtype=jnp.dtype(cfg.param_dtype),
+            name="cell",
+        )
+
+
+class Recurrent(LanguageModel):
+    """Embedding, L recurrent layers of width D, vocabulary head; the hidden states are the cache.
+
+    Sources: Elman 1990 (Cognitive Science 14); LSTM: Hochreiter & Schmidhuber 1997 (Neural Computation 9); GRU: Cho et
+    al. 2014, https://arxiv.org/abs/1406.1078. The cells are Linen's: the LSTM has one bias a gate where torch has two.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Tokens,
+        cache: RecurrentCache | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        train: bool = False,
+    ) -> tuple[Logits, RecurrentCache | None]:
+        """See LanguageModel."""
+        cfg = self.cfg
+        batch, length = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))
+        if lengths is not None:
+            positions = jnp.where(positions < lengths[:, None], positions, -1)
+        x, table = self._embed(tokens, train)
+        x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
+        state = zero_state(cfg, batch) if cache is None else cache
+        x, layers = apply_layers(RecurrentLayer, cfg, x, positions, state.layers, train)
+        return self._logits(x, table), None if cache is None else RecurrentCache(layers)

@@ -1,0 +1,81 @@
+"""How well a key answers a query: the four attention scores.
+
+They are summed and returned in at least float32; what multiplicative and additive scores compute before the last sum
+is in the type of the queries.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlm.ops.matmul import wide_einsum
+
+Score: TypeAlias = Callable[[Array, Array], Array]
+"""(queries [B, T, K, G, H], keys [B, S, K, H]) -> scores [B, K, G, T, S]."""
+
+
+def dot_scores(queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"]) -> Float[Array, "B K G T S"]:
+    """k^T q / sqrt(H).
+
+    Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
+    """
+    wide = _wide(queries)
+    if queries.shape[1] == 1:  # a step of decoding: in this order XLA:CPU reads the cache where it lies
+        scores = wide_einsum("bskh,btkgh->bkgts", keys, queries, wide)
+    else:
+        scores = wide_einsum("btkgh,bskh->bkgts", queries, keys, wide)
+    return scores * queries.shape[-1] ** -0.5
+
+
+def multiplicative_scores(
+    queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"], weight: Float[Array, "K G H H"]
+) -> Float[Array, "B K G T S"]:
+    """k^T W q / sqrt(H), one W [key feature, query feature] a query head.
+
+    Source: Luong et al. 2015 ("general"), https://arxiv.org/abs/1508.04025, here scaled.
+    """
+    return dot_scores(jnp.einsum("btkgh,kgjh->btkgj", queries, weight), keys)
+
+
+def concat_scores(
+    queries: Float[Array, "B T K G H"],
+    keys: Float[Array, "B S K H"],
+    key_weight: Float[Array, "K G H"],
+    query_weight: Float[Array, "K G H"],
+) -> Float[Array, "B K G T S"]:
+    """w^T [k; q], w in halves. The query's term is the same for all keys: the softmax, if uncapped, cancels it."""
+    wide = _wide(queries)
+    of_queries = wide_einsum("btkgh,kgh->bkgt", queries, query_weight, wide)
+    of_keys = wide_einsum("bskh,kgh->bkgs", keys, key_weight, wide)
+    return of_queries[..., :, None] + of_keys[..., None, :]
+
+
+def additive_scores(
+    queries: Float[Array, "B T K G H"],
+    keys: Float[Array, "B S K H"],
+    key_weight: Float[Array, "K G H A"],
+    query_weight: Float[Array, "K G H A"],
+    out_weight: Float[Array, "K G A"],
+) -> Float[Array, "B K G T S"]:
+    """w^T tanh(W [k; q]), W cut into its halves; A hidden features a query head, so memory is A times the scores'.
+
+    Source: Bahdanau et al. 2014, https://arxiv.org/abs/1409.0473, appendix A.1.2.
+    """
+    wide = _wide(queries)
+    of_queries = jnp.einsum("btkgh,kgha->bkgta", queries, query_weight)
+    of_keys = jnp.einsum("bskh,kgha->bkgsa", keys, key_weight)
+    hidden = jnp.tanh(of_queries[..., :, None, :] + of_keys[..., None, :, :])
+    return wide_einsum("bkgtsa,kga->bkgts", hidden, out_weight, wide)
+
+
+def summed(score: Score) -> Score:
+    """The score of a whole group: its heads' scores added, one row [B, K, 1, T, S] a key/value head."""
+    if score is dot_scores:  # linear in the query: add the queries, at a G-th of the cost
+        return lambda queries, keys: dot_scores(queries.sum(axis=3, keepdims=True), keys)
+    return lambda queries, keys: score(queries, keys).sum(axis=2, keepdims=True)
+
+
+def _wide(x: Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)

@@ -1,0 +1,195 @@
+"""`jaxlm convert` on Hugging Face folders: the runs it makes, their tokenizers, and bad input."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from foreign_folders import GPT2, LLAMA, word_tokenizer, write
+from support import command
+
+from jaxlm import convert
+from jaxlm.errors import UserError
+from jaxlm.run import training as run
+
+
+@pytest.fixture
+def gpt2(tmp_path):
+    return write(tmp_path / "gpt2", GPT2)
+
+
+# The command and the runs it makes
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_a_folder_becomes_a_run_that_every_command_opens(tmp_path, config):
+    source, out = write(tmp_path / "source", config), tmp_path / "runs" / "new"
+    code, stdout, stderr = command("convert", "--from", "hf", source, out, "--json")
+    assert (code, stderr) == (0, "")
+    cfg, params = convert.from_hf(source)
+    loaded = run.load_run(out)
+    assert loaded.config.model == cfg
+    assert (loaded.config.preset, loaded.step, loaded.corpus_sha256) == ("imported", 0, None)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    record = json.loads((out / "config.json").read_text())
+    assert record["source"] == {"format": "Hugging Face", "name": "source"}
+    assert str(tmp_path) not in (out / "config.json").read_text()
+    found = json.loads(stdout)
+    assert found["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert (found["tokenizer"], found["tokens"], found["model"]["vocab_size"]) == ("ids", 37, 37)
+
+    code, stdout, _ = command("sample", out, "--prompt", "3 5", "--max-new-tokens", 4, "--json")
+    assert code == 0
+    text = json.loads(stdout)["texts"][0]
+    assert text.startswith("3 5 ")
+    assert len(text.split()) == 6
+    code, stdout, _ = command("sample", out, "--max-new-tokens", 2)
+    assert (code, stdout.split()[0]) == (0, "0")
+    assert command("info", out, "--json")[0] == 0
+    assert command("attend", out, "--text", "3 5")[0] == 0
+
+
+def test_the_table_names_what_was_brought_in(tmp_path, gpt2):
+    code, stdout, _ = command("convert", gpt2, tmp_path / "new", "--from", "hf")
+    assert code == 0
+    for words in ("2 layers, width 15, 3 heads, context 23", "6,720 of float32", "37", "token ids"):
+        assert words in stdout
+
+
+def test_an_imported_run_has_no_data_but_those_it_is_given(tmp_path, gpt2):
+    out, text = tmp_path / "new", tmp_path / "text.txt"
+    words = " ".join(str(i * 7 % 37) for i in range(900))
+    text.write_text(words)
+    assert command("convert", gpt2, out, "--from", "hf")[0] == 0
+    for task in ("loss", "prediction"):
+        code, _, stderr = command("eval", out, "--task", task)
+        assert (code, stderr.count("\n")) == (2, 1)
+        assert "was brought in and has no data of its own: name a text by --data.path" in stderr
+    code, stdout, _ = command("eval", out, "--data.path", text, "--json")
+    assert code == 0
+    assert json.loads(stdout)["val_targets"] == len(words[int(0.9 * len(words)) :].split()) - 1
+    code, _, stderr = command("train", "--resume", "--out", out)
+    assert code == 2
+    assert "was brought in, not trained" in stderr
+
+
+@pytest.mark.parametrize("place", ["folder", "file", "link"])
+def test_what_is_there_is_left_alone(tmp_path, gpt2, place):
+    out = tmp_path / "out"
+    if place == "folder":
+        out.mkdir()
+        (out / "note").write_text("mine")
+    elif place == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    code, _, stderr = command("convert", gpt2, out, "--from", "hf")
+    assert (code, stderr) == (2, f"jaxlm: error: {out} already holds something: choose another DST\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, gpt2, monkeypatch):
+    (gpt2 / "model.safetensors").write_bytes((gpt2 / "model.safetensors").read_bytes()[:-4])
+    code, _, stderr = command("convert", gpt2, tmp_path / "new", "--from", "hf")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "model.safetensors cannot be read" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    write(gpt2, GPT2)
+    monkeypatch.setattr("jaxlm.run.checkpoint.save", full)
+    code, _, stderr = command("convert", gpt2, tmp_path / "new", "--from", "hf")
+    assert code == 2
+    assert "cannot be made (No space left on device)" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--from", "torchref"], "--from torchref is not there yet"),
+        (["--from", "jaxlm"], "--from jaxlm is not there yet"),
+        (["--from", "hf", "--to", "hf"], "--to hf is not there yet"),
+        (["--from", "keras"], "invalid choice 'keras'"),
+        ([], "--from"),
+        (["--from", "hf", "--tokenizer", "nowhere.json"], "nowhere.json holds no tokenizer"),
+        (["--from", "nanogpt"], "ckpt.pt is not a file"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, gpt2, arguments, words):
+    code, _, stderr = command("convert", gpt2, tmp_path / "new", *arguments)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert words in stderr
+    assert not (tmp_path / "new").exists()
+
+
+# Tokenizers
+
+
+def test_a_tokenizer_beside_the_model_is_taken_and_never_left(tmp_path):
+    source = write(tmp_path / "source", LLAMA)
+    (source / "tokenizer.json").write_text(json.dumps(word_tokenizer()))
+    assert command("convert", source, tmp_path / "new", "--from", "hf")[0] == 0
+    loaded = run.load_run(tmp_path / "new")
+    assert (loaded.tokenizer.vocab_size, loaded.config.model.vocab_size) == (10, 37)
+    assert len(loaded.tokenizer.encode("abcdeabcdeabcde")) > 3  # truncation is off
+    assert len(loaded.tokenizer.encode("abc")) < 20  # so is padding
+    assert len(loaded.tokenizer.encode(loaded.config.sample.prompt)) > 0
+    settings = ("--prompt", "abc", "--max-new-tokens", 40, "--temperature", 100, "--num-samples", 3, "--json")
+    code, stdout, _ = command("sample", tmp_path / "new", *settings)
+    assert code == 0
+    drawn = {token for sample in json.loads(stdout)["samples"] for token in sample["tokens"]}
+    assert drawn == set(range(10))  # of 37 rows
+
+
+def test_a_tokenizer_of_jaxlm_may_be_named(tmp_path, gpt2):
+    (tmp_path / "mine.json").write_text('{"type": "char", "chars": "abc"}')
+    named = ("--tokenizer", tmp_path / "mine.json")
+    assert command("convert", gpt2, tmp_path / "new", "--from", "hf", *named)[0] == 0
+    assert run.load_run(tmp_path / "new").tokenizer.decode([2]) == "c"
+    assert run.load_run(tmp_path / "new").config.sample.prompt == "a"  # the usual newline is no character of it
+
+
+def test_ids_are_taken_where_they_are_asked_for(tmp_path, gpt2):
+    (gpt2 / "tokenizer.json").write_text("{}")
+    code, _, stderr = command("convert", gpt2, tmp_path / "new", "--from", "hf")
+    assert code == 2
+    assert "its model is of type None, only 'BPE' is supported" in stderr
+    assert command("convert", gpt2, tmp_path / "new", "--from", "hf", "--tokenizer", "ids")[0] == 0
+    assert run.load_run(tmp_path / "new").tokenizer.to_dict() == {"type": "ids", "vocab_size": 37}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({**word_tokenizer(), "decoder": {"type": "Metaspace"}}, "decoder is of type 'Metaspace', only 'ByteLevel'"),
+        ({**word_tokenizer(), "decoder": None}, "decoder is of type None"),
+        ({**word_tokenizer(), "model": {"type": "Unigram"}}, "model is of type 'Unigram', only 'BPE'"),
+        ({"type": "ids", "vocab_size": 38}, "has ids up to 37, the model up to 36"),
+        ([], "holds no tokenizer"),
+    ],
+)
+def test_an_unfit_tokenizer_is_refused(tmp_path, gpt2, content, words):
+    (gpt2 / "tokenizer.json").write_text(json.dumps(content))
+    code, _, stderr = command("convert", gpt2, tmp_path / "new", "--from", "hf")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert words in stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_trained_run_keeps_to_its_tokenizer(tmp_path, gpt2):
+    out = tmp_path / "new"
+    assert command("convert", gpt2, out, "--from", "hf")[0] == 0
+    (out / "tokenizer.json").write_text('{"type": "ids", "vocab_size": 36}')
+    assert run.load_run(out).tokenizer.vocab_size == 36
+    (out / "tokenizer.json").write_text('{"type": "ids", "vocab_size": 38}')
+    with pytest.raises(UserError, match="has 38 entries, the model 37"):
+        run.load_run(out)
+    record = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**record, "corpus_sha256": "0" * 64}))
+    (out / "tokenizer.json").write_text('{"type": "ids", "vocab_size": 36}')
+    with pytest.raises(UserError, match="has 36 entries, the model 37"):
+        run.load_run(out)

@@ -1,0 +1,368 @@
+"""The command: exit codes, one-line refusals, output."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from support import PROGRAMS, command
+
+from jaxlm.cli import main as cli
+from jaxlm.cli.options import read_text
+
+RUN = ["train", "tiny", "--train.steps", "30", "--train.eval-every", "15", "--train.checkpoint-every", "15"]
+SMALL = ["--model.num-layers", "1", "--optim.warmup-steps", "2", "--sample.max-new-tokens", "20"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, shakespeare):
+    """A working folder with a short text of its own and runs/tiny-1, trained once."""
+    root = tmp_path_factory.mktemp("work")
+    (root / "text.txt").write_text(shakespeare.read_text()[:30_000])
+    with contextlib.chdir(root):
+        code, out, err = command(*RUN, *SMALL, "--data.path", "text.txt")
+    assert code == 0, err
+    assert len(out.strip("\n")) > 0
+    assert "runs/tiny-1 (step 30" in err
+    return root
+
+
+@pytest.fixture(autouse=True)
+def inside(request, monkeypatch):
+    if "folder" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("folder"))
+
+
+def refused(*arguments):
+    """The one line of a refusal."""
+    code, out, err = command(*arguments)
+    assert code == 2, f"exit code {code}: {err}"
+    assert out == ""
+    assert err.startswith("jaxlm: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def snapshot(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trane"], "command 'trane' is unknown: choose one of train, sample"),
+        (["compare"], "command 'compare' is not there yet"),
+        (["train", "gpt5"], "preset 'gpt5' is unknown: choose one of nanogpt-cpu"),
+        (["train", "tiny", "--model.num-layer", "3"], "--model.num-layer, 3; perhaps you meant --model.num-layers"),
+        (["train", "tiny", "--model.activation", "swish"], "'swish'"),
+        (["train", "tiny", "--model.num-layers", "two"], "'two'"),
+        (["train", "tiny", "--model.num-heads", "5"], "num_heads = 5 does not divide embed_dim = 32"),
+        (
+            ["train", "tiny", "--model.family", "recurrent", "--model.window", "3"],
+            "family = 'recurrent' does not read window = 3",
+        ),
+        (["train", "tiny", "--model.family", "rnn"], "'rnn'"),
+        (["attend", "runs/tiny-1"], "--text"),
+        (["attend", "runs/tiny-1", "--text", ""], "text is empty"),
+        (["attend", "runs/tiny-1", "--text", "x" * 33], "33 tokens are beyond the learned position table"),
+        (["attend", "runs/tiny-1", "--text", "two", "--out", "no/such/folder.png"], "no/such/folder.png cannot be"),
+        (
+            ["attend", "runs/tiny-1", "--text", "two", "--out", "map"],
+            "map cannot be written: give --out a file with a suffix",
+        ),
+        (["attend", "runs/tiny-1", "--text", "two", "--out", "map.txt"], "map.txt cannot be written (Format 'txt'"),
+        (["train", "tiny", "--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
+        (["train", "tiny", "--optim.name", "lino"], "optim.name = 'lino' is no optimizer of jaxlm or Optax"),
+        (
+            ["train", "gpt2-124m", "--optim.name", "sgd", "--optim.b2", "0.9"],
+            "b2 = 0.9 is not read by sgd: leave it out",
+        ),
+        (
+            ["train", "tiny", "--optim.name", "sgd", "--optim.arguments", "nesterov=true", "momentun=0.9"],
+            "argument 'momentun' of sgd is unknown: choose one of momentum, nesterov",
+        ),
+        (
+            ["train", "--out", "runs/tiny-1", "--resume", "--optim.name", "sgd"],
+            "was made with optim.name = 'adamw', not 'sgd'",
+        ),
+        (["train", "tiny", "--optim.warmup-steps", "500"], "warmup_steps = 500 is not below steps = 500"),
+        (["train", "tiny", "--mesh.data", "2"], "option --mesh.data is not there yet"),
+        (
+            ["train", "tiny", "--data.dataset", "wiki"],
+            "dataset 'wiki' is unknown: choose one of librispeech, tinyshakespeare",
+        ),
+        (["train", "tiny", "--data.path", "nothing.txt"], "nothing.txt is not a file"),
+        (["train", "tiny", "--data.path", "empty.txt"], "empty.txt is empty"),
+        (["train", "tiny", "--data.path", "short.txt"], "shorter than one context of max_seq_len = 32"),
+        (["train", "tiny", "--data.path", "latin.txt"], "not UTF-8: byte 0xe9 at offset 3"),
+        (["train", "tiny", "--out", "runs/tiny-1"], "already holds a run: go on with --resume"),
+        (["train", "tiny", "--out", "full"], "full already holds something"),
+        (["train", "tiny", "--out", "full", "--resume"], "full is not a run"),
+        (["train", "tiny", "--resume"], "--resume needs the run to go on with"),
+        (["train", "chargpt", "--out", "runs/tiny-1", "--resume"], "was made with preset 'tiny', not 'chargpt'"),
+        (
+            ["train", "--out", "runs/tiny-1", "--resume", "--model.num-layers", "3"],
+            "was made with model.num_layers = 1, not 3",
+        ),
+        (["train", "--out", "runs/tiny-1", "--resume", "--train.seed", "3"], "was made with train.seed = 0, not 3"),
+        (["train", "tiny", "--data.path", "text.txt", "--sample.prompt", "é"], "characters 'é' are outside"),
+        (["train", "tiny", "--data.path", "text.txt", "--out", "text.txt/run"], "text.txt/run cannot be made"),
+        (["sample", "runs/tiny-1", "--prompt", "a\udcff"], "prompt is no text at position 1"),
+        (["sample"], "no run given"),
+        (["sample", "runs"], "runs is not a run: it has no config.json"),
+        (["sample", "runs/tiny-1", "--prompt", "ROMEO€é"], "characters 'é€' are outside the vocabulary"),
+        (["sample", "runs/tiny-1", "--prompt", ""], "prompt is empty"),
+        (["sample", "runs/tiny-1", "--step", "7"], "step 7 has no checkpoint in runs/tiny-1: choose one of 15, 30"),
+        (["sample", "runs/tiny-1", "--top-p", "2"], "top_p = 2.0"),
+        (["sample", "runs/tiny-1", "--min-p", "2"], "min_p = 2.0"),
+        (["sample", "runs/tiny-1", "--stop", "a", ""], "stop = ('a', '') holds an empty text"),
+        (["sample", "runs/tiny-1", "--forbidden-tokens", "3", "99"], "forbidden_tokens holds 99: the vocabulary has 0"),
+        (
+            ["sample", "runs/tiny-1", "--prompt", "a", "--prompt-file", "b.txt"],
+            "--prompt 'a' and --prompt-file",
+        ),
+        (["sample", "runs/tiny-1", "--prompt-file", "none.txt"], "none.txt cannot be read (No such file or directory)"),
+        (["sample", "runs/tiny-1", "--prompt-file", "full"], "full cannot be read (Is a directory)"),
+        (["sample", "runs/tiny-1", "--prompt-file", "latin.txt"], "latin.txt is not UTF-8: byte 0xe9 at offset 3"),
+        (["sample", "runs/tiny-1", "--prompt-file", "empty.txt"], "prompt is empty"),
+        (["eval", "runs/tiny-1", "--task", "guess"], "'guess'"),
+        (["eval", "runs/tiny-1", "--task", "likelihood", "--limit", "0"], "limit = 0 is too small"),
+        (["eval", "runs/tiny-1", "--task", "likelihood", "--batch-size", "0"], "batch_size = 0 is too small"),
+        (
+            ["eval", "runs/tiny-1", "--limit", "5"],
+            "--limit 5 is not for --task loss: leave it out, or",
+        ),
+        (
+            ["eval", "runs/tiny-1", "--task", "prediction", "--oracle", "full"],
+            "--oracle full is not for --task prediction: leave it out, or use --task generation",
+        ),
+        (
+            ["eval", "runs/tiny-1", "--task", "prediction"],
+            "39 tokens, past the learned position table of max_seq_len",
+        ),
+        (
+            ["eval", "runs/tiny-1", "--task", "generation", "--oracle", "full"],
+            "oracle full is neither a run nor",
+        ),
+        (["eval", "runs/tiny-1", "--task", "generation", "--top-p", "2"], "top_p = 2.0"),
+        (["eval", "other"], "other/config.json is no configuration of this version: ModelConfig has no field depth"),
+        (["info", "nothing"], "'nothing' is neither a preset nor a run"),
+        (["prepare", "wiki"], "dataset 'wiki' is unknown"),
+        (["prepare"], "no dataset given"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(folder, arguments, words):
+    (folder / "empty.txt").write_text("")
+    (folder / "short.txt").write_text("To be, or not to be")
+    (folder / "latin.txt").write_bytes("thé".encode("latin-1").replace(b"\xe9", b"e\xe9") * 99)
+    (folder / "full").mkdir(exist_ok=True)
+    (folder / "full" / "thesis.txt").write_text("mine")
+    (folder / "other").mkdir(exist_ok=True)
+    config = json.loads((folder / "runs/tiny-1/config.json").read_text())
+    config["config"]["model"]["depth"] = 3
+    (folder / "other" / "config.json").write_text(json.dumps(config))
+    before = snapshot(folder)
+    assert words in refused(*arguments)
+    assert snapshot(folder) == before
+
+
+def test_help_and_version():
+    code, out, err = command("--help")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in cli.COMMANDS)
+    assert command("--version")[0] == 0
+    assert command()[0] == 2
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_of_its_own(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    assert f"usage: jaxlm {name}" in capsys.readouterr().out
+
+
+def test_a_second_training_gets_the_next_number(folder):
+    shutil.copytree("runs/tiny-1", "runs/tiny-2")
+    code, _, err = command(*RUN, *SMALL, "--data.path", "text.txt", "--train.max-minutes", "0")
+    shutil.rmtree("runs/tiny-2")
+    assert code == 0
+    assert "runs/tiny-3" in err
+
+
+def test_training_leaves_what_it_says(folder):
+    run = folder / "runs/tiny-1"
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "loss.png",
+        "samples",
+    }
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 10, 20, 30]
+    assert [row["step"] for row in rows if "val_loss" in row] == [15, 30]
+    assert {"step", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"} == rows[0].keys()
+    config = json.loads((run / "config.json").read_text())
+    assert config["config"]["model"]["num_layers"] == 1
+    assert config["device"]["platform"] == "cpu"
+    assert "jax" in config["versions"]
+
+
+def test_eval_repeats_the_losses_that_training_logged(folder):
+    code, out, _ = command("eval", "runs/tiny-1", "--step", "15", "--json")
+    assert code == 0
+    found = json.loads(out)
+    rows = [json.loads(line) for line in (folder / "runs/tiny-1/metrics.jsonl").read_text().splitlines()]
+    logged = next(row for row in rows if "val_loss" in row and row["step"] == 15)
+    for name in ("val_loss", "train_loss", "perplexity"):
+        assert found[name] == logged[name]
+    assert found["val_targets"] == 3000 - 1
+
+
+def test_eval_finds_a_text_that_moved(folder):
+    shutil.move("text.txt", "moved.txt")
+    try:
+        assert "text.txt is not a file" in refused("eval", "runs/tiny-1")
+        assert command("eval", "runs/tiny-1", "--data.path", "moved.txt")[0] == 0
+    finally:
+        shutil.move("moved.txt", "text.txt")
+
+
+def test_sampling_repeats_with_its_seed(folder):
+    arguments = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--num-samples", "3", "--max-new-tokens", "20"]
+    first, again, other = (command(*arguments, "--seed", seed) for seed in (1, 1, 2))
+    assert first[0] == 0
+    assert first[1] == again[1] != other[1]
+    texts = json.loads(command(*arguments, "--seed", 1, "--json")[1])["texts"]
+    assert len(set(texts)) == 3
+    assert "\n---\n".join(texts) + "\n" == first[1]
+    assert all(text.startswith("ROMEO:") and len(text) == 26 for text in texts)
+
+
+def test_text_as_it_comes_and_json_and_the_kept_file_say_the_same(folder, monkeypatch):
+    arguments = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--max-new-tokens", "20", "--seed", "5"]
+    kept = folder / "runs/tiny-1/samples"
+    code, text, err = command(*arguments)
+    assert code == 0
+    assert f"kept: {kept.relative_to(folder)}/step-30-seed-5.json" in err
+    found = json.loads(command(*arguments, "--json")[1])
+    assert found.keys() == {"run", "step", "sample", "texts", "samples"}
+    (sample,) = found["samples"]
+    assert text == found["texts"][0] + "\n" == "ROMEO:" + sample["text"] + "\n"
+    assert (len(sample["tokens"]), len(sample["log_probs"]), sample["finished"]) == (20, 20, "length")
+    files = [json.loads((kept / name).read_text()) for name in ("step-30-seed-5.json", "step-30-seed-5-2.json")]
+    assert files == [found, found]
+    flushed = []
+    with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", PROGRAMS.name)
+        patch.setattr(out, "flush", lambda: flushed.append(out.getvalue()))
+        assert cli.main(arguments) == 0
+    assert flushed[0] == "ROMEO:"
+    assert len(flushed) > 20
+    stop = sample["text"][7:9]
+    code, text, _ = command(*arguments, "--stop", stop, "never")
+    assert (code, text) == (0, "ROMEO:" + sample["text"].partition(stop)[0] + "\n")
+
+
+def test_a_prompt_comes_from_a_file_or_stdin_to_the_last_newline(folder, monkeypatch):
+    prompt = b"ROMEO:\nO \n"
+    (folder / "prompt.txt").write_bytes(prompt)
+    few = ["sample", "runs/tiny-1", "--max-new-tokens", "5", "--json"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompt), newline=None))
+    found = [json.loads(command(*few, "--prompt-file", name)[1]) for name in ("prompt.txt", "-")]
+    assert found[0]["texts"][0].startswith("ROMEO:\nO \n")
+    assert found[0] == found[1]
+    assert found[0]["sample"]["prompt"] == prompt.decode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\r\nb\r"), newline=None))
+    assert read_text("-") == "a\r\nb\r"
+
+
+def test_sample_and_eval_keep_the_programs_they_compile(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    assert command("sample", "runs/tiny-1", "--max-new-tokens", "5", "--min-p", "0.1")[0] == 0
+    assert any(path.name.startswith("jit__advance") for path in tmp_path.iterdir())
+    assert command("eval", "runs/tiny-1", "--task", "likelihood", "--limit", "1")[0] == 0
+    assert any(path.name.startswith("jit__score") for path in tmp_path.iterdir())
+
+
+def test_a_run_from_before_a_field_of_sample_opens(folder):
+    shutil.copytree("runs/tiny-1", "old")
+    record = json.loads((folder / "old/config.json").read_text())
+    for name in ("min_p", "repetition_penalty", "forbidden_tokens", "stop"):
+        del record["config"]["sample"][name]
+    (folder / "old/config.json").write_text(json.dumps(record))
+    code, text, _ = command("sample", "old", "--max-new-tokens", "5")
+    shutil.rmtree("old")
+    assert (code, text) == (0, command("sample", "runs/tiny-1", "--max-new-tokens", "5")[1])
+
+
+@pytest.mark.parametrize(("leave", "code"), [("signal", 130), ("close", 141)])
+def test_leaving_a_sample_in_the_middle_is_quiet(folder, leave, code):
+    endless = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--max-new-tokens", "1000000"]
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # off in what a shell starts by &
+    run = "import sys; from jaxlm import cli; sys.exit(cli.main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{heed}; {run}", *endless],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": PROGRAMS.name},
+    )
+    before = sorted((folder / "runs/tiny-1/samples").iterdir())
+    assert process.stdout.read(50).startswith(b"ROMEO:")  # as it comes, past the cache
+    if leave == "signal":
+        process.send_signal(signal.SIGINT)
+    else:
+        process.stdout.close()
+    try:
+        assert process.wait(120) == code
+    finally:
+        process.kill()
+    err = process.stderr.read().decode()
+    process.stderr.close()
+    process.stdout.close()
+    assert "pass the learned position table" in err
+    assert "Traceback" not in err
+    assert "Exception" not in err
+    assert sorted((folder / "runs/tiny-1/samples").iterdir()) == before
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "gpt2-124m"], ["presets"], ["prepare", "tinyshakespeare"]])
+def test_reports_as_text_and_as_one_json_object(shakespeare, arguments):
+    code, text, _ = command(*arguments)
+    assert code == 0
+    code, out, _ = command(*arguments, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert isinstance(found, dict)
+    if arguments == ["info", "gpt2-124m"]:
+        assert found["parameters"] == 124_439_808
+        assert "124,439,808" in text
+        assert found["optimizer_state_bytes"]["adafactor"] == 1_360_208
+        assert "│ adamsn                  │ 656,222,216        │ 65.9%      │" in text
+
+
+def test_another_family_on_a_preset_drops_what_it_does_not_read(folder):
+    few = ["--train.steps", "5", "--optim.warmup-steps", "2", "--data.path", "text.txt", "--sample.max-new-tokens", "5"]
+    code, _, err = command("train", "tiny", "--model.family", "recurrent", "--model.cell", "gru", *few, "--out", "gru")
+    assert code == 0, err
+    assert json.loads((folder / "gru/config.json").read_text())["config"]["model"]["cell"] == "gru"
+    assert "family = 'recurrent' has no attention maps" in refused("attend", "gru", "--text", "two")
+    shutil.rmtree("gru")
+    found = json.loads(command("info", "tiny", "--model.family", "bigram", "--json")[1])
+    assert (found["parameters"], found["cache_bytes"]) == (65 * 65, 0)
+
+
+def test_attend_draws_every_head(folder):
+    code, out, _ = command("attend", "runs/tiny-1", "--text", "to be,", "--out", "maps.png", "--json")
+    assert code == 0
+    assert json.loads(out)["maps"] == [[2, 6, 6]]
+    assert (folder / "maps.png").read_bytes().startswith(b"\x89PNG")
+    (folder / "maps.png").unlink()

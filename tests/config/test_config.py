@@ -1,0 +1,164 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlm.config import (
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+    presets,
+)
+from jaxlm.config.base import difference, from_dict, to_dict
+
+SIZES = {"vocab_size": 11, "max_seq_len": 7}
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_survives_json(name):
+    config = presets.preset(name)
+    assert config.preset == name
+    assert from_dict(ExperimentConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@given(
+    window=st.none() | st.integers(1, 9) | st.lists(st.none() | st.integers(1, 9), min_size=1).map(tuple),
+    dropout=st.floats(0, 1, exclude_max=True),
+    mlp_dim=st.none() | st.integers(0, 100),
+)
+def test_any_valid_model_config_survives_json(window, dropout, mlp_dim):
+    cfg = ModelConfig(**SIZES, window=window, dropout=dropout, mlp_dim=mlp_dim)
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
+
+
+def test_derived_widths():
+    cfg = ModelConfig(**SIZES, num_layers=5, embed_dim=12, num_heads=6, num_kv_heads=2, window=(3, None))
+    assert (cfg.kv_heads, cfg.head_width, cfg.value_width, cfg.mlp_width) == (2, 2, 2, 48)
+    assert cfg.layer_windows == (3, None, 3, None, 3)
+    cfg = ModelConfig(**SIZES, embed_dim=13, num_heads=3, head_dim=4, value_head_dim=5, mlp_dim=0)
+    assert (cfg.kv_heads, cfg.head_width, cfg.value_width, cfg.mlp_width) == (3, 4, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"vocab_size": 0}, "vocab_size = 0"),
+        ({"num_layers": 2.5}, "num_layers = 2.5"),
+        ({"num_layers": "2"}, "num_layers = '2'"),
+        ({"num_layers": True}, "num_layers = True"),
+        ({"activation": "swish"}, "'swish' is unknown: choose one of gelu, gelu_tanh"),
+        ({"embed_dim": 10, "num_heads": 3}, "num_heads = 3 does not divide embed_dim = 10"),
+        ({"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads = 3 does not divide num_heads = 4"),
+        ({"embed_dim": 12, "num_heads": 4, "position": "rope"}, "head_dim = 3 is odd"),
+        ({"embed_dim": 9, "num_heads": 3, "position": "sinusoidal"}, "embed_dim = 9 is odd"),
+        ({"window": 0}, "window = 0"),
+        ({"window": (3, -1)}, "window = (3, -1)"),
+        ({"window": ()}, "window = ()"),
+        ({"window": (3, "x")}, "window = (3, 'x')"),
+        ({"window": (3, True)}, "window = (3, True)"),
+        ({"num_kv_heads": True}, "num_kv_heads = True"),
+        ({"head_dim": 8, "attention_out_proj": False}, "the heads' 32 features"),
+        ({"param_dtype": "float16"}, "'float16' is unknown"),
+        ({"window": (1, 2, 3), "scan_layers": True}, "num_layers = 4 is not a multiple of the period 3"),
+        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"rope_theta": 0.0}, "rope_theta = 0.0"),
+        ({"norm_eps": -1e-5}, "norm_eps = -1e-05"),
+    ],
+)
+def test_a_bad_model_field_is_named_with_its_value(fields, words):
+    with pytest.raises(ValueError, match="give|change|choose") as error:
+        ModelConfig(**{**SIZES, **fields})
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DataConfig(val_fraction=0.0), "val_fraction = 0.0"),
+        (lambda: DataConfig(bpe_vocab_size=255), "bpe_vocab_size = 255"),
+        (lambda: DataConfig(path="a", val_path="b"), "val_path = 'b' is for tokenizer = 'transcript', not 'char'"),
+        (lambda: DataConfig(tokenizer="transcript", val_path="b"), "val_path = 'b' goes with a path"),
+        (lambda: OptimConfig(b2=1.0), "b2 = 1.0"),
+        (lambda: OptimConfig(clip_norm=0.0), "clip_norm = 0.0"),
+        (lambda: OptimConfig(min_lr_ratio=2.0), "min_lr_ratio = 2.0"),
+        (lambda: OptimConfig(max_nonfinite=-1), "max_nonfinite = -1"),
+        (lambda: OptimConfig(learning_rate=float("nan")), "learning_rate = nan"),
+        (lambda: TrainConfig(batch_size=12, grad_accum=5), "grad_accum = 5 does not divide batch_size = 12"),
+        (lambda: TrainConfig(steps=0), "steps = 0"),
+        (lambda: TrainConfig(seed=2**31), "seed = 2147483648"),
+        (lambda: SampleConfig(top_p=0.0), "top_p = 0.0"),
+        (lambda: SampleConfig(temperature=-1.0), "temperature = -1.0"),
+    ],
+)
+def test_a_bad_companion_field_is_named_with_its_value(make, words):
+    with pytest.raises(ValueError, match="give|change|leave") as error:
+        make()
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"vocab_size": 5, "max_seq_len": 3, "num_layer": 2}, "no field num_layer"),
+        ({"vocab_size": 5}, "lacks max_seq_len"),
+    ],
+)
+def test_json_with_a_surplus_or_missing_key_is_refused(data, words):
+    with pytest.raises(ValueError, match=words):
+        from_dict(ModelConfig, data)
+
+
+def test_json_with_a_value_in_place_of_an_object_is_refused():
+    with pytest.raises(ValueError, match="train = 3 is not an object"):
+        from_dict(ExperimentConfig, {"preset": "tiny", "model": SIZES, "train": 3})
+
+
+def test_difference_names_the_nested_field():
+    ours, theirs = presets.preset("tiny"), presets.preset("tiny")
+    assert difference(ours, theirs) == []
+    other = from_dict(ExperimentConfig, {**to_dict(ours), "train": {**to_dict(ours.train), "steps": 7}})
+    assert difference(other, theirs) == [("train.steps", 7, 500)]
+
+
+def test_an_unknown_preset_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"preset 'gpt5' is unknown: choose one of nanogpt-cpu"):
+        presets.preset("gpt5")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"family": "bigram", "window": 3, "num_layers": 2},
+            "family = 'bigram' does not read num_layers = 2, window = 3",
+        ),
+        ({"family": "embedding_bigram", "scan_layers": True}, "does not read scan_layers = True"),
+        ({"family": "recurrent", "use_bias": False}, "family = 'recurrent' does not read use_bias = False"),
+        ({"cell": "gru"}, "family = 'transformer' does not read cell = 'gru'"),
+        ({"family": "recurrent", "cell": "gru", "cell_activation": "slide"}, "cell_activation = 'slide' is for cell"),
+        ({"score_dim": 8}, "score_dim = 8 is the width of additive scores, but attention_score = 'dot'"),
+        ({"attention_impl": "cudnn"}, "'cudnn' cannot compute dtype = 'float32': give 'bfloat16'"),
+        (
+            {"attention_impl": "cudnn", "dtype": "bfloat16", "attention_softcap": 3.0},
+            "cannot compute attention_softcap = 3.0",
+        ),
+        ({"attention_impl": "cudnn", "dtype": "bfloat16", "head_dim": 12}, "multiple of 8 up to 128, not 12"),
+        (
+            {"kv_sharing": "summed_scores", "num_kv_heads": 2, "attention_out_proj": False},
+            "leaves the heads' 64 features",
+        ),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(fields, words):
+    with pytest.raises(ValueError, match="leave|give|change|make") as error:
+        ModelConfig(**SIZES, **fields)
+    assert words in str(error.value)
+
+
+def test_a_family_without_heads_may_have_any_width():
+    assert ModelConfig(**SIZES, family="embedding_bigram", embed_dim=5).embed_dim == 5
+    assert ModelConfig(**SIZES, family="recurrent", embed_dim=7).embed_dim == 7
