@@ -20,7 +20,8 @@ from jaxlm.config import OptimConfig
 from jaxlm.config.presets import preset
 from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
-from jaxlm.training.step import init_state, make_chunk
+from jaxlm.training.loop import make_chunk
+from jaxlm.training.step import init_state
 
 
 def jaxlm_steps(tokens: np.ndarray) -> Callable[[int], None]:

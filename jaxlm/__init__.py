@@ -21,14 +21,14 @@ with _epy.lazy_api_imports(globals()):
     from jaxlm.decode.beam_search import beam_search as beam_search
     from jaxlm.decode.generate import generate as generate
     from jaxlm.decode.generate import predict as predict
-    from jaxlm.decode.generate import score as score
+    from jaxlm.decode.score import score as score
     from jaxlm.decode.stream import stream as stream
     from jaxlm.decode.uncached import generate_naive as generate_naive
     from jaxlm.model.build import build_model as build_model
     from jaxlm.model.build import init_params as init_params
     from jaxlm.model.layer_stack import stack_params as stack_params
     from jaxlm.model.layer_stack import unstack_params as unstack_params
-    from jaxlm.run.training import load_run as load_run
+    from jaxlm.run.folder import load_run as load_run
 
 __all__ = [
     "DataConfig",

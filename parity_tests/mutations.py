@@ -7,15 +7,15 @@ import flax.linen as nn
 import optax
 from planting import Edit, Mutation, edit, missed, named, run
 
-from jaxlm.convert import torchref as convert
-from jaxlm.decode import generate as decode
+from jaxlm.convert.torchref import turned
+from jaxlm.decode.prefill import start
 from jaxlm.model import cache, transformer
-from jaxlm.model import layer_stack as stack
-from jaxlm.model import layers as modules
+from jaxlm.model.layer_stack import apply_layers, unstack_params
+from jaxlm.model.layers import Dense, LanguageModel, Norm
 from jaxlm.ops import attention, loss, masks
-from jaxlm.ops import attention_scores as scores
-from jaxlm.ops import matmul as linear
-from jaxlm.ops import positions as rope
+from jaxlm.ops.attention_scores import dot_scores, multiplicative_scores
+from jaxlm.ops.matmul import _backward, matmul
+from jaxlm.ops.positions import apply_rope, rope_angles, sinusoids
 from jaxlm.optim import build_optimizer
 from jaxlm.optim.adafactor import scale_by_factored_rms
 from jaxlm.optim.adam import adamw, scale_by_moments
@@ -54,7 +54,7 @@ LAYERS = [
     ),
     bug(
         "norm eps 1e-6 for 1e-5", "block_0/attention_norm", "norm_eps = 1e-06!",
-        edit(modules.Norm.__call__, "cfg.norm_eps", "1e-6"),
+        edit(Norm.__call__, "cfg.norm_eps", "1e-6"),
     ),
     bug(
         "eps outside the root of a layer norm", "block_0/attention_norm", "eps outside the root",
@@ -62,15 +62,15 @@ LAYERS = [
     ),
     bug(
         "RMS norm that subtracts the mean", "block_0/attention_norm", "mean subtracted",
-        edit(modules.Norm.__call__, "nn.RMSNorm if", "functools.partial(nn.LayerNorm, use_bias=False) if"), **BARE,
+        edit(Norm.__call__, "nn.RMSNorm if", "functools.partial(nn.LayerNorm, use_bias=False) if"), **BARE,
     ),
     bug(
         "RoPE pairs of the other layout", ATTENTION, "rope_layout = 'interleaved'!",
-        edit(rope.apply_rope, 'layout == "half"', 'layout != "half"'), head_dim=4, **ROPE,
+        edit(apply_rope, 'layout == "half"', 'layout != "half"'), head_dim=4, **ROPE,
     ),
     bug(
         "RoPE theta ten times too large", ATTENTION, "rope_theta = 100000.0!",
-        edit(rope.rope_angles, "theta**-exponents", "(10 * theta) ** -exponents"), **ROPE,
+        edit(rope_angles, "theta**-exponents", "(10 * theta) ** -exponents"), **ROPE,
     ),
     bug(
         "RoPE on the queries only", ATTENTION, "queries and keys",
@@ -83,11 +83,11 @@ LAYERS = [
     ),
     bug(
         "sines and cosines in halves, not in turn", "embedding", "sines and cosines",
-        edit(rope.sinusoids, "jnp.stack", "jnp.concatenate"), position="sinusoidal",
+        edit(sinusoids, "jnp.stack", "jnp.concatenate"), position="sinusoidal",
     ),
     bug(
         "embeddings multiplied by sqrt D", "embedding", "embedding multiplied by sqrt D!",
-        edit(modules.LanguageModel._embed, "look_up(looked_up, tokens)",
+        edit(LanguageModel._embed, "look_up(looked_up, tokens)",
              "(cfg.embed_dim**0.5 * look_up(looked_up, tokens))"), **ROPE,
     ),
     bug(
@@ -100,7 +100,7 @@ LAYERS = [
     ),
     bug(
         "windows given to the layers in reverse", ATTENTION, "window",
-        edit(stack.apply_layers, "cfg, cfg.layer_windows, x", "cfg, cfg.layer_windows[::-1], x"), window=(5, None),
+        edit(apply_layers, "cfg, cfg.layer_windows, x", "cfg, cfg.layer_windows[::-1], x"), window=(5, None),
     ),
     bug(
         "mask that lets one future key through", ATTENTION, "future",
@@ -127,11 +127,11 @@ LAYERS = [
     ),
     bug(
         "scores not divided by sqrt H", ATTENTION, "not divided by the root!",
-        edit(scores.dot_scores, "scores * queries.shape[-1] ** -0.5", "scores"),
+        edit(dot_scores, "scores * queries.shape[-1] ** -0.5", "scores"),
     ),
     bug(
         "weight of multiplicative scores transposed", ATTENTION, "score_weight transposed!",
-        edit(scores.multiplicative_scores, "btkgh,kgjh->btkgj", "btkgh,kghj->btkgj"),
+        edit(multiplicative_scores, "btkgh,kgjh->btkgj", "btkgh,kghj->btkgj"),
         attention_score="multiplicative",
     ),
     bug(
@@ -165,7 +165,7 @@ LAYERS = [
     ),
     bug(
         "square kernels applied transposed", "block_0/attention/query", "kernel transposed!",
-        edit(modules.Dense.__call__, "matmul(x.astype(cfg.dtype), kernel",
+        edit(Dense.__call__, "matmul(x.astype(cfg.dtype), kernel",
              "matmul(x.astype(cfg.dtype), (kernel.T if kernel.shape == kernel.T.shape else kernel)"),
     ),
     bug(
@@ -174,11 +174,11 @@ LAYERS = [
     ),
     bug(
         "tied head divided by sqrt D", "head", "tied head divided by sqrt D!",
-        edit(modules.LanguageModel._logits, "table.T if", "table.T * cfg.embed_dim**-0.5 if"),
+        edit(LanguageModel._logits, "table.T if", "table.T * cfg.embed_dim**-0.5 if"),
     ),
     bug(
         "soft cap of the logits forgotten", "model", "final_softcap = None!",
-        edit(modules.LanguageModel._logits, "softcap(head(x, table.T if cfg.tie_embeddings else None), "
+        edit(LanguageModel._logits, "softcap(head(x, table.T if cfg.tie_embeddings else None), "
              "cfg.final_softcap)", "head(x, table.T if cfg.tie_embeddings else None)"), final_softcap=1.0,
     ),
     bug(
@@ -197,12 +197,12 @@ LAYERS = [
     ),
     bug(
         "conversion that leaves square kernels as they are", "block_0/attention/query", "kernel transposed!",
-        edit(convert.turned, 'if path.endswith("/kernel")',
+        edit(turned, 'if path.endswith("/kernel")',
              'if path.endswith("/kernel") and array.shape != array.shape[::-1]'),
     ),
     bug(
         "products of 11 bits (TF32)", "block_0/attention/query", "TF32",
-        edit(linear.matmul, "return wide", 'x = jax.lax.reduce_precision(x, 8, 10) if x.dtype == "float32" else x\n'
+        edit(matmul, "return wide", 'x = jax.lax.reduce_precision(x, 8, 10) if x.dtype == "float32" else x\n'
              "    return wide"),
     ),
 ]  # fmt: skip
@@ -218,11 +218,11 @@ REST = [
     ),
     later(
         "logits", "scanned layers in reverse", "model", "order of stacked layers",
-        edit(stack.unstack_params, "i // period)", "-1 - i // period)"), scan_layers=True,
+        edit(unstack_params, "i // period)", "-1 - i // period)"), scan_layers=True,
     ),
     later(
         "gradient", "half of a kernel's gradient", "block_1/mlp/down", "by hand",
-        edit(linear._backward, "jnp.matmul(rows.T, dy_rows)", "0.5 * jnp.matmul(rows.T, dy_rows)"),
+        edit(_backward, "jnp.matmul(rows.T, dy_rows)", "0.5 * jnp.matmul(rows.T, dy_rows)"),
     ),
     later(
         "gradient", "softmax derivative without its row sum", "block_1/attention/key", "by hand",
@@ -230,7 +230,7 @@ REST = [
     ),
     later(
         "gradient", "bias cut off from the loss", "block_1/mlp/down", "stop_gradient",
-        edit(modules.Dense.__call__, "bias.astype(dtype)", "jax.lax.stop_gradient(bias.astype(dtype))"),
+        edit(Dense.__call__, "bias.astype(dtype)", "jax.lax.stop_gradient(bias.astype(dtype))"),
     ),
     later(
         "decoding", "ring of slots one too short", ATTENTION, "a slot of the ring",
@@ -258,7 +258,7 @@ REST = [
     ),
     later(
         "decoding", "sampling that reads the last prompt token twice", "model", "prompt",
-        edit(decode.start, "np.clip(fed - begin, 0, width)", "np.clip(fed + 1 - begin, 0, width)"), **ROPE,
+        edit(start, "np.clip(fed - begin, 0, width)", "np.clip(fed + 1 - begin, 0, width)"), **ROPE,
     ),
     of_optimizer(
         "adam", "Adam without bias correction", "*", "no bias correction!",

@@ -9,7 +9,8 @@ from support import built, random_tokens
 from tolerances import FLOAT64, assert_close
 
 from jaxlm.config import ModelConfig
-from jaxlm.ops.attention import self_attention, softcap
+from jaxlm.ops.attention import softcap
+from jaxlm.ops.self_attention import self_attention
 
 pytestmark = pytest.mark.x64
 

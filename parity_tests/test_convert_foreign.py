@@ -13,7 +13,7 @@ from support import command
 
 from jaxlm import convert
 from jaxlm.errors import UserError
-from jaxlm.run import training as run
+from jaxlm.run.folder import load_run
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_the_command_makes_a_run_of_a_nanogpt_checkpoint(nanogpt, tmp_path):
     out = tmp_path / "new"
     assert command("convert", "--from", "nanogpt", nanogpt.parent, out)[0] == 0
     cfg, params = convert.from_nanogpt(nanogpt)
-    loaded = run.load_run(out)
+    loaded = load_run(out)
     assert loaded.config.model == cfg
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     assert json.loads((out / "config.json").read_text())["source"]["format"] == "nanoGPT"

@@ -12,7 +12,8 @@ from tolerances import FLOAT64, assert_close
 import torchref
 from jaxlm.config import ModelConfig
 from jaxlm.convert import to_torchref
-from jaxlm.convert.torchref import by_path, to_array, torch_name, turned
+from jaxlm.convert.tensors import by_path, to_array
+from jaxlm.convert.torchref import torch_name, turned
 from jaxlm.model.build import build_model
 from jaxlm.training.step import batch_loss
 

@@ -14,7 +14,7 @@ import jaxlm
 import torchref
 from jaxlm.convert import from_torchref, to_torchref
 from jaxlm.decode.filters import Rules, Settings, filter_logits
-from jaxlm.ops.attention import self_attention_grads
+from jaxlm.ops.self_attention import self_attention_grads
 from torchref.sampling import filtered
 
 pytestmark = pytest.mark.x64

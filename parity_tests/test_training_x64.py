@@ -10,7 +10,7 @@ from tolerances import FLOAT64, assert_close
 import torchref
 from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.convert import to_torchref
-from jaxlm.data import sources as recipes
+from jaxlm.data.sources import fetch
 from jaxlm.data.tokenizer import CharTokenizer
 from jaxlm.model.build import build_model
 from jaxlm.optim import build_optimizer
@@ -41,7 +41,7 @@ CFG = ModelConfig(
 @pytest.fixture(scope="module")
 def batches():
     """[20, 4, 12] ids of the real text; spaces count as padding, so the loss is weighted."""
-    text = recipes.fetch("tinyshakespeare").train[0].read_text()
+    text = fetch("tinyshakespeare").train[0].read_text()
     ids = CharTokenizer(text).encode(text)
     starts = np.random.default_rng(0).integers(0, len(ids) - 12, (STEPS, 4))
     return ids[starts[..., None] + np.arange(12)]

@@ -17,14 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.analysis import costs as estimates
+from jaxlm.analysis.costs import cache_bytes_per_token, parameter_table
 from jaxlm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
-from jaxlm.data import corpus as data
-from jaxlm.data.corpus import Corpus
+from jaxlm.data.corpus import Corpus, load_corpus
 from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
-from jaxlm.run.hooks import Evaluation
-from jaxlm.training.step import init_state, make_chunk
+from jaxlm.training.evaluate import Evaluation
+from jaxlm.training.loop import make_chunk
+from jaxlm.training.step import init_state
 
 SIZES: dict[str, Any] = {"vocab_size": 65, "max_seq_len": 64}
 BASE = ModelConfig(**SIZES, num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=2, use_bias=False, position="rope")
@@ -116,7 +116,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps < 2:
         parser.error(f"--steps {arguments.steps} is too few: give at least 2")
-    corpus = data.load_corpus(DataConfig())
+    corpus = load_corpus(DataConfig())
     device = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(f"{device}, jax {jax.__version__}, {arguments.steps} steps, float32")
     print("step time: after the training, in turn with the first row, ratio of the medians of 5 rounds of 10 steps")
@@ -131,8 +131,8 @@ def main() -> None:
             rounds = [(trainer.advance(10), base.advance(10)) for _ in range(5)]
             ours, theirs = map(statistics.median, zip(*rounds, strict=True))
             ratio = ours / theirs
-        parameters = sum(row[-1] for row in estimates.parameter_table(cfg))
-        cache = estimates.cache_bytes_per_token(cfg)
+        parameters = sum(row[-1] for row in parameter_table(cfg))
+        cache = cache_bytes_per_token(cfg)
         print(f"| {name} | {parameters:,} | {cache:,} | {ratio:.2f} | {loss:.3f} |", flush=True)
 
 

@@ -24,7 +24,8 @@ from jaxlm.config import ExperimentConfig, OptimConfig
 from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer, state_bytes
 from jaxlm.run import metrics
-from jaxlm.run.training import read_config, train
+from jaxlm.run.folder import read_config
+from jaxlm.run.training import train
 
 BASE = preset("nanogpt-cpu")
 SEEDS = (0, 1, 2)

@@ -10,7 +10,7 @@ from unittest import mock
 import jax
 from jaxtyping import Array
 
-from jaxlm.cli import main as cli
+from jaxlm.cli.main import main
 from jaxlm.config import ModelConfig
 from jaxlm.model.build import build_model, init_params
 
@@ -46,5 +46,5 @@ def command(*arguments):
     out, err = io.StringIO(), io.StringIO()
     environment = {"JAX_COMPILATION_CACHE_DIR": PROGRAMS.name, **os.environ}
     with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
     return code, out.getvalue(), err.getvalue()

@@ -1,14 +1,18 @@
 """The attention weights of a model, for looking at."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from jaxlm.data.tokenizer import prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model
 from jaxlm.model.layer_stack import unstack_params
 from jaxlm.model.layers import LanguageModel
+from jaxlm.run import plots
+from jaxlm.run.folder import Run
 from jaxlm.types import Params, Tokens
 
 
@@ -31,3 +35,21 @@ def attention_maps(model: LanguageModel, params: Params, tokens: Tokens) -> list
     blocks = (state["intermediates"][f"block_{i}"] for i in range(cfg.num_layers))
     maps = [np.asarray(block["attention"]["attention_weights"][0]) for block in blocks]
     return [weights.reshape(weights.shape[0], -1, *weights.shape[3:]) for weights in maps]
+
+
+def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "maps T T"]]:
+    """Writes the picture of each layer's attention weights over a text, and returns them.
+
+    Raises:
+      UserError: a text that is empty, outside the vocabulary or too long; a model without attention; no place to write.
+    """
+    ids = prompt_ids(text, run.tokenizer, "text")
+    maps = [layer[0] for layer in attention_maps(run.model, run.params, ids[None])]
+    labels = [run.tokenizer.decode([token]).replace("\n", "\\n").replace(" ", "␣") for token in ids.tolist()]
+    if path.suffix == "" or path.is_dir():  # matplotlib would write another file
+        raise UserError(f"{path} cannot be written: give --out a file with a suffix, such as .png")
+    try:
+        plots.plot_attention_maps(maps, labels, path, f"{run.path.name}, step {run.step}")
+    except (OSError, ValueError) as error:  # matplotlib refuses an unknown suffix by ValueError
+        raise UserError(f"{path} cannot be written ({error}): give another --out") from None
+    return maps

@@ -33,9 +33,9 @@ def convert(arguments: list[str]) -> int:
         raise UserError(f"--from {options.origin} is not there yet: use --from hf or --from nanogpt")
     if options.to != "jaxlm":
         raise UserError(f"--to {options.to} is not there yet: leave it out")
-    from jaxlm.run import import_weights as imports
+    from jaxlm.run.import_weights import import_run
 
-    made = imports.import_run(options.origin, options.source, options.out, options.tokenizer)
+    made = import_run(options.origin, options.source, options.out, options.tokenizer)
     import jax
 
     model, kind = made.config.model, made.tokenizer.to_dict()["type"]

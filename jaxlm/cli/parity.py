@@ -66,7 +66,7 @@ def parity(arguments: list[str]) -> int:
         raise UserError("parity needs PyTorch, which is missing: pip install 'jaxlm[parity]'") from None
     from jaxlm.cli.compilation_cache import kept_programs
     from jaxlm.parity import check, random_params
-    from jaxlm.run.training import load_run, provenance
+    from jaxlm.run.folder import load_run, provenance
 
     with kept_programs():
         tokens = prompt = None

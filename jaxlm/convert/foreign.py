@@ -1,19 +1,16 @@
 """What converters share: foreign configs and foreign tensors, of which each entry is taken once or refused by name."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.convert.tensors import FLOATS
 from jaxlm.errors import UserError
 from jaxlm.types import Params
-
-FLOATS: dict[str, str] = {name: name for name in ("bfloat16", "float32", "float64")} | {"float16": "float32"}
-"""The types of weights that are read, and what they become: jaxlm has no float16, of which every value is a float32."""
 
 
 class Fields:
@@ -148,57 +145,3 @@ class Linear(NamedTuple):
         """Kernel (in, out), and bias."""
         made = {"kernel": self.kernel(name, inputs, outputs)}
         return made | ({"bias": self.tensors.take(f"{name}.bias", outputs)} if use_bias else {})
-
-
-def on_device(params: Params) -> Params:
-    """The same parameters as JAX arrays, which share no memory with them."""
-    return jax.tree.map(jnp.array, params)
-
-
-def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors and plain Python types, never code.
-
-    Raises:
-      UserError: torch is missing, or the file is damaged or holds something else.
-    """
-    torch = import_torch(str(path))
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: damaged archives, forbidden types, missing files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a checkpoint of PyTorch ({reason}): save it again") from None
-
-
-def import_torch(source: str) -> Any:
-    """The torch package.
-
-    Raises:
-      UserError: it is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{source} needs {error.name}, which is missing: pip install 'jaxlm[parity]'") from None
-    return torch
-
-
-def to_numpy(found: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
-    """Tensors of torch as arrays of the same type (bfloat16 by its bits).
-
-    Raises:
-      UserError: something that is no plain tensor with values.
-    """
-    torch = import_torch(source)
-    bits: dict[Any, Callable[[Any], np.ndarray]] = {
-        torch.bfloat16: lambda tensor: tensor.view(torch.int16).numpy().view(jnp.bfloat16)
-    }
-    arrays = {}
-    for name, tensor in found.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or tensor.is_quantized or tensor.is_sparse:
-            raise UserError(f"{source}: {name} is no plain tensor with values: save the model's own weights")
-        plain = tensor.detach().cpu().contiguous()
-        try:
-            arrays[name] = bits.get(plain.dtype, lambda tensor: tensor.numpy())(plain)
-        except TypeError:
-            raise UserError(f"{source}: {name} is of type {plain.dtype}: save it as {', '.join(FLOATS)}") from None
-    return arrays

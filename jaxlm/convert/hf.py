@@ -11,7 +11,8 @@ import safetensors
 
 from jaxlm.config import ModelConfig
 from jaxlm.convert import gpt2
-from jaxlm.convert.foreign import FLOATS, Fields, Linear, Tensors, load_torch, on_device, to_numpy
+from jaxlm.convert.foreign import Fields, Linear, Tensors
+from jaxlm.convert.tensors import FLOATS, load_torch, on_device, to_numpy
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 

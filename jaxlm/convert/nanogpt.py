@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config import ModelConfig
-from jaxlm.convert.foreign import Fields, Tensors, load_torch, on_device, to_numpy
+from jaxlm.convert.foreign import Fields, Tensors
 from jaxlm.convert.gpt2 import BUFFERS, gpt2_params
+from jaxlm.convert.tensors import load_torch, on_device, to_numpy
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 

@@ -3,13 +3,14 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ModelConfig
+from jaxlm.convert.tensors import by_path, nested, to_array, to_tensor
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layer_stack import stack_params, unstack_params
@@ -75,24 +76,6 @@ def from_torchref(cfg: ModelConfig, state_dict: Mapping[str, "Tensor"]) -> Param
     return stack_params(cfg, params) if cfg.scan_layers else params
 
 
-def by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree of parameters by their path, such as block_0/mlp/up/kernel."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def nested(leaves: Mapping[str, Any]) -> Params:
-    """The inverse of `by_path`."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
 def module_name(path: str) -> str:
     """torchref's name of a module: block_0/mlp is blocks.0.mlp."""
     parts = path.split("/")
@@ -121,26 +104,6 @@ def turned(path: str, array: np.ndarray) -> np.ndarray:
 def turned_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what `turned` returns."""
     return shape[::-1] if path.endswith("/kernel") else shape
-
-
-def to_tensor(array: Any) -> "Tensor":
-    """An array as a tensor of its own on the CPU; bfloat16, which NumPy only borrows, bit by bit."""
-    import torch
-
-    array = np.array(array, order="C")
-    if array.dtype == jnp.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def to_array(tensor: "Tensor") -> np.ndarray:
-    """A tensor as an array of its own; the inverse of `to_tensor`."""
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(jnp.bfloat16).copy()
-    return tensor.numpy().copy()
 
 
 def _expected(cfg: ModelConfig) -> Shapes:

@@ -3,21 +3,16 @@
 import codecs
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
 
 from jaxlm.config import DataConfig
-from jaxlm.data import sources as recipes
-from jaxlm.data import transcripts
+from jaxlm.data import sources, transcripts
 from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, TranscriptTokenizer
 from jaxlm.errors import UserError
 
@@ -55,7 +50,7 @@ def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None, seq_len: in
         vocabulary (with file and row), an unknown dataset, or one that the tokenizer is not for.
     """
     if not cfg.path:
-        kind = recipes.kind(cfg.dataset)
+        kind = sources.kind(cfg.dataset)
         if (kind == "transcripts") != (cfg.tokenizer == "transcript"):
             fix = "transcript" if kind == "transcripts" else "char or bpe"
             raise UserError(
@@ -64,7 +59,7 @@ def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None, seq_len: in
             )
     if cfg.tokenizer == "transcript":
         return _load_transcripts(cfg, seq_len)
-    path = Path(cfg.path) if cfg.path else recipes.fetch(cfg.dataset).train[0]
+    path = Path(cfg.path) if cfg.path else sources.fetch(cfg.dataset).train[0]
     if not path.is_file():
         raise UserError(f"corpus {path} is not a file: give an existing UTF-8 text by --data.path")
     characters = sum(len(block) for block in _blocks(path))
@@ -109,7 +104,7 @@ def read_transcripts(cfg: DataConfig) -> Transcripts:
         train_files = transcripts.find_files(Path(cfg.path))
         val_files = transcripts.find_files(Path(cfg.val_path)) if cfg.val_path else ()
     else:
-        train_files, val_files = recipes.fetch(cfg.dataset)
+        train_files, val_files = sources.fetch(cfg.dataset)
     train, val = (transcripts.read(files, TranscriptTokenizer()) for files in (train_files, val_files))
     if not val_files:
         boundary = int((1 - cfg.val_fraction) * len(train))
@@ -157,7 +152,7 @@ def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str
 def _token_file(path: Path, sha256: str, tokenizer: Tokenizer, span: tuple[int, int | None]) -> np.ndarray:
     """The memory-mapped tokens of a part of a text; the file is made on the first call."""
     identity = hashlib.sha256(json.dumps([sha256, tokenizer.to_dict(), span]).encode()).hexdigest()
-    target = recipes.data_dir() / "tokens" / f"{path.stem}-{identity[:16]}.bin"
+    target = sources.data_dir() / "tokens" / f"{path.stem}-{identity[:16]}.bin"
     dtype = token_dtype(tokenizer.vocab_size)
     if not target.exists():
         aside = target.with_suffix(f".{os.getpid()}.partial")
@@ -199,73 +194,3 @@ def check_lengths(corpus: Corpus, seq_len: int) -> None:
         )
     if len(corpus.train) > np.iinfo(np.int32).max:
         raise UserError(f"the training split has {len(corpus.train)} tokens: at most 2^31 - 1 can be addressed")
-
-
-def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: int, places: int) -> Int[Array, " B"]:
-    """Where the windows of a step's batch begin: `size` places in 0 .. places - 1, from (seed, step) alone.
-
-    The windows of a run are numbered from 0, and window i begins at the fraction frac(offset + i * golden ratio) of
-    the text: an additive recurrence (Weyl sequence), whose every stretch covers the text evenly, and whose offset is
-    the seed's. Independent draws leave some text out and repeat other; at equal steps they train a little worse
-    (docs/log.md). Up to 2^32 windows before the sequence repeats.
-    """
-    offset = jax.random.bits(jax.random.key(seed), (), jnp.uint32)
-    window = jnp.asarray(step, jnp.uint32) * np.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
-    fraction = window * np.uint32(0x9E3779B9) + offset  # in units of 2^-32; 2^32 over the golden ratio is 0x9E3779B9
-    # floor(fraction * places / 2^32) by halves, as there is no 64-bit product without jax_enable_x64.
-    high, low = fraction >> 16, fraction & 0xFFFF
-    places_high, places_low = np.uint32(places >> 16), np.uint32(places & 0xFFFF)
-    middle, other = high * places_low, low * places_high
-    carry = ((middle & 0xFFFF) + (other & 0xFFFF) + ((low * places_low) >> 16)) >> 16
-    return (high * places_high + (middle >> 16) + (other >> 16) + carry).astype(jnp.int32)
-
-
-_host_starts = jax.jit(jax.vmap(batch_starts, (None, 0, None, None)), static_argnums=(2, 3))
-
-
-def host_windows(tokens: np.ndarray, seed: int, first: int, count: int, size: int, seq_len: int) -> np.ndarray:
-    """Windows [count, size, T + 1] of the steps first .. first + count - 1, read from a mapped file."""
-    starts = np.asarray(_host_starts(seed, np.arange(first, first + count), size, len(tokens) - seq_len))
-    return tokens[starts[..., None] + np.arange(seq_len + 1)]
-
-
-def count_targets(tokens: np.ndarray, pad_token: int | None) -> int:
-    """Tokens of a split that are predicted: all but the first of a stream [n], all but padding of rows [R, T + 1]."""
-    return len(tokens) - 1 if tokens.ndim == 1 else int((tokens[:, 1:] != pad_token).sum())
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalBatch:
-    """Non-overlapping windows, or rows, with the weight of each target (0 where one is padded)."""
-
-    windows: Integer[np.ndarray, "groups B T1"]
-    weights: Float[np.ndarray, "groups B T"]
-
-
-def eval_batches(
-    tokens: np.ndarray, seq_len: int, batch_size: int, groups: int = 64, pad_token: int | None = None
-) -> Iterator[EvalBatch]:
-    """Cuts a stream [n] into windows of seq_len targets from position 0, the shorter remainder included; rows
-    [R, seq_len + 1] are taken as they are.
-
-    Every target (`count_targets`) is counted once. All batches have the same shape: `groups` batches of
-    `batch_size` windows, or fewer when the whole split needs fewer.
-    """
-    total = -(-(len(tokens) - 1) // seq_len) if tokens.ndim == 1 else len(tokens)
-    groups = min(groups, -(-total // batch_size))
-    count = groups * batch_size
-    for first in itertools.takewhile(lambda f: f < total, itertools.count(0, count)):
-        if tokens.ndim == 1:
-            piece = tokens[first * seq_len : (first + count) * seq_len + 1]
-            padded = np.zeros(count * seq_len + 1, tokens.dtype)
-            padded[: len(piece)] = piece
-            starts = np.arange(count)[:, None] * seq_len
-            windows = padded[starts + np.arange(seq_len + 1)]
-            real = starts + np.arange(seq_len) < len(piece) - 1
-        else:
-            piece = tokens[first : first + count]
-            windows = np.full((count, seq_len + 1), pad_token, tokens.dtype)
-            windows[: len(piece)] = piece
-            real = windows[:, 1:] != pad_token
-        weights = real.astype(np.float32)
-        yield EvalBatch(windows.reshape(groups, batch_size, seq_len + 1), weights.reshape(groups, batch_size, seq_len))

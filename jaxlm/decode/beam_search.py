@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlm.decode.generate import apply_cached, capacities, start
+from jaxlm.decode.prefill import apply_cached, capacities, start
 from jaxlm.decode.request import Request, power_of_two
 from jaxlm.errors import UserError
 from jaxlm.model.cache import Cache

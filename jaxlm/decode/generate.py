@@ -6,47 +6,26 @@ A program is compiled for a batch size, a bucket of prompt lengths, a bucket of 
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxlm.decode.filters import Rules, Settings, choose, gumbel_noise
+from jaxlm.decode.prefill import State, _grow, apply_cached, capacities, start
 from jaxlm.decode.request import Block, Generation, Request, assemble, power_of_two
 from jaxlm.decode.uncached import recompute
-from jaxlm.errors import UserError
-from jaxlm.model.cache import Cache, grow_cache, init_cache
 from jaxlm.model.layer_stack import unrolled
 from jaxlm.model.layers import LanguageModel
-from jaxlm.types import Params, Tokens, tree_bytes
+from jaxlm.types import Params, Tokens
 
-PREFILL = 512
-"""Prompt tokens run at once; longer prompts go through in pieces."""
-MIN_BUCKET = 16
 MAX_STEPS = 256
 """New tokens a call of the compiled loop returns at most: between calls the host sees which rows are done."""
 MAX_BLOCK, MAX_NOISE = 8, 1 << 17
 """A scan draws the noise of a block of steps at once: at most so many steps, and so many numbers. On a CPU one step's
 random bits cost as much as a layer (docs/log.md)."""
-
-
-class State(NamedTuple):
-    """What a step takes and leaves.
-
-    cache: what came before `token`.
-    token: [R] the token each row feeds next.
-    seen: [R, V] the tokens in each row's past; None without a repetition penalty.
-    done: [R] rows that drew the stop token.
-    step: [] which new token comes next, 0 = the first.
-    """
-
-    cache: Cache
-    token: Int[Array, " R"]
-    seen: Bool[Array, "R V"] | None
-    done: Bool[Array, " R"]
-    step: Int[Array, ""]
 
 
 def generate(
@@ -146,30 +125,6 @@ def predict(
     return _predict(model, params, state, steps=power_of_two(steps))[:, :steps]
 
 
-def score(
-    model: LanguageModel, params: Params, tokens: Tokens, weights: Float[Array | np.ndarray, "B T1"] | None = None
-) -> Float[Array, " B"]:
-    """The log-probability in nats of tokens[:, 1:], each given those before it; one full forward pass.
-
-    Args:
-      tokens: [B, T] ids, T >= 2.
-      weights: [B, T - 1] factor of each target's log-probability, 0 for padding (on the right).
-
-    Raises:
-      UserError: no targets, ids outside the vocabulary, weights of another shape, too many for a learned table.
-    """
-    ids, vocab_size = np.asarray(tokens), model.cfg.vocab_size
-    if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-        raise UserError(f"tokens has shape {ids.shape}: give [B, T] with B at least 1 and T at least 2")
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise UserError(f"tokens holds ids {ids.min()} to {ids.max()}: the vocabulary has 0 to {vocab_size - 1}")
-    targets = (len(ids), ids.shape[1] - 1)
-    weights = np.ones(targets, np.float32) if weights is None else np.asarray(weights)
-    if weights.shape != targets:
-        raise UserError(f"weights has shape {weights.shape}: give one for each target, {targets}")
-    return _score(model, params, ids, weights)
-
-
 def blocks(model: LanguageModel, params: Params, request: Request, max_steps: int) -> Iterator[Block]:
     """The new tokens, up to `max_steps` (or a scan's block) at a time, until there are enough or all rows are done.
 
@@ -203,65 +158,6 @@ def blocks(model: LanguageModel, params: Params, request: Request, max_steps: in
             return
     if step < request.max_new_tokens:
         yield from recompute(model, params, request, drawn, max_steps)
-
-
-def start(model: LanguageModel, params: Params, request: Request, capacity: int) -> State:
-    """Runs all but the last token of each prompt into a new cache; every sample of a prompt gets a copy of it."""
-    ids, fed = request.ids, request.lengths - 1
-    cache = _empty(model, len(ids), capacity)
-    for begin in range(0, int(fed.max()), PREFILL):
-        width = min(PREFILL, max(MIN_BUCKET, power_of_two(int(fed.max()) - begin)))
-        if model.cfg.has_position_table:
-            width = min(width, model.cfg.max_seq_len)
-        piece = np.zeros((len(ids), width), np.int32)
-        some = ids[:, begin : begin + width]
-        piece[:, : some.shape[1]] = some
-        cache = _prefill(model, params, cache, piece, np.clip(fed - begin, 0, width))
-    if request.num_samples > 1:
-        cache = _repeat(cache, request.num_samples)
-    seen = None
-    if request.rules.repetition_penalty:
-        of_prompt = np.zeros((len(ids), model.cfg.vocab_size), bool)
-        for row, length in enumerate(request.lengths):
-            of_prompt[row, ids[row, :length]] = True
-        seen = jnp.asarray(np.repeat(of_prompt, request.num_samples, axis=0))
-    last = np.repeat(ids[np.arange(len(ids)), fed], request.num_samples)
-    return State(cache, jnp.asarray(last), seen, jnp.zeros(request.rows, bool), jnp.int32(0))
-
-
-def apply_cached(
-    model: LanguageModel, params: Params, token: Int[Array, " R"], cache: Cache
-) -> tuple[Float[Array, "R V"], Cache]:
-    """One step of the model: the logits after `token`, and the cache with it."""
-    logits, cache = cast(Any, model.apply({"params": params}, token[:, None], cache=cache))
-    return logits[:, 0], cache
-
-
-def capacities(model: LanguageModel, params: Params, request: Request) -> list[int]:
-    """The capacities to go through: powers of two, each twice the one before, and the last that is needed.
-
-    A cache smaller than the weights is not worth a program of its own, so the first is at least so large.
-    """
-    cfg, needed = model.cfg, request.longest + request.cached_steps - 1
-    if cfg.family != "transformer":
-        return [1]
-    last = request.context
-    if not request.overflows:
-        last = power_of_two(max(needed, MIN_BUCKET))
-        if cfg.has_position_table:
-            last = min(last, cfg.max_seq_len)
-
-    def cache_size(capacity: int) -> int:
-        return tree_bytes(jax.eval_shape(functools.partial(init_cache, cfg, request.rows, capacity)))
-
-    first, weights = power_of_two(max(request.longest, MIN_BUCKET)), tree_bytes(params)
-    while first < last and cache_size(min(2 * first, last)) <= weights:
-        first *= 2
-    sizes = []
-    while first < last:
-        sizes.append(first)
-        first *= 2
-    return [*sizes, last]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rules", "size"), donate_argnames=("state",))
@@ -317,33 +213,6 @@ def _predict(model: LanguageModel, params: Params, state: State, *, steps: int) 
 
     logits = jax.lax.scan(one, (state.token, state.cache), length=steps)[1]
     return jnp.swapaxes(logits, 0, 1)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _score(model: LanguageModel, params: Params, tokens: Tokens, weights: Float[Array, "B T1"]) -> Float[Array, " B"]:
-    logits = model.apply({"params": params}, tokens[:, :-1])[0]
-    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
-    return (log_probs * weights).sum(axis=1)
-
-
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def _prefill(model: LanguageModel, params: Params, cache: Cache, ids: Tokens, lengths: Int[Array, " B"]) -> Cache:
-    return cast(Any, model.apply({"params": params}, ids, cache=cache, lengths=lengths))[1]
-
-
-@functools.partial(jax.jit, static_argnames=("model", "batch_size", "capacity"))
-def _empty(model: LanguageModel, batch_size: int, capacity: int) -> Cache:
-    return model.init_cache(batch_size, capacity)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "capacity"))
-def _grow(model: LanguageModel, cache: Cache, capacity: int) -> Cache:
-    return grow_cache(model.cfg, cache, capacity)
-
-
-@functools.partial(jax.jit, static_argnames="times")
-def _repeat(cache: Cache, times: int) -> Cache:
-    return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), cache)
 
 
 @functools.partial(jax.jit, static_argnames="rows")

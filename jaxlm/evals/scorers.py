@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from jaxlm.data.tokenizer import prompt_ids
-from jaxlm.decode.generate import score
 from jaxlm.decode.request import power_of_two
+from jaxlm.decode.score import score
 from jaxlm.errors import UserError
 from jaxlm.model.layers import LanguageModel
-from jaxlm.run.training import Run, load_run
+from jaxlm.run.folder import Run, load_run
 from jaxlm.types import Params
 
 Judgement = tuple[Float[np.ndarray, " N"], Int[np.ndarray, " N"]]

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from jaxlm.data import corpus as data
 from jaxlm.data import transcripts
+from jaxlm.data.corpus import load_corpus, read_transcripts
 from jaxlm.decode.generate import generate, predict
 from jaxlm.errors import UserError
 from jaxlm.evals.scorers import Oracle, batches, load_oracle, row_log_probs
-from jaxlm.run.training import Run, check_data, check_named
+from jaxlm.run.folder import Run, check_data, check_named
 
 PREDICTION_PROMPT, PREDICTED = 30, 10
 GENERATION_PROMPT, GENERATED = 40, 30
@@ -186,10 +186,10 @@ def _held_out(run: Run) -> list[transcripts.Utterance] | Integer[np.ndarray, " n
     check_named(run)
     cfg = run.config.data
     if run.tokenizer.eos_token is not None:
-        read = data.read_transcripts(cfg)
+        read = read_transcripts(cfg)
         check_data(read.sha256, run.corpus_sha256)
         return read.val
-    corpus = data.load_corpus(cfg, run.tokenizer)
+    corpus = load_corpus(cfg, run.tokenizer)
     check_data(corpus.sha256, run.corpus_sha256)
     return corpus.val
 

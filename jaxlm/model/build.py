@@ -6,8 +6,9 @@ from jaxtyping import Array
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
+from jaxlm.model.bigram import Bigram, EmbeddingBigram
 from jaxlm.model.layers import LanguageModel
-from jaxlm.model.recurrent import Bigram, EmbeddingBigram, Recurrent
+from jaxlm.model.recurrent import Recurrent
 from jaxlm.model.transformer import Transformer
 from jaxlm.types import Params
 

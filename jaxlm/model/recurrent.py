@@ -11,45 +11,8 @@ from jaxtyping import Array, Float, Int
 from jaxlm.config import ModelConfig
 from jaxlm.model.cache import RecurrentCache, zero_state
 from jaxlm.model.layer_stack import apply_layers
-from jaxlm.model.layers import LanguageModel, bias_init, look_up, table_init, weight_init
-from jaxlm.ops.attention import softcap
+from jaxlm.model.layers import LanguageModel, bias_init, weight_init
 from jaxlm.types import Logits, Tokens
-
-
-class Bigram(LanguageModel):
-    """Logits of the next token straight from a V x V table: row = the token before. Its cache is empty."""
-
-    @nn.compact
-    def __call__(
-        self,
-        tokens: Tokens,
-        cache: tuple[()] | None = None,
-        lengths: Int[Array, " B"] | None = None,
-        train: bool = False,
-    ) -> tuple[Logits, tuple[()] | None]:
-        """See LanguageModel."""
-        cfg = self.cfg
-        shape = (cfg.vocab_size, cfg.vocab_size)
-        table = self.param("table", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
-        logits = look_up(table.astype(cfg.dtype), tokens).astype(jnp.promote_types(cfg.dtype, jnp.float32))
-        return softcap(logits, cfg.final_softcap), cache
-
-
-class EmbeddingBigram(LanguageModel):
-    """The same through D features: embedding, dropout, vocabulary head. Its cache is empty."""
-
-    @nn.compact
-    def __call__(
-        self,
-        tokens: Tokens,
-        cache: tuple[()] | None = None,
-        lengths: Int[Array, " B"] | None = None,
-        train: bool = False,
-    ) -> tuple[Logits, tuple[()] | None]:
-        """See LanguageModel."""
-        x, table = self._embed(tokens, train)
-        x = nn.Dropout(self.cfg.dropout, deterministic=not train)(x)
-        return self._logits(x, table), cache
 
 
 def slide(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

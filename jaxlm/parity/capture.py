@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
-from jaxlm.convert.torchref import to_array
+from jaxlm.convert.tensors import to_array
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ModelConfig
-from jaxlm.convert.torchref import to_array, to_tensor
+from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.parity import updates
 from jaxlm.parity.capture import Event
 from jaxlm.parity.measure import FLOAT64, Row

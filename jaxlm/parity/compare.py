@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.convert.torchref import to_array, to_tensor
+from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.errors import UserError
 from jaxlm.parity import causes
 from jaxlm.parity.capture import Event, hooked, is_float, traced

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxlm.config import ModelConfig
-from jaxlm.convert.torchref import by_path, nested
+from jaxlm.convert.tensors import by_path, nested
 from jaxlm.decode.generate import generate
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ModelConfig
-from jaxlm.convert.torchref import by_path, jax_name, to_array, to_torchref, torch_name, turned
+from jaxlm.convert.tensors import by_path, to_array
+from jaxlm.convert.torchref import jax_name, to_torchref, torch_name, turned
 from jaxlm.model.build import build_model
 from jaxlm.ops.loss import cross_entropy
 from jaxlm.parity.capture import Event, hooked, traced

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from jaxlm.config import ModelConfig, OptimConfig
-from jaxlm.convert.torchref import by_path, to_array, to_tensor, to_torchref, torch_name, turned
+from jaxlm.convert.tensors import by_path, to_array, to_tensor
+from jaxlm.convert.torchref import to_torchref, torch_name, turned
 from jaxlm.optim import build_optimizer
 from jaxlm.optim.build import OURS
 from jaxlm.types import Params

@@ -6,42 +6,15 @@ import time
 from pathlib import Path
 
 from jaxlm.config import ExperimentConfig
-from jaxlm.data import corpus as data
+from jaxlm.data.batches import count_targets
 from jaxlm.data.corpus import Corpus
 from jaxlm.errors import CheckError
 from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint, metrics
-from jaxlm.run import plots as report
-from jaxlm.training.step import StepMetrics, TrainState, make_evaluate
-from jaxlm.types import Params
-
-DIVERGED = 700.0
-"""A loss above this many nats has no perplexity in float64."""
-
-
-class Evaluation:
-    """Exact losses over the validation split and over a training slice as long (of as many tokens, or rows)."""
-
-    def __init__(self, model: LanguageModel, corpus: Corpus, config: ExperimentConfig) -> None:
-        self._loss = make_evaluate(model)
-        self._splits = {"val_loss": corpus.val, "train_loss": corpus.train[: len(corpus.val)]}
-        self._shape = config.model.max_seq_len, 4 * config.train.batch_size // config.train.grad_accum
-        self._pad_token = corpus.tokenizer.pad_token
-
-    def __call__(self, params: Params) -> dict[str, float]:
-        """val_loss, train_loss (nats a token) and perplexity.
-
-        Raises:
-          CheckError: a loss that is no number or too large for a perplexity.
-        """
-        losses = {
-            name: self._loss(params, data.eval_batches(tokens, *self._shape, pad_token=self._pad_token))
-            for name, tokens in self._splits.items()
-        }
-        if not all(loss < DIVERGED for loss in losses.values()):
-            raise CheckError(f"the model has diverged: {losses}; lower --optim.learning-rate")
-        return {**losses, "perplexity": math.exp(losses["val_loss"])}
+from jaxlm.run.plots import plot_loss
+from jaxlm.training.evaluate import Evaluation
+from jaxlm.training.step import StepMetrics, TrainState
 
 
 class Recorder:
@@ -69,7 +42,7 @@ class Recorder:
         self._steps, self._seconds, self._skipped = 0, 0.0, skipped
         self._targets = float(config.train.batch_size * config.model.max_seq_len)
         if corpus.train.ndim == 2:
-            targets = data.count_targets(corpus.train, corpus.tokenizer.pad_token)
+            targets = count_targets(corpus.train, corpus.tokenizer.pad_token)
             self._targets = config.train.batch_size * targets / len(corpus.train)
 
     def stop(self) -> bool:
@@ -129,7 +102,7 @@ class Recorder:
             checkpoint.save(self.out / "checkpoints", state, val_loss, self.config.train.keep)
         rows = metrics.read_rows(self.out / "metrics.jsonl")
         if rows:
-            report.plot_loss(rows, self.out / "loss.png", self.out.name)
+            plot_loss(rows, self.out / "loss.png", self.out.name)
         if step < self.config.train.steps:
             why = signal.Signals(self.received[0]).name if self.received else "max_minutes"
             self._progress.say(f"stopped by {why} at step {step}; saved; go on with --resume --out {self.out}")

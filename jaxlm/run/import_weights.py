@@ -12,7 +12,8 @@ from jaxlm.config import ExperimentConfig
 from jaxlm.data.tokenizer import IdTokenizer, Tokenizer, from_dict, from_hugging_face
 from jaxlm.errors import UserError
 from jaxlm.run import checkpoint
-from jaxlm.run.training import Run, fit_prompt, load_run, new_folder
+from jaxlm.run.folder import Run, load_run, new_folder
+from jaxlm.run.training import fit_prompt
 from jaxlm.training.step import TrainState
 
 Format = Literal["hf", "nanogpt"]

@@ -16,7 +16,7 @@ from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.decode.generate import blocks
 from jaxlm.decode.request import Request
 from jaxlm.decode.stream import until_strings
-from jaxlm.run.training import Run
+from jaxlm.run.folder import Run
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What `decode` makes of the first bytes of a character whose others are still to come."""

@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import VARIANTS, variant
 from support import apply, built, random_tokens
-from test_model import VARIANTS, variant
 
-from jaxlm.analysis import costs as estimates
 from jaxlm.analysis.attention_maps import attention_maps
+from jaxlm.analysis.costs import (
+    activation_bytes_per_sequence,
+    cache_bytes,
+    cache_bytes_per_token,
+    forward_flops_per_token,
+    optimizer_bytes,
+)
 from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.config.presets import preset
 from jaxlm.model.build import build_model, init_params
@@ -21,25 +27,23 @@ from jaxlm.optim import build_optimizer
 def test_flops_of_a_transformer_are_two_a_weight_and_token_and_those_of_its_attention():
     cfg = ModelConfig(vocab_size=11, max_seq_len=7, num_layers=3, embed_dim=24, num_heads=4, mlp_dim=20)
     products = 3 * (4 * 24 * 24 + 2 * 24 * 20) + 24 * 11
-    assert estimates.forward_flops_per_token(cfg) == 2 * products + 3 * 2 * 2 * 7 * 24
+    assert forward_flops_per_token(cfg) == 2 * products + 3 * 2 * 2 * 7 * 24
     for fields in ({"scan_layers": True}, {"remat": True}, {"dtype": "bfloat16"}):  # a scanned body counts once a layer
-        assert (
-            estimates.forward_flops_per_token(dataclasses.replace(cfg, **fields)) == 2 * products + 3 * 2 * 2 * 7 * 24
-        )
+        assert forward_flops_per_token(dataclasses.replace(cfg, **fields)) == 2 * products + 3 * 2 * 2 * 7 * 24
 
 
 def test_flops_of_the_other_families():
     sizes = {"vocab_size": 11, "max_seq_len": 7}
-    assert estimates.forward_flops_per_token(ModelConfig(**sizes, family="bigram")) == 0
-    assert estimates.forward_flops_per_token(ModelConfig(**sizes, family="embedding_bigram", embed_dim=5)) == 2 * 5 * 11
+    assert forward_flops_per_token(ModelConfig(**sizes, family="bigram")) == 0
+    assert forward_flops_per_token(ModelConfig(**sizes, family="embedding_bigram", embed_dim=5)) == 2 * 5 * 11
     lstm = ModelConfig(**sizes, family="recurrent", cell="lstm", embed_dim=5, num_layers=2)
-    assert estimates.forward_flops_per_token(lstm) == 2 * (2 * 8 * 5 * 5) + 2 * 5 * 11
+    assert forward_flops_per_token(lstm) == 2 * (2 * 8 * 5 * 5) + 2 * 5 * 11
 
 
 def test_local_attention_costs_fewer_operations_on_a_long_context():
     cfg = variant(max_seq_len=256, window=16)
     full, local = (dataclasses.replace(cfg, attention_impl=impl) for impl in ("reference", "local"))
-    assert estimates.forward_flops_per_token(local) < 0.4 * estimates.forward_flops_per_token(full)
+    assert forward_flops_per_token(local) < 0.4 * forward_flops_per_token(full)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,7 @@ def test_local_attention_costs_fewer_operations_on_a_long_context():
 def test_auto_goes_local_from_three_windows_and_128_tokens_on(length, window, chosen):
     cfg = variant(max_seq_len=length, window=window, num_layers=1)
     flops = {
-        impl: estimates.forward_flops_per_token(dataclasses.replace(cfg, attention_impl=impl))
+        impl: forward_flops_per_token(dataclasses.replace(cfg, attention_impl=impl))
         for impl in ("auto", "reference", "local")
     }
     assert flops["reference"] != flops["local"]
@@ -60,20 +64,20 @@ def test_cache_bytes_are_those_of_the_arrays(name):
     cfg = VARIANTS[name]
     for capacity in (1, 2, 7):
         arrays = jax.tree.leaves(init_cache(cfg, 1, capacity))
-        assert estimates.cache_bytes(cfg, capacity) == sum(array.nbytes for array in arrays)
+        assert cache_bytes(cfg, capacity) == sum(array.nbytes for array in arrays)
     grown = {"rope": 2 * (2 * 2 * 6 * 4 + 4), "wide_values": 2 * (2 * (6 + 7) * 4 + 4), "lstm": 0, "bigram": 0}
     if name in grown:  # L layers of K heads of H and Hv features, and a position
-        assert estimates.cache_bytes_per_token(cfg) == grown[name]
+        assert cache_bytes_per_token(cfg) == grown[name]
 
 
 def test_the_cache_shrinks_exactly_with_the_heads_it_holds():
-    sizes = [estimates.cache_bytes(variant(num_kv_heads=k, num_layers=1), 7) for k in (1, 2, 4)]
+    sizes = [cache_bytes(variant(num_kv_heads=k, num_layers=1), 7) for k in (1, 2, 4)]
     assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0])
 
 
 def test_activations_shrink_with_recomputation_and_grow_with_the_depth():
     def kept(**fields):
-        return estimates.activation_bytes_per_sequence(variant(**fields))
+        return activation_bytes_per_sequence(variant(**fields))
 
     assert kept(remat=True) < 0.5 * kept()
     assert kept(num_layers=4) - kept(num_layers=3) == kept(num_layers=3) - kept(num_layers=2) > 7 * 24 * 4
@@ -83,13 +87,13 @@ def test_activations_shrink_with_recomputation_and_grow_with_the_depth():
 def test_estimates_of_a_large_preset_make_no_arrays():
     cfg = preset("gpt2-124m").model
     products = 12 * 12 * 768 * 768 + 768 * 50257
-    assert estimates.forward_flops_per_token(cfg) == 2 * products + 12 * 4 * 1024 * 768
-    assert estimates.cache_bytes_per_token(cfg) == 12 * (2 * 768 * 4 + 4)
+    assert forward_flops_per_token(cfg) == 2 * products + 12 * 4 * 1024 * 768
+    assert cache_bytes_per_token(cfg) == 12 * (2 * 768 * 4 + 4)
 
 
 def test_optimizer_bytes_are_those_of_the_arrays():
     cfg = preset("tiny").model
-    found = estimates.optimizer_bytes(cfg)
+    found = optimizer_bytes(cfg)
     params = init_params(build_model(cfg), jax.random.key(0))
 
     @jax.jit  # compiled as one program
@@ -110,7 +114,7 @@ def test_optimizer_bytes_of_a_large_preset_make_no_arrays():
     What is not in kernels is 39,505,152 numbers. Adafactor keeps 12 x (4 x 1,536 + 2 x 3,840) rows and columns of
     kernels, 51,025 and 1,792 of the two tables and 121,344 numbers of biases and norms. The rest is counters.
     """
-    assert estimates.optimizer_bytes(preset("gpt2-124m").model) == {
+    assert optimizer_bytes(preset("gpt2-124m").model) == {
         "sgd": 8,
         "sgd momentum=0.9": 4 * 124_439_808 + 8,
         "adamw": 8 * 124_439_808 + 8,

@@ -10,7 +10,7 @@ from support import command
 
 from jaxlm import convert
 from jaxlm.errors import UserError
-from jaxlm.run import training as run
+from jaxlm.run.folder import load_run
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_folder_becomes_a_run_that_every_command_opens(tmp_path, config):
     code, stdout, stderr = command("convert", "--from", "hf", source, out, "--json")
     assert (code, stderr) == (0, "")
     cfg, params = convert.from_hf(source)
-    loaded = run.load_run(out)
+    loaded = load_run(out)
     assert loaded.config.model == cfg
     assert (loaded.config.preset, loaded.step, loaded.corpus_sha256) == ("imported", 0, None)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
@@ -133,7 +133,7 @@ def test_a_tokenizer_beside_the_model_is_taken_and_never_left(tmp_path):
     source = write(tmp_path / "source", LLAMA)
     (source / "tokenizer.json").write_text(json.dumps(word_tokenizer()))
     assert command("convert", source, tmp_path / "new", "--from", "hf")[0] == 0
-    loaded = run.load_run(tmp_path / "new")
+    loaded = load_run(tmp_path / "new")
     assert (loaded.tokenizer.vocab_size, loaded.config.model.vocab_size) == (10, 37)
     assert len(loaded.tokenizer.encode("abcdeabcdeabcde")) > 3  # truncation is off
     assert len(loaded.tokenizer.encode("abc")) < 20  # so is padding
@@ -149,8 +149,8 @@ def test_a_tokenizer_of_jaxlm_may_be_named(tmp_path, gpt2):
     (tmp_path / "mine.json").write_text('{"type": "char", "chars": "abc"}')
     named = ("--tokenizer", tmp_path / "mine.json")
     assert command("convert", gpt2, tmp_path / "new", "--from", "hf", *named)[0] == 0
-    assert run.load_run(tmp_path / "new").tokenizer.decode([2]) == "c"
-    assert run.load_run(tmp_path / "new").config.sample.prompt == "a"  # the usual newline is no character of it
+    assert load_run(tmp_path / "new").tokenizer.decode([2]) == "c"
+    assert load_run(tmp_path / "new").config.sample.prompt == "a"  # the usual newline is no character of it
 
 
 def test_ids_are_taken_where_they_are_asked_for(tmp_path, gpt2):
@@ -159,7 +159,7 @@ def test_ids_are_taken_where_they_are_asked_for(tmp_path, gpt2):
     assert code == 2
     assert "its model is of type None, only 'BPE' is supported" in stderr
     assert command("convert", gpt2, tmp_path / "new", "--from", "hf", "--tokenizer", "ids")[0] == 0
-    assert run.load_run(tmp_path / "new").tokenizer.to_dict() == {"type": "ids", "vocab_size": 37}
+    assert load_run(tmp_path / "new").tokenizer.to_dict() == {"type": "ids", "vocab_size": 37}
 
 
 @pytest.mark.parametrize(
@@ -184,12 +184,12 @@ def test_a_trained_run_keeps_to_its_tokenizer(tmp_path, gpt2):
     out = tmp_path / "new"
     assert command("convert", gpt2, out, "--from", "hf")[0] == 0
     (out / "tokenizer.json").write_text('{"type": "ids", "vocab_size": 36}')
-    assert run.load_run(out).tokenizer.vocab_size == 36
+    assert load_run(out).tokenizer.vocab_size == 36
     (out / "tokenizer.json").write_text('{"type": "ids", "vocab_size": 38}')
     with pytest.raises(UserError, match="has 38 entries, the model 37"):
-        run.load_run(out)
+        load_run(out)
     record = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**record, "corpus_sha256": "0" * 64}))
     (out / "tokenizer.json").write_text('{"type": "ids", "vocab_size": 36}')
     with pytest.raises(UserError, match="has 36 entries, the model 37"):
-        run.load_run(out)
+        load_run(out)

@@ -12,7 +12,7 @@ import sys
 import pytest
 from support import PROGRAMS, command
 
-from jaxlm.cli import main as cli
+from jaxlm.cli.main import COMMANDS, main
 from jaxlm.cli.options import read_text
 
 RUN = ["train", "tiny", "--train.steps", "30", "--train.eval-every", "15", "--train.checkpoint-every", "15"]
@@ -174,15 +174,15 @@ def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(folder, arguments
 def test_help_and_version():
     code, out, err = command("--help")
     assert (code, err) == (0, "")
-    assert all(name in out for name in cli.COMMANDS)
+    assert all(name in out for name in COMMANDS)
     assert command("--version")[0] == 0
     assert command()[0] == 2
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_of_its_own(name, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main([name, "--help"])
+        main([name, "--help"])
     assert end.value.code == 0
     assert f"usage: jaxlm {name}" in capsys.readouterr().out
 
@@ -264,7 +264,7 @@ def test_text_as_it_comes_and_json_and_the_kept_file_say_the_same(folder, monkey
     with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", PROGRAMS.name)
         patch.setattr(out, "flush", lambda: flushed.append(out.getvalue()))
-        assert cli.main(arguments) == 0
+        assert main(arguments) == 0
     assert flushed[0] == "ROMEO:"
     assert len(flushed) > 20
     stop = sample["text"][7:9]
@@ -308,7 +308,7 @@ def test_a_run_from_before_a_field_of_sample_opens(folder):
 def test_leaving_a_sample_in_the_middle_is_quiet(folder, leave, code):
     endless = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--max-new-tokens", "1000000"]
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # off in what a shell starts by &
-    run = "import sys; from jaxlm import cli; sys.exit(cli.main())"
+    run = "import sys; from jaxlm import cli; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{heed}; {run}", *endless],
         stdout=subprocess.PIPE,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxlm.config import DataConfig
-from jaxlm.data import corpus as data
+from jaxlm.data.batches import batch_starts, count_targets, eval_batches, host_windows
+from jaxlm.data.corpus import check_lengths, load_corpus
 from jaxlm.data.tokenizer import TranscriptTokenizer
 
 
@@ -26,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def corpus_of(path, **fields):
-    return data.load_corpus(DataConfig(path=str(path), **fields))
+    return load_corpus(DataConfig(path=str(path), **fields))
 
 
 def test_the_real_corpus(shakespeare, monkeypatch):
@@ -54,7 +55,7 @@ def test_bpe_merges_come_from_the_training_split_alone(text_file):
 def test_a_mapped_token_file_holds_what_memory_would(text_file, monkeypatch, cache):
     path = text_file("Zwölf Boxkämpfer jagen Viktor\n" * 9)
     resident = corpus_of(path)
-    monkeypatch.setattr(data, "BLOCK_CHARS", 7)
+    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", 7)
     mapped = corpus_of(path, resident_mb=0)
     assert isinstance(mapped.train, np.memmap)
     for name in ("train", "val"):
@@ -67,7 +68,7 @@ def test_a_mapped_token_file_holds_what_memory_would(text_file, monkeypatch, cac
 
 @pytest.mark.parametrize("block", [3, 7, 1 << 24])
 def test_bytes_that_are_not_utf8_are_named_with_their_offset(text_file, monkeypatch, block):
-    monkeypatch.setattr(data, "BLOCK_CHARS", block)
+    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", block)
     with pytest.raises(ValueError, match="byte 0xff at offset 12"):
         corpus_of(text_file("zwölf Äpfel".encode()[:12] + b"\xff rest"))
 
@@ -82,19 +83,19 @@ def test_a_text_cut_in_the_middle_of_a_character_is_named(text_file):
 )
 def test_a_text_too_short_is_refused(text_file, content, words):
     with pytest.raises(ValueError, match=words):
-        data.check_lengths(corpus_of(text_file(content)), 7)
+        check_lengths(corpus_of(text_file(content)), 7)
 
 
 def test_a_validation_split_without_a_target_is_refused(text_file):
     with pytest.raises(ValueError, match="validation split has 1 tokens"):
-        data.check_lengths(corpus_of(text_file("abcdefghij")), 3)
+        check_lengths(corpus_of(text_file("abcdefghij")), 3)
 
 
 def test_a_missing_file_and_an_unknown_dataset_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"corpus .*nothing.txt is not a file"):
         corpus_of(tmp_path / "nothing.txt")
     with pytest.raises(ValueError, match="dataset 'wikitext' is unknown: choose one of librispeech, tinyshakespeare"):
-        data.load_corpus(DataConfig(dataset="wikitext"))
+        load_corpus(DataConfig(dataset="wikitext"))
 
 
 # Transcripts ---------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def texts_of(rows):
 
 
 def transcripts_of(path, seq_len=6, **fields):
-    return data.load_corpus(DataConfig(path=str(path), tokenizer="transcript", **fields), seq_len=seq_len)
+    return load_corpus(DataConfig(path=str(path), tokenizer="transcript", **fields), seq_len=seq_len)
 
 
 def test_the_last_utterances_are_held_out_whole(tmp_path):
@@ -119,7 +120,7 @@ def test_the_last_utterances_are_held_out_whole(tmp_path):
     assert texts_of(corpus.train) == ["|ONE|", "|TWO|"]
     assert texts_of(corpus.val) == ["|THREE|", "|FOUR A", "AND MOR", "RE|"]
     assert corpus.train.dtype == corpus.val.dtype == np.uint8
-    assert [data.count_targets(rows, 29) for rows in (corpus.train, corpus.val)] == [8, 20]
+    assert [count_targets(rows, 29) for rows in (corpus.train, corpus.val)] == [8, 20]
     assert corpus.tokenizer.to_dict() == {"type": "transcript"}
 
 
@@ -145,13 +146,13 @@ def test_transcripts_are_known_by_the_contents_and_the_split_of_their_files(tmp_
 def test_a_split_without_a_row_is_refused(tmp_path, texts, split):
     corpus = transcripts_of(transcript_file(tmp_path / "a.csv", *texts))
     with pytest.raises(ValueError, match=f"the {split} split has no row"):
-        data.check_lengths(corpus, 6)
+        check_lengths(corpus, 6)
 
 
 def test_a_held_out_file_without_a_row_is_refused(tmp_path):
     paths = transcript_file(tmp_path / "a.csv", "ONE"), transcript_file(tmp_path / "b.csv")
     with pytest.raises(ValueError, match="the validation split has no row"):
-        data.check_lengths(transcripts_of(paths[0], val_path=str(paths[1])), 6)
+        check_lengths(transcripts_of(paths[0], val_path=str(paths[1])), 6)
 
 
 @pytest.mark.parametrize(
@@ -165,15 +166,15 @@ def test_a_held_out_file_without_a_row_is_refused(tmp_path):
 def test_a_tokenizer_that_is_not_for_the_dataset_is_refused_before_anything_is_fetched(
     monkeypatch, dataset, tokenizer, words
 ):
-    monkeypatch.setattr(data.recipes, "fetch", None)
+    monkeypatch.setattr("jaxlm.data.sources.fetch", None)
     with pytest.raises(ValueError, match=words):
-        data.load_corpus(DataConfig(dataset=dataset, tokenizer=tokenizer), seq_len=6)
+        load_corpus(DataConfig(dataset=dataset, tokenizer=tokenizer), seq_len=6)
 
 
 def test_the_real_transcripts(librispeech, monkeypatch):
-    monkeypatch.setattr(data.recipes, "fetch", lambda name: librispeech)
-    corpus = data.load_corpus(DataConfig(dataset="librispeech", tokenizer="transcript"), seq_len=256)
-    assert [data.count_targets(rows, 29) for rows in (corpus.train, corpus.val)] == [291_159 + 275_697, 284_150]
+    monkeypatch.setattr("jaxlm.data.sources.fetch", lambda name: librispeech)
+    corpus = load_corpus(DataConfig(dataset="librispeech", tokenizer="transcript"), seq_len=256)
+    assert [count_targets(rows, 29) for rows in (corpus.train, corpus.val)] == [291_159 + 275_697, 284_150]
     assert [int((rows[:, 0] == 28).sum()) for rows in (corpus.train, corpus.val)] == [2703 + 2939, 2620]
 
 
@@ -184,21 +185,21 @@ def test_evaluation_takes_every_row_once_and_counts_no_padding(count, groups):
     for i, row in enumerate(rows):
         row[: 2 + i % 7] = i
     seen = []
-    for batch in data.eval_batches(rows, seq_len=7, batch_size=2, groups=groups, pad_token=29):
+    for batch in eval_batches(rows, seq_len=7, batch_size=2, groups=groups, pad_token=29):
         assert batch.windows.shape[1:] == (2, 8)
         assert batch.windows.dtype == np.uint8
         for window, weights in zip(batch.windows.reshape(-1, 8), batch.weights.reshape(-1, 7), strict=True):
             np.testing.assert_array_equal(weights, window[1:] != 29)
             seen += window[1:][weights > 0].tolist()
     assert seen == [i for i in range(count) for _ in range(1 + i % 7)]
-    assert len(seen) == data.count_targets(rows, 29)
+    assert len(seen) == count_targets(rows, 29)
 
 
 # Batches -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_is_a_function_of_seed_and_step_alone():
-    draw = [np.asarray(data.batch_starts(seed, step, 50, 97)) for seed, step in ((1, 5), (1, 5), (1, 6), (2, 5))]
+    draw = [np.asarray(batch_starts(seed, step, 50, 97)) for seed, step in ((1, 5), (1, 5), (1, 6), (2, 5))]
     np.testing.assert_array_equal(draw[0], draw[1])
     assert (draw[0] != draw[2]).any()
     assert (draw[0] != draw[3]).any()
@@ -209,11 +210,11 @@ def test_windows_begin_where_the_recurrence_says_to_the_last_bit(places):
     offset = int(jax.random.bits(jax.random.key(5), (), jnp.uint32))
     for step in (0, 3, 2_000_000):
         exact = [((step * 13 + b) * 0x9E3779B9 + offset) % 2**32 * places >> 32 for b in range(13)]
-        assert data.batch_starts(5, step, 13, places).tolist() == exact
+        assert batch_starts(5, step, 13, places).tolist() == exact
 
 
 def test_every_stretch_of_the_text_is_read_about_as_often():
-    starts = np.asarray(jax.vmap(lambda step: data.batch_starts(0, step, 12, 10_000))(jnp.arange(500))).ravel()
+    starts = np.asarray(jax.vmap(lambda step: batch_starts(0, step, 12, 10_000))(jnp.arange(500))).ravel()
     counts = np.bincount(starts // 100, minlength=100)
     assert counts.min() >= 57  # 60 each; independent draws spread by 8
     assert counts.max() <= 63
@@ -222,9 +223,9 @@ def test_every_stretch_of_the_text_is_read_about_as_often():
 
 def test_windows_read_from_a_file_are_those_the_device_cuts():
     tokens = np.random.default_rng(0).integers(0, 200, 300).astype(np.uint8)
-    windows = data.host_windows(tokens, seed=3, first=7, count=2, size=5, seq_len=11)
+    windows = host_windows(tokens, seed=3, first=7, count=2, size=5, seq_len=11)
     for i, step in enumerate((7, 8)):
-        starts = np.asarray(data.batch_starts(3, step, 5, 300 - 11))
+        starts = np.asarray(batch_starts(3, step, 5, 300 - 11))
         np.testing.assert_array_equal(windows[i], [tokens[s : s + 12] for s in starts])
 
 
@@ -233,7 +234,7 @@ def test_windows_read_from_a_file_are_those_the_device_cuts():
 def test_evaluation_counts_every_target_once_with_its_own_past(length, groups):
     tokens = np.arange(1, length + 1, dtype=np.uint8)
     seen = []
-    for batch in data.eval_batches(tokens, seq_len=7, batch_size=2, groups=groups):
+    for batch in eval_batches(tokens, seq_len=7, batch_size=2, groups=groups):
         assert batch.windows.shape[1:] == (2, 8)
         for window, weights in zip(batch.windows.reshape(-1, 8), batch.weights.reshape(-1, 7), strict=True):
             real = int(weights.sum())

@@ -4,11 +4,13 @@ import http.client
 import io
 import subprocess
 import tarfile
+import urllib.request
 import zipfile
 
 import pytest
 
-from jaxlm.data import sources as recipes
+from jaxlm.data import sources
+from jaxlm.data.sources import _CHECKOUT, _SOURCES, _from_librispeech_tar, _from_wheel, _recipe, fetch, kind, names
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,7 @@ def recipe(tmp_path, monkeypatch):
         '[[files.sources]]\nkind = "https"\nurl = "https://example.invalid/a"\ntimeout_s = 1\n'
         '[[files.sources]]\nkind = "wheel"\nrequirement = "pkg==1"\nmembers = ["x", "y"]\ntimeout_s = 1\n'
     )
-    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
+    monkeypatch.setattr(sources, "RECIPES", tmp_path)
 
 
 def serve(monkeypatch, https=None, wheel=None):
@@ -39,18 +41,18 @@ def serve(monkeypatch, https=None, wheel=None):
 
         return read
 
-    monkeypatch.setattr(recipes, "_SOURCES", {"https": source(https), "wheel": source(wheel)})
+    monkeypatch.setattr(sources, "_SOURCES", {"https": source(https), "wheel": source(wheel)})
 
 
 def test_the_first_source_with_the_right_sha256_is_cached(recipe, monkeypatch, cache):
     serve(monkeypatch, https=b"tampered", wheel=b"hello")
-    found = recipes.fetch("greeting")
+    found = fetch("greeting")
     (path,) = found.train
     assert found.val == ()
     assert path == cache / "greeting" / "a.txt"
     assert path.read_bytes() == b"hello"
     serve(monkeypatch)  # the cache needs no source
-    assert recipes.fetch("greeting") == found
+    assert fetch("greeting") == found
 
 
 def test_a_download_cut_short_falls_through_to_the_next_source(recipe, monkeypatch):
@@ -59,8 +61,8 @@ def test_a_download_cut_short_falls_through_to_the_next_source(recipe, monkeypat
     def cut(source):
         raise http.client.IncompleteRead(b"hel")
 
-    monkeypatch.setitem(recipes._SOURCES, "https", cut)
-    assert recipes.fetch("greeting").train[0].read_bytes() == b"hello"
+    monkeypatch.setitem(_SOURCES, "https", cut)
+    assert fetch("greeting").train[0].read_bytes() == b"hello"
 
 
 def test_a_cache_that_cannot_be_written_is_named(recipe, monkeypatch, tmp_path):
@@ -68,21 +70,21 @@ def test_a_cache_that_cannot_be_written_is_named(recipe, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JAXLM_DATA_DIR", str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"cannot be written .*set JAXLM_DATA_DIR"):
-        recipes.fetch("greeting")
+        fetch("greeting")
 
 
 def test_a_damaged_cache_is_kept_aside_and_fetched_anew(recipe, monkeypatch, cache):
     serve(monkeypatch, https=b"hello")
-    (path,) = recipes.fetch("greeting").train
+    (path,) = fetch("greeting").train
     path.write_bytes(b"edited")
-    assert recipes.fetch("greeting").train[0].read_bytes() == b"hello"
+    assert fetch("greeting").train[0].read_bytes() == b"hello"
     assert (path.parent / "a.txt.damaged").read_bytes() == b"edited"
 
 
 def test_when_nothing_works_the_message_lists_what_was_tried(recipe, monkeypatch, cache):
     serve(monkeypatch, wheel=b"tampered")
     with pytest.raises(ValueError, match="could not be fetched") as error:
-        recipes.fetch("greeting")
+        fetch("greeting")
     for words in (
         "https https://example.invalid/a: no route",
         "wheel pkg==1: sha256",
@@ -102,9 +104,9 @@ def test_a_wheel_is_downloaded_not_installed_and_its_members_joined(recipe, monk
             archive.writestr("x", "hel")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(recipes.subprocess, "run", pip)
-    monkeypatch.setattr(recipes, "_SOURCES", {**recipes._SOURCES, "https": recipes._from_wheel})
-    assert recipes.fetch("greeting").train[0].read_bytes() == b"hello"
+    monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.setattr(sources, "_SOURCES", {**_SOURCES, "https": _from_wheel})
+    assert fetch("greeting").train[0].read_bytes() == b"hello"
     assert all("download" in command and "--no-deps" in command for command in commands)
 
 
@@ -119,10 +121,10 @@ def test_each_file_of_a_recipe_goes_to_its_split(tmp_path, monkeypatch, cache):
         for (name, content), split in zip(contents.items(), ("train", "val", "train"), strict=True)
     )
     (tmp_path / "three.toml").write_text('kind = "transcripts"\n' + files)
-    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
-    monkeypatch.setitem(recipes._SOURCES, "https", lambda source: contents[source["url"]])
-    assert recipes.kind("three") == "transcripts"
-    found = recipes.fetch("three")
+    monkeypatch.setattr(sources, "RECIPES", tmp_path)
+    monkeypatch.setitem(_SOURCES, "https", lambda source: contents[source["url"]])
+    assert kind("three") == "transcripts"
+    found = fetch("three")
     assert [path.name for path in found.train] == ["a.csv", "c.csv"]
     assert [path.name for path in found.val] == ["b.csv"]
     assert {path.name: path.read_bytes() for path in (cache / "three").iterdir()} == contents
@@ -130,15 +132,15 @@ def test_each_file_of_a_recipe_goes_to_its_split(tmp_path, monkeypatch, cache):
 
 @pytest.mark.parametrize("name", ["librispeech", "tinyshakespeare"])
 def test_every_recipe_is_complete_and_packed_into_the_wheel(name):
-    recipe = recipes._recipe(name)
+    recipe = _recipe(name)
     assert recipe["kind"] in ("text", "transcripts")
     assert {file["split"] for file in recipe["files"]} in ({"all"}, {"train", "val"})
     for file in recipe["files"]:
         assert len(file["sha256"]) == 64
-        assert {source["kind"] for source in file["sources"]} <= set(recipes._SOURCES)
-    project = (recipes._CHECKOUT.parent / "pyproject.toml").read_text()
+        assert {source["kind"] for source in file["sources"]} <= set(_SOURCES)
+    project = (_CHECKOUT.parent / "pyproject.toml").read_text()
     assert f'"data/{name}.toml" = "jaxlm/recipes/{name}.toml"' in project
-    assert recipes.names() == ["librispeech", "tinyshakespeare"]
+    assert names() == ["librispeech", "tinyshakespeare"]
 
 
 def archive(chapters):
@@ -178,8 +180,8 @@ SOURCE = {"kind": "librispeech-tar", "url": "https://example.invalid/x.tar.gz", 
 
 def test_an_archive_becomes_a_table_sorted_by_id(monkeypatch):
     made = archive({"2-10": ["2-10-0000 IT'S LATE", "2-10-0001 GO"], "10-3": ["10-3-0000 A, B", "10-3-0001 SO IT IS"]})
-    monkeypatch.setattr(recipes.urllib.request, "urlopen", lambda url, timeout: Unseekable(made))
-    assert recipes._from_librispeech_tar(SOURCE) == (
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Unseekable(made))
+    assert _from_librispeech_tar(SOURCE) == (
         b'id,transcript\r\n10-3-0000,"A, B"\r\n10-3-0001,SO IT IS\r\n2-10-0000,IT\'S LATE\r\n2-10-0001,GO\r\n'
     )
 
@@ -192,8 +194,8 @@ def test_the_real_tables_are_what_their_archives_become(librispeech, monkeypatch
             chapters.setdefault(identity.rsplit("-", 1)[0], []).append(f"{identity} {text}")
         assert len(chapters) > 80
         made = archive(chapters)
-        monkeypatch.setattr(recipes.urllib.request, "urlopen", lambda url, timeout, made=made: Unseekable(made))
-        assert recipes._from_librispeech_tar(SOURCE) == path.read_bytes()
+        monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout, made=made: Unseekable(made))
+        assert _from_librispeech_tar(SOURCE) == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_an_archive_that_is_none_is_named_with_its_address(tmp_path, monkeypatch
         'kind = "transcripts"\n[[files]]\nname = "x.csv"\nsha256 = "00"\nsplit = "train"\n'
         '[[files.sources]]\nkind = "librispeech-tar"\nurl = "https://example.invalid/x.tar.gz"\ntimeout_s = 1\n'
     )
-    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
-    monkeypatch.setattr(recipes.urllib.request, "urlopen", lambda url, timeout: Unseekable(content))
+    monkeypatch.setattr(sources, "RECIPES", tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Unseekable(content))
     with pytest.raises(ValueError, match=r"librispeech-tar https://example.invalid/x.tar.gz: \S.*put the file"):
-        recipes.fetch("speech")
+        fetch("speech")

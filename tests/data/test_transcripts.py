@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import apply, command
 
-from jaxlm.data import corpus as data
 from jaxlm.data import transcripts
+from jaxlm.data.batches import batch_starts
+from jaxlm.data.corpus import load_corpus
 from jaxlm.data.tokenizer import TranscriptTokenizer
 from jaxlm.model.build import init_params
-from jaxlm.run import training as run
+from jaxlm.run.folder import load_run
 from jaxlm.run.hooks import Recorder
 from jaxlm.training.step import StepMetrics
 
@@ -237,20 +238,20 @@ def mean_loss(model, params, rows):
 
 
 def test_the_losses_of_a_run_are_means_over_real_targets(folder):
-    trained = run.load_run("runs/tiny-1", 40)
-    corpus = data.load_corpus(trained.config.data, seq_len=16)
+    trained = load_run("runs/tiny-1", 40)
+    corpus = load_corpus(trained.config.data, seq_len=16)
     first, last = (rows_of(folder / "runs/tiny-1")[i] for i in (0, -1))
     assert last["val_loss"] == pytest.approx(mean_loss(trained.model, trained.params, corpus.val), rel=1e-5)
     slice_loss = mean_loss(trained.model, trained.params, corpus.train[: len(corpus.val)])
     assert last["train_loss"] == pytest.approx(slice_loss, rel=1e-5)
-    batch = corpus.train[np.asarray(data.batch_starts(0, 0, trained.config.train.batch_size, len(corpus.train)))]
+    batch = corpus.train[np.asarray(batch_starts(0, 0, trained.config.train.batch_size, len(corpus.train)))]
     untrained = init_params(trained.model, jax.random.key(0))
     assert first["loss"] == pytest.approx(mean_loss(trained.model, untrained, batch), rel=1e-5)
 
 
 def test_the_logged_speed_counts_real_targets(folder, tmp_path):
-    trained = run.load_run("runs/tiny-1")
-    corpus = data.load_corpus(trained.config.data, seq_len=16)
+    trained = load_run("runs/tiny-1")
+    corpus = load_corpus(trained.config.data, seq_len=16)
     kept = Recorder(tmp_path, trained.config, trained.model, corpus, None, [])
     kept.report(
         StepMetrics(jnp.int32(10), jnp.float32(1), jnp.float32(1), jnp.int32(0), jnp.bool_(False)), steps=6, seconds=0.5

@@ -12,10 +12,11 @@ from tolerances import FLOAT32
 
 from jaxlm.config import ModelConfig
 from jaxlm.data.tokenizer import CharTokenizer
-from jaxlm.decode import generate as decode
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.generate import MAX_BLOCK, blocks, generate, predict, score
+from jaxlm.decode.generate import MAX_BLOCK, _advance, blocks, generate, predict
+from jaxlm.decode.prefill import _prefill
 from jaxlm.decode.request import Request
+from jaxlm.decode.score import score
 from jaxlm.decode.stream import stream
 
 CFG = ModelConfig(
@@ -99,7 +100,7 @@ def test_work_stops_when_every_row_is_done():
 
 def test_programs_are_compiled_per_bucket_never_per_value_or_exact_length():
     def programs():
-        return decode._advance._cache_size(), decode._prefill._cache_size()
+        return _advance._cache_size(), _prefill._cache_size()
 
     draw(PROMPT, top_k=3, top_p=0.5, repetition_penalty=1.1)  # 2 prompts of up to 17, 16 slots
     before = programs()
@@ -155,8 +156,13 @@ def test_a_stop_string_ends_its_row_in_the_stream():
 
 
 def test_a_stream_begins_before_all_tokens_are_drawn(monkeypatch):
-    calls, advance = [], decode._advance
-    monkeypatch.setattr(decode, "_advance", lambda *args, **kwargs: calls.append(1) or advance(*args, **kwargs))
+    calls, advance = [], _advance
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return advance(*args, **kwargs)
+
+    monkeypatch.setattr("jaxlm.decode.generate._advance", counted)
     model, params = built(CFG)
     tokens = stream(model, params, PROMPT, max_new_tokens=17, key=KEY)
     next(tokens)

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import VARIANTS
 from support import apply, built, random_tokens
-from test_model import VARIANTS
 from tolerances import FLOAT64
 
 from jaxlm.config import ModelConfig
 from jaxlm.decode.beam_search import beam_search
-from jaxlm.decode.generate import capacities, generate, predict, score
+from jaxlm.decode.generate import generate, predict
+from jaxlm.decode.prefill import capacities
 from jaxlm.decode.request import Request
+from jaxlm.decode.score import score
 from jaxlm.decode.stream import stream
 from jaxlm.decode.uncached import generate_naive
 
@@ -147,7 +149,7 @@ def test_a_prompt_in_pieces_is_the_prompt(monkeypatch):
     model, params = built(CFG)
     prompt, arguments = random_tokens(CFG, 2, 37), {"max_new_tokens": 5, "key": KEY, "prompt_lengths": [37, 20]}
     whole = generate(model, params, prompt, **arguments)
-    monkeypatch.setattr("jaxlm.decode.generate.PREFILL", 16)
+    monkeypatch.setattr("jaxlm.decode.prefill.PREFILL", 16)
     assert_same(generate(model, params, prompt, **arguments), whole)
 
 

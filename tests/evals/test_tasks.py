@@ -13,10 +13,11 @@ from tolerances import FLOAT32
 
 from jaxlm.config import DataConfig
 from jaxlm.data.tokenizer import CharTokenizer
-from jaxlm.decode.generate import score
+from jaxlm.decode.score import score
 from jaxlm.evals import tasks
+from jaxlm.evals.loss import evaluate
 from jaxlm.evals.scorers import RunOracle, load_oracle
-from jaxlm.run import training as run
+from jaxlm.run.folder import load_run
 
 LINES = [
     "THE SEA WAS CALM AND THE OLD MAN SLEPT",  # too short for every task but likelihood
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    return run.load_run(folder / "runs/tiny-1")
+    return load_run(folder / "runs/tiny-1")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_rows_longer_than_the_training_context_are_scored_whole(trained):
 
 
 def test_likelihood_of_a_text_is_its_validation_loss(text_run):
-    found, losses = tasks.likelihood(text_run), run.evaluate(text_run)
+    found, losses = tasks.likelihood(text_run), evaluate(text_run)
     assert found["targets"] == losses["val_targets"] > 96
     assert -found["log_prob_per_token"] == pytest.approx(losses["val_loss"], rel=1e-5)
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import VARIANTS, variant
 from support import built, random_tokens
-from test_model import VARIANTS, variant
 from tolerances import FLOAT32, assert_close
 
 from jaxlm.model.build import build_model, init_params

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import VARIANTS, family
 from support import apply, built, random_tokens
-from test_model import VARIANTS, family
 from tolerances import FLOAT32, assert_close
 
 from jaxlm.config import ModelConfig

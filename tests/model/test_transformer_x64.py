@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import naive
 import numpy as np
 import pytest
+from models import BASE, VARIANTS
 from support import apply, built, random_tokens
-from test_model import BASE, VARIANTS
 from tolerances import FLOAT64, assert_close
 
 from jaxlm.model.build import build_model

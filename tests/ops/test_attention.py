@@ -8,11 +8,12 @@ from tolerances import FLOAT32, assert_close
 
 from jaxlm.config import ModelConfig
 from jaxlm.model.cache import LayerCache, init_cache
-from jaxlm.ops.attention import attend, masked_softmax, self_attention
+from jaxlm.ops.attention import attend, masked_softmax
 from jaxlm.ops.loss import cross_entropy, token_losses
 from jaxlm.ops.masks import attention_mask
 from jaxlm.ops.matmul import matmul
 from jaxlm.ops.positions import apply_rope, rope_angles, sinusoids
+from jaxlm.ops.self_attention import self_attention
 
 
 def normal(seed, *shape):

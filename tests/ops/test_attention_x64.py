@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 from tolerances import FLOAT32, FLOAT64, assert_close
 
-from jaxlm.ops.attention import (
-    attend,
-    cudnn_attend,
-    self_attention,
-    self_attention_grads,
-    softcap,
-)
+from jaxlm.ops.attention import attend, cudnn_attend, softcap
 from jaxlm.ops.attention_scores import additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
 from jaxlm.ops.masks import attention_mask
+from jaxlm.ops.self_attention import self_attention, self_attention_grads
 from jaxlm.ops.sliding_window import local_attend
 
 pytestmark = pytest.mark.x64

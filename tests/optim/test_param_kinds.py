@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import VARIANTS, variant
 from optimizers import PAPER, assert_trees_close, compiled, numbers, trajectory
-from test_model import VARIANTS, variant
 from tolerances import FLOAT32, assert_close
 
 from jaxlm.errors import UserError

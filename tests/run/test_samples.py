@@ -15,9 +15,8 @@ from tolerances import FLOAT32
 from jaxlm.config import ExperimentConfig, ModelConfig, SampleConfig
 from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer, TranscriptTokenizer
 from jaxlm.decode.generate import generate
-from jaxlm.run import samples as texts
+from jaxlm.run.folder import Run
 from jaxlm.run.samples import TextStream, draw, keep, sample
-from jaxlm.run.training import Run
 
 BPE = BPETokenizer.train(["naïve café: the other thé there, then this 🦜 " * 20], 290)
 
@@ -164,7 +163,7 @@ def test_every_option_reaches_the_sampler(monkeypatch):
         asked.update(arguments, prompt=prompt.tolist(), key=jax.random.key_data(key).tolist())
         raise InterruptedError
 
-    monkeypatch.setattr(texts, "Request", request)
+    monkeypatch.setattr("jaxlm.run.samples.Request", request)
     values = {"top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.5, "temperature": 0.7, "num_samples": 4}
     cfg = SampleConfig(prompt="AB", seed=9, max_new_tokens=11, forbidden_tokens=(3, 4), stop=("C",), **values)
     with pytest.raises(InterruptedError):

@@ -16,12 +16,14 @@ from support import command
 
 from jaxlm.config import DataConfig, ModelConfig, OptimConfig, presets
 from jaxlm.config.presets import preset
-from jaxlm.data import corpus as data
+from jaxlm.data.batches import host_windows
 from jaxlm.errors import CheckError
+from jaxlm.evals.loss import evaluate
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
-from jaxlm.run import samples as texts
-from jaxlm.run import training as run
+from jaxlm.run.folder import load_run, read_config
+from jaxlm.run.samples import sample
+from jaxlm.run.training import train
 
 STEPS = 60
 
@@ -44,7 +46,7 @@ def config(tmp_path_factory, shakespeare):
 def whole(config, tmp_path_factory):
     """The uninterrupted run."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    outcome = run.train(config, out)
+    outcome = train(config, out)
     assert (outcome.step, outcome.signum) == (STEPS, None)
     return out
 
@@ -56,7 +58,7 @@ def rows(out):
 
 
 def assert_same_run(out, whole, step=STEPS):
-    ours, theirs = run.load_run(out, step), run.load_run(whole, step)
+    ours, theirs = load_run(out, step), load_run(whole, step)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     assert rows(out) == rows(whole)
 
@@ -119,7 +121,7 @@ def test_another_optimizer_on_a_preset_drops_what_it_does_not_read(config, tmp_p
     few += ["--model.family", "embedding_bigram", "--model.no-tie-embeddings", "--optim.learning-rate", "0.1"]
     code, _, err = command("train", base, *few, "--optim.name", *options.split())
     assert code == 0, err
-    assert run.read_config(tmp_path / "run").optim == OptimConfig(name=options.split()[0], **usual, **kept)
+    assert read_config(tmp_path / "run").optim == OptimConfig(name=options.split()[0], **usual, **kept)
     losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
     assert losses[-1] < losses[0]
 
@@ -129,11 +131,11 @@ def test_resumed_with_factored_moments_and_momentum_a_run_is_bitwise_the_uninter
     train = dataclasses.replace(config.train, steps=12, eval_every=12, checkpoint_every=6)
     model = ModelConfig(family="embedding_bigram", vocab_size=65, max_seq_len=32, embed_dim=24, tie_embeddings=False)
     factored = dataclasses.replace(config, model=model, optim=optim, train=train)
-    run.train(factored, tmp_path / "whole")
-    assert run.read_config(tmp_path / "whole").optim == optim
+    train(factored, tmp_path / "whole")
+    assert read_config(tmp_path / "whole").optim == optim
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed/checkpoints/12")
-    run.train(run.read_config(tmp_path / "resumed"), tmp_path / "resumed", resume=True)
+    train(read_config(tmp_path / "resumed"), tmp_path / "resumed", resume=True)
     assert_same_run(tmp_path / "resumed", tmp_path / "whole", 12)
 
 
@@ -148,17 +150,17 @@ def test_a_signal_saves_says_so_and_sets_the_exit_code(config, whole, tmp_path, 
     last = max(checkpoint.steps(out / "checkpoints"))
     assert f"stopped by {signal.Signals(signum).name} at step {last}; saved" in err
     assert "Traceback" not in err
-    run.train(dataclasses.replace(run.read_config(out)), out, resume=True)
+    train(dataclasses.replace(read_config(out)), out, resume=True)
     assert_same_run(out, whole)
 
 
 def test_a_time_limit_saves_and_ends_well(config, whole, tmp_path):
     out = tmp_path / "limited"
     limited = dataclasses.replace(config, train=dataclasses.replace(config.train, max_minutes=0.0))
-    outcome = run.train(limited, out)
+    outcome = train(limited, out)
     assert (outcome.step, outcome.signum) == (0, None)
     assert checkpoint.steps(out / "checkpoints") == [0]
-    outcome = run.train(config, out, resume=True)
+    outcome = train(config, out, resume=True)
     assert outcome.step == STEPS
     assert_same_run(out, whole)
 
@@ -170,16 +172,16 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(c
     victim = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:-1] + b"\x00\x01")
     with pytest.warns(UserWarning, match=r"60 is damaged: .* has changed; resuming from step 50"):
-        run.train(config, out, resume=True)
+        train(config, out, resume=True)
     assert_same_run(out, whole)
     assert (out / "checkpoints" / ".60.damaged").is_dir()
     (out / "checkpoints" / "60" / "manifest.json").write_text("")
     with pytest.warns(UserWarning, match="60 is damaged: its manifest cannot be read"):
-        assert run.load_run(out).step == 50
+        assert load_run(out).step == 50
     for step in checkpoint.steps(out / "checkpoints"):
         (out / "checkpoints" / str(step) / "manifest.json").write_text("")
     with pytest.raises(CheckError, match="is damaged"):
-        run.load_run(out)
+        load_run(out)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(config, tmp_path):
@@ -187,7 +189,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(co
         config, optim=dataclasses.replace(config.optim, learning_rate=1e30, schedule="constant", clip_norm=None)
     )
     with pytest.raises(CheckError, match=r"step \d+: loss .*nan.* keeps its last checkpoint"):
-        run.train(bad, tmp_path / "nan")
+        train(bad, tmp_path / "nan")
     assert checkpoint.steps(tmp_path / "nan" / "checkpoints") == []
 
 
@@ -203,7 +205,7 @@ def test_skipped_steps_are_told_and_counted_across_resumption(config, tmp_path, 
 
     def spoiled(corpus, config):
         def windows(first, stop):
-            made = data.host_windows(corpus.train, 0, first, 5, 8, 32).astype(np.int32)
+            made = host_windows(corpus.train, 0, first, 5, 8, 32).astype(np.int32)
             made[[step - 1 - first for step in bad if 0 < step - first <= 5], 0, 0] = 999  # gives logits of NaN
             return jax.numpy.asarray(made)
 
@@ -215,14 +217,14 @@ def test_skipped_steps_are_told_and_counted_across_resumption(config, tmp_path, 
         )
         return sum(map(int, lines))
 
-    monkeypatch.setattr(run, "_source", spoiled)
+    monkeypatch.setattr("jaxlm.run.training._source", spoiled)
     for options, new in ({}, 6 - 1), ({"resume": True}, 1):  # the second time from step 20, the first of three in a row
         with pytest.raises(CheckError, match=r"step 22: loss nan, .* keeps its last checkpoint \(step 20\)"):
-            run.train(cfg, out, **options)
+            train(cfg, out, **options)
         assert checkpoint.steps(out / "checkpoints") == [10, 20]
         assert told() == new
     bad -= {21, 22}
-    assert run.train(cfg, out, resume=True).step == 30
+    assert train(cfg, out, resume=True).step == 30
     assert told() == 0
     logged = {row["step"]: row for row in rows(out) if "val_loss" not in row}
     assert [logged[step].get("skipped", 0) for step in (1, 5, 10, 15, 20, 25, 30)] == [0, 2, 2, 3, 4, 4, 4]
@@ -235,7 +237,7 @@ def test_skipped_steps_are_told_and_counted_across_resumption(config, tmp_path, 
 def test_resuming_a_finished_run_changes_no_parameter_and_no_row(config, whole, tmp_path):
     out = tmp_path / "again"
     shutil.copytree(whole, out)
-    assert run.train(config, out, resume=True).step == STEPS
+    assert train(config, out, resume=True).step == STEPS
     assert_same_run(out, whole)
 
 
@@ -243,8 +245,8 @@ def test_a_run_goes_on_past_its_steps_when_asked(config, whole, tmp_path):
     out = tmp_path / "longer"
     shutil.copytree(whole, out)
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=STEPS + 5))
-    assert run.train(longer, out, resume=True).step == STEPS + 5
-    assert run.read_config(out).train.steps == STEPS + 5
+    assert train(longer, out, resume=True).step == STEPS + 5
+    assert read_config(out).train.steps == STEPS + 5
 
 
 def test_fewer_steps_than_there_are_is_refused(config, whole, tmp_path):
@@ -252,7 +254,7 @@ def test_fewer_steps_than_there_are_is_refused(config, whole, tmp_path):
     shutil.copytree(whole, out)
     shorter = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=STEPS - 5))
     with pytest.raises(ValueError, match="already has 60 steps, more than steps = 55"):
-        run.train(shorter, out, resume=True)
+        train(shorter, out, resume=True)
     assert (out / "config.json").read_bytes() == (whole / "config.json").read_bytes()
 
 
@@ -261,13 +263,13 @@ def test_a_text_that_moved_is_known_and_one_that_changed_is_refused(config, whol
     shutil.copytree(whole, out)
     shutil.copy(config.data.path, text)
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(text)))
-    assert run.train(moved, out, resume=True).step == STEPS
-    losses = run.evaluate(run.load_run(out))
+    assert train(moved, out, resume=True).step == STEPS
+    losses = evaluate(load_run(out))
     text.write_text(text.read_text().replace("e", "o", 1))
     with pytest.raises(ValueError, match="the text has changed"):
-        run.train(moved, out, resume=True)
+        train(moved, out, resume=True)
     with pytest.raises(ValueError, match="the text has changed"):
-        run.evaluate(run.load_run(out))
+        evaluate(load_run(out))
     assert losses["val_targets"] == 2999
 
 
@@ -278,10 +280,10 @@ def test_a_damaged_row_is_named_and_nothing_is_dropped(config, whole, tmp_path, 
     rest = (out / "metrics.jsonl").read_text()
     (out / "metrics.jsonl").write_text(line + "\n" + rest)
     with pytest.raises(ValueError, match=r"metrics.jsonl line 1 is no row"):
-        run.train(config, out, resume=True)
+        train(config, out, resume=True)
     assert (out / "metrics.jsonl").read_text() == line + "\n" + rest
     (out / "metrics.jsonl").write_text(rest + '{"step": 60, "lo')
-    run.train(config, out, resume=True)
+    train(config, out, resume=True)
     assert (out / "metrics.jsonl").read_text() == rest
 
 
@@ -290,7 +292,7 @@ def test_a_tokenizer_of_another_size_is_refused(whole, tmp_path):
     shutil.copytree(whole, out)
     (out / "tokenizer.json").write_text('{"type": "char", "chars": "ABC"}')
     with pytest.raises(ValueError, match="has 3 entries, the model 58"):
-        run.load_run(out)
+        load_run(out)
 
 
 def test_a_text_without_newlines_and_a_name_with_dollars_train_and_sample(config, tmp_path):
@@ -301,15 +303,15 @@ def test_a_text_without_newlines_and_a_name_with_dollars_train_and_sample(config
         data=DataConfig(path=str(text)),
         train=dataclasses.replace(config.train, steps=6, eval_every=6, checkpoint_every=6),
     )
-    run.train(short, tmp_path / "a$_$b")
-    loaded = run.load_run(tmp_path / "a$_$b")
-    assert texts.sample(loaded, dataclasses.replace(loaded.config.sample, max_new_tokens=3))[0].startswith(" ")
+    train(short, tmp_path / "a$_$b")
+    loaded = load_run(tmp_path / "a$_$b")
+    assert sample(loaded, dataclasses.replace(loaded.config.sample, max_new_tokens=3))[0].startswith(" ")
 
 
 def test_a_corpus_read_from_a_mapped_file_trains_the_same_batches(config, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLM_DATA_DIR", str(tmp_path))
     mapped = dataclasses.replace(config, data=dataclasses.replace(config.data, resident_mb=0))
-    run.train(mapped, tmp_path / "mapped")
+    train(mapped, tmp_path / "mapped")
     losses = [[row["loss"] for row in rows(out) if "loss" in row] for out in (tmp_path / "mapped", whole)]
     assert losses[0] == losses[1]
 
@@ -320,11 +322,11 @@ def test_a_bpe_run_loads_with_its_vocabulary(config, tmp_path):
         data=dataclasses.replace(config.data, tokenizer="bpe", bpe_vocab_size=300),
         train=dataclasses.replace(config.train, steps=6, eval_every=6, checkpoint_every=6),
     )
-    run.train(bpe, tmp_path / "bpe")
-    loaded = run.load_run(tmp_path / "bpe")
+    train(bpe, tmp_path / "bpe")
+    loaded = load_run(tmp_path / "bpe")
     assert loaded.config.model.vocab_size == loaded.tokenizer.vocab_size == 300
     sample = dataclasses.replace(bpe.sample, prompt="Wherefore art thou, Zoë?", max_new_tokens=5)
-    assert texts.sample(loaded, sample)[0].startswith("Wherefore art thou, Zoë?")
+    assert sample(loaded, sample)[0].startswith("Wherefore art thou, Zoë?")
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there cuDNN is at hand")
@@ -335,5 +337,5 @@ def test_a_run_of_a_gpu_opens_elsewhere_with_a_warning(whole, tmp_path):
     record["config"]["model"] |= {"attention_impl": "cudnn", "dtype": "bfloat16"}
     (out / "config.json").write_text(json.dumps(record))
     with pytest.warns(UserWarning, match="trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'"):
-        opened = run.load_run(out)
+        opened = load_run(out)
     assert opened.model.cfg.attention_impl == "auto"

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from jaxlm.config.presets import preset
-from jaxlm.run import training as run
+from jaxlm.run.training import train
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ def val_loss(tmp_path, name="nanogpt-cpu", seed=0, **optim):
         optim=dataclasses.replace(config.optim, **optim),
         train=dataclasses.replace(config.train, seed=seed, eval_every=2000, checkpoint_every=2000),
     )
-    return run.train(config, tmp_path / f"run-{seed}").val_loss
+    return train(config, tmp_path / f"run-{seed}").val_loss
 
 
 def test_nanogpt_cpu_reaches_its_loss(tmp_path):

@@ -12,10 +12,12 @@ from support import apply, built, random_tokens
 from tolerances import FLOAT32, assert_close
 
 from jaxlm.config import ModelConfig, OptimConfig, TrainConfig
-from jaxlm.data import corpus as data
+from jaxlm.data.batches import batch_starts, eval_batches, host_windows
 from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
-from jaxlm.training.step import batch_loss, init_state, loop, make_chunk, make_evaluate, next_boundary, train_step
+from jaxlm.training.evaluate import make_evaluate
+from jaxlm.training.loop import loop, make_chunk, next_boundary
+from jaxlm.training.step import batch_loss, init_state, train_step
 
 CFG = ModelConfig(vocab_size=65, max_seq_len=7, num_layers=1, embed_dim=24, num_heads=3, mlp_dim=20, dropout=0.1)
 TRAIN = TrainConfig(steps=30, batch_size=6, seed=3, log_every=5, eval_every=10, checkpoint_every=15)
@@ -50,7 +52,7 @@ def test_however_a_run_is_cut_into_chunks_the_bits_are_the_same(chunk):
 
 def test_windows_given_from_outside_train_the_same_bits(chunk):
     expected, _ = chunk(fresh(), TEXT, 4)
-    windows = data.host_windows(np.asarray(TEXT), TRAIN.seed, 0, TRAIN.log_every, TRAIN.batch_size, CFG.max_seq_len)
+    windows = host_windows(np.asarray(TEXT), TRAIN.seed, 0, TRAIN.log_every, TRAIN.batch_size, CFG.max_seq_len)
     given = make_chunk(build_model(CFG), TX, TRAIN)
     state, _ = given(fresh(), jnp.asarray(windows), 4)
     assert_same(state.params, expected.params)
@@ -112,7 +114,7 @@ def test_a_chunk_takes_its_rows_by_the_sequence_of_its_seed():
     state, metrics = make_chunk(build_model(CFG), TX, TRAIN, 64)(fresh(), rows, 2)
     step, expected = jax.jit(train_step, static_argnums=(2, 3, 4, 5, 6)), fresh()
     for i in range(2):
-        batch = rows[data.batch_starts(TRAIN.seed, i, TRAIN.batch_size, 40)].astype(jnp.int32)
+        batch = rows[batch_starts(TRAIN.seed, i, TRAIN.batch_size, 40)].astype(jnp.int32)
         expected, expected_metrics = step(expected, batch, build_model(CFG), TX, TRAIN.seed, 1, 64)
     assert_close(metrics.loss, expected_metrics.loss, FLOAT32)
     assert int(state.step) == 2
@@ -186,7 +188,7 @@ def test_the_loop_stops_at_the_step_whose_loss_is_no_number(chunk):
 def test_steps_without_a_finite_gradient_are_skipped_until_too_many_come_in_a_row(chunk):
     tx = build_optimizer(dataclasses.replace(OPTIM, max_nonfinite=2), 30)
     guarded = make_chunk(build_model(CFG), tx, TRAIN)
-    sound = data.host_windows(np.asarray(TEXT), TRAIN.seed, 0, 17, TRAIN.batch_size, CFG.max_seq_len).astype(np.int32)
+    sound = host_windows(np.asarray(TEXT), TRAIN.seed, 0, 17, TRAIN.batch_size, CFG.max_seq_len).astype(np.int32)
     spoiled = sound.copy()
     spoiled[[2, 5, 6, 10, 11, 13, 14, 15], 0, 0] = 999  # no id of the vocabulary: its logits are no numbers
 
@@ -263,7 +265,7 @@ def test_evaluation_is_the_mean_over_every_target():
     cfg = dataclasses.replace(CFG, dropout=0.0)
     model, params = built(cfg)
     tokens = np.asarray(TEXT)[:38]
-    found = make_evaluate(model)(params, data.eval_batches(tokens, 7, 2, groups=2))
+    found = make_evaluate(model)(params, eval_batches(tokens, 7, 2, groups=2))
     losses = []
     for start in range(0, 37, 7):
         window = tokens[start : start + 8].astype(np.int32)

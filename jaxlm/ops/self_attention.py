@@ -1,0 +1,92 @@
+"""One attention head whose derivative is written by hand."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlm.ops.attention import masked_softmax
+from jaxlm.ops.matmul import wide_einsum
+
+
+class SelfAttentionGrads(NamedTuple):
+    """Derivatives of a loss L inside `self_attention`, in the order in which the backward pass meets them.
+
+    A_w is Q K^T before scaling, A_sig its softmax after scaling and masking.
+    """
+
+    dLdA_sig: Float[Array, "*batch T T"]
+    dLdA_w: Float[Array, "*batch T T"]
+    dLdK: Float[Array, "*batch T Dk"]
+    dLdQ: Float[Array, "*batch T Dk"]
+    dLdV: Float[Array, "*batch T Dv"]
+    dLdWk: Float[Array, "D Dk"]
+    dLdWq: Float[Array, "D Dk"]
+    dLdWv: Float[Array, "D Dv"]
+    dLdX: Float[Array, "*batch T D"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def self_attention(
+    X: Float[Array, "*batch T D"],
+    W_k: Float[Array, "D Dk"],
+    W_q: Float[Array, "D Dk"],
+    W_v: Float[Array, "D Dv"],
+    causal: bool = False,
+) -> Float[Array, "*batch T Dv"]:
+    """One attention head, softmax(Q K^T / sqrt(D_k)) V with K = X W_k, Q = X W_q, V = X W_v; derivative by hand.
+
+    The softmax is in at least float32. The backward pass is `self_attention_grads`, not autodiff (reverse mode only).
+    Any number of batch axes.
+
+    Args:
+      causal: token t sees tokens 0 .. t only.
+
+    Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
+    """
+    return _self_attention(X, W_k, W_q, W_v, causal)[0]
+
+
+def self_attention_grads(
+    X: Float[Array, "*batch T D"],
+    W_k: Float[Array, "D Dk"],
+    W_q: Float[Array, "D Dk"],
+    W_v: Float[Array, "D Dv"],
+    dLdXnew: Float[Array, "*batch T Dv"],
+    causal: bool = False,
+) -> SelfAttentionGrads:
+    """The derivatives of a loss in every quantity inside `self_attention`, given that in its result."""
+    return _self_attention_grads(_self_attention(X, W_k, W_q, W_v, causal)[1], dLdXnew)
+
+
+def _self_attention(X, W_k, W_q, W_v, causal):
+    K, Q, V = (jnp.matmul(X, weight) for weight in (W_k, W_q, W_v))
+    wide = jnp.promote_types(X.dtype, jnp.float32)
+    A_w = wide_einsum("...tk,...sk->...ts", Q, K, wide)
+    mask = jnp.tri(X.shape[-2], dtype=bool) if causal else jnp.ones(A_w.shape[-2:], bool)
+    mask = jnp.expand_dims(mask, range(A_w.ndim - 2))
+    A_sig = masked_softmax(A_w * W_k.shape[1] ** -0.5, mask).astype(X.dtype)
+    return jnp.matmul(A_sig, V), (X, W_k, W_q, W_v, K, Q, V, A_sig)
+
+
+def _self_attention_grads(residuals, dLdXnew):
+    X, W_k, W_q, W_v, K, Q, V, A_sig = residuals
+    dLdA_sig = jnp.einsum("...tv,...sv->...ts", dLdXnew, V)
+    dLdV = jnp.einsum("...ts,...tv->...sv", A_sig, dLdXnew)
+    row_sum = jnp.einsum("...ts,...ts->...t", dLdA_sig, A_sig)[..., None]
+    dLdA_w = A_sig * (dLdA_sig - row_sum) * W_k.shape[1] ** -0.5
+    dLdQ = jnp.matmul(dLdA_w, K)
+    dLdK = jnp.einsum("...ts,...tk->...sk", dLdA_w, Q)
+    dLdWk, dLdWq, dLdWv = (jnp.einsum("...td,...tk->dk", X, d) for d in (dLdK, dLdQ, dLdV))
+    dLdX = jnp.matmul(dLdK, W_k.T) + jnp.matmul(dLdQ, W_q.T) + jnp.matmul(dLdV, W_v.T)
+    return SelfAttentionGrads(dLdA_sig, dLdA_w, dLdK, dLdQ, dLdV, dLdWk, dLdWq, dLdWv, dLdX)
+
+
+def _self_attention_backward(causal, residuals, dLdXnew):
+    grads = _self_attention_grads(residuals, dLdXnew)
+    return grads.dLdX, grads.dLdWk, grads.dLdWq, grads.dLdWv
+
+
+self_attention.defvjp(_self_attention, _self_attention_backward)
