@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxlm.cli.options import CheckpointOptions, parse_options, print_json, print_table, run_word
+from jaxlm.cli.options import CheckpointOptions, RunArgument, parse_options
+from jaxlm.cli.output import print_json, print_table
 from jaxlm.config.base import check_at_least, check_seed
 from jaxlm.errors import UserError
 
@@ -26,6 +27,10 @@ TASK_OPTIONS: dict[str, set[str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EvalOptions(CheckpointOptions):
+    """Measure a run on held-out data."""
+
+    run: RunArgument
+    """Folder of the run."""
     task: Literal["loss", "prediction", "generation", "likelihood"] = "loss"
     """What to measure. prediction: greedily 10 characters after 30; generation: draws 30 after 40."""
     limit: int | None = None
@@ -50,8 +55,8 @@ class _EvalOptions(CheckpointOptions):
 
 def evaluate(arguments: list[str]) -> int:
     """`jaxlm eval RUN`: the numbers of a task as a table or JSON."""
-    path, rest = run_word(arguments, "eval")
-    options = parse_options(_EvalOptions, rest, "eval RUN", _EvalOptions())
+    options = parse_options(_EvalOptions, arguments, "eval")
+    path = options.run
     _check(options)
     from jaxlm.cli.compilation_cache import kept_programs
 
