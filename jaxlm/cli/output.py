@@ -21,7 +21,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         def on_broken_pipe(self) -> NoReturn:
             raise  # rich would end the program with exit code 1
 
-    table = rich.table.Table(*columns, title=title)
+    table = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in columns), title=title)
     for row in rows:
         table.add_row(*map(rich.text.Text, row))
     Console().print(table)

@@ -138,7 +138,7 @@ def _print_summaries(title: str, summaries: list[RunSummary]) -> None:
         settings = {name: value for name, value in summary.settings.items() if name not in shared}
         step = f"{summary.step}/{summary.steps}"
         rows.append([summary.run, summary.preset, step, loss, _age(summary.age_s), _settings_text(settings)])
-    print_table(title, ["run", "preset", "step", "best val loss", "age", "differs from the preset in"], rows)
+    print_table(title, ["run", "preset", "step", "val loss", "age", "settings"], rows)
     if shared:
         print(f"all of them: {_settings_text(shared)}")
 

@@ -127,7 +127,7 @@ def test_no_runs_and_no_folder(tmp_path, monkeypatch):
 
 
 def test_the_run_that_training_wrote_is_listed(folder):
-    (run,) = json.loads(command("runs", "--json")[1])["runs"]
+    run = next(run for run in json.loads(command("runs", "--json")[1])["runs"] if run["run"] == "tiny-1")
     assert (run["run"], run["step"], run["steps"], run["checkpoints"]) == ("tiny-1", 30, 30, [15, 30])
     assert run["val_loss"] > 0
     assert run["settings"]["model.num_layers"] == 1
