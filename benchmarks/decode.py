@@ -210,7 +210,10 @@ def by_fill(path: str, tokens: int, window: int, batch: int, rounds: int) -> Non
         cfg = jaxlm.ModelConfig(vocab_size=65, max_seq_len=tokens, position="rope", window=span)
         times = token_times(cfg, batch, rounds)
         sizes = np.array([moved_bytes(cfg, batch, int(n) + BIN // 2) for n in fills])
-        curves += [(times, "-", name, color), (times[0] * sizes / sizes[0], "--", f"{name}: as the bytes", color)]
+        curves += [
+            (times, "-", f"{name}, measured", color),
+            (times[0] * sizes / sizes[0], "--", f"{name}, by bytes read", color),
+        ]
         columns += [times, sizes / 1e6]
     with style():
         figure = Figure(figsize=(8, 4.5))
@@ -220,7 +223,7 @@ def by_fill(path: str, tokens: int, window: int, batch: int, rounds: int) -> Non
         axes.set(xlabel="tokens so far", ylabel=f"ms a step of {batch} rows", ylim=(0, None))
         figure.suptitle("Time of a decoding step (benchmarks/decode.py --figure)")
         axes.set_title(
-            "dashed: if it had grown from its first value as the bytes a step reads: weights and filled cache",
+            "dashed: the first value, scaled by the bytes that a step reads (weights and filled cache)",
             fontsize=8,
         )
         axes.grid(alpha=0.3)
