@@ -122,8 +122,8 @@ LAYERS = [
     ),
     bug(
         "mean pooling over tiled groups", ATTENTION, "tiled instead of grouped",
-        edit(transformer.Attention._project, "cfg.kv_heads, -1, width).mean(axis=3)",
-             "-1, cfg.kv_heads, width).mean(axis=2)"), kv_sharing="mean_pooled", **GROUPED,
+        edit(transformer.Attention._project, "b t (kv group) width", "b t (group kv) width"),
+        kv_sharing="mean_pooled", **GROUPED,
     ),
     bug(
         "scores not divided by sqrt H", ATTENTION, "not divided by the root!",
@@ -243,18 +243,17 @@ REST = [
     ),
     later(
         "decoding", "a step that does not see its own key", ATTENTION, "before it is written",
-        edit(transformer.Attention.__call__, "new_cache.keys, new_cache.values, new_cache.positions",
-             "cache.keys, cache.values, cache.positions"), **ROPE,
+        edit(cache.LayerCache.extend, "(written.view(),), written", "(self.view(),), written"), **ROPE,
     ),
     later(
         "decoding", "a later chunk that forgets the old keys", ATTENTION, "old keys",
-        edit(transformer.Attention.__call__, "[cache.positions, positions]",
-             "[jnp.full_like(cache.positions, -1), positions]"), **ROPE,
+        edit(transformer.Attention._attend, "[part.positions for part in seen]",
+             "[jnp.full_like(part.positions, -1) for part in seen[:-1]] + [own.positions]"), **ROPE,
     ),
     later(
         "decoding", "a chunk that sees the keys it overwrites", ATTENTION, "old keys",
-        edit(transformer.Attention.__call__, "past = cache.keys, cache.values",
-             "past = new_cache.keys, new_cache.values"), **ROPE,
+        edit(cache.LayerCache.extend, "self.in_order() if in_order else self.view()",
+             "KeyValues(written.keys, written.values, self.positions)"), **ROPE,
     ),
     later(
         "decoding", "sampling that reads the last prompt token twice", "model", "prompt",

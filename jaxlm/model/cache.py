@@ -13,11 +13,19 @@ from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
 
 
+class KeyValues(NamedTuple):
+    """Some keys and values with their absolute positions; -1 marks padding or an empty slot."""
+
+    keys: Float[Array, "B S K H"]
+    values: Float[Array, "B S K Hv"]
+    positions: Int[Array, "#B S"]
+
+
 class LayerCache(NamedTuple):
     """One layer's keys and values, C slots a row. Position -1 marks an empty slot.
 
-    Stored is the layout in which a step reads fastest (docs/log.md): the slots of a key's feature, and the features
-    of a slot's value, lie side by side. `keys` and `values` show them as [B, C, K, H].
+    They are stored in the layout that a decoding step reads fastest (docs/log.md): the slots of one key feature are
+    contiguous, and so are the features of one value. `keys` and `values` show them as [B, C, K, H].
     """
 
     stored_keys: Float[Array, "B K H C"]
@@ -42,9 +50,9 @@ class LayerCache(NamedTuple):
     def write(
         self, keys: Float[Array, "B T K H"], values: Float[Array, "B T K Hv"], positions: Int[Array, "B T"]
     ) -> "LayerCache":
-        """Stores new tokens; of those that share a slot the latest stays. Position -1 (padding) is not stored."""
+        """Stores new tokens. Of those that share a slot the latest stays; position -1 (padding) is not stored."""
         rows = jnp.arange(positions.shape[0])[:, None]
-        if positions.shape == (1, 1):  # twice, for XLA:CPU updates a lone slot in a copy of the whole cache
+        if positions.shape == (1, 1):  # written twice: XLA:CPU would copy the whole cache to update a single slot
             keys, values, positions = (jnp.repeat(x, 2, axis=1) for x in (keys, values, positions))
         newest = positions.max(axis=1, keepdims=True)
         kept = (positions >= 0) & (positions > newest - self.slots)
@@ -55,11 +63,29 @@ class LayerCache(NamedTuple):
             self.positions.at[rows, slots].set(positions, mode="drop"),
         )
 
-    def in_order(self) -> tuple[Float[Array, "B C K H"], Float[Array, "B C K Hv"], Int[Array, "B C"]]:
-        """Keys, values and positions sorted by position: empty slots, then the oldest to the latest."""
+    def extend(self, new: KeyValues, in_order: bool) -> tuple[tuple[KeyValues, ...], "LayerCache"]:
+        """What the queries of new tokens may see, in one or two parts, and the cache with the new tokens written.
+
+        A single token is written first and sees the slots. Several tokens see the old slots and themselves: writing
+        them may overwrite slots that the first of them still see.
+
+        Args:
+          in_order: sort the old slots by position, oldest first. A mask does not need that; blocks of keys do.
+        """
+        written = self.write(*new)
+        if new.keys.shape[1] == 1:
+            return (written.view(),), written
+        return (self.in_order() if in_order else self.view(), new), written
+
+    def view(self) -> KeyValues:
+        """All slots, in the order in which they are stored."""
+        return KeyValues(self.keys, self.values, self.positions)
+
+    def in_order(self) -> KeyValues:
+        """All slots sorted by position: the empty ones, then the oldest to the latest."""
         order = jnp.argsort(self.positions, axis=1)
         rows = jnp.arange(order.shape[0])[:, None]
-        return self.keys[rows, order], self.values[rows, order], self.positions[rows, order]
+        return KeyValues(self.keys[rows, order], self.values[rows, order], self.positions[rows, order])
 
     def grown(self, slots: int) -> "LayerCache":
         """The same with more slots; right as long as none was written twice."""
