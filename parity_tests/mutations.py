@@ -83,7 +83,7 @@ LAYERS = [
     ),
     bug(
         "sines and cosines in halves, not in turn", "embedding", "sines and cosines",
-        edit(sinusoids, "jnp.stack", "jnp.concatenate"), position="sinusoidal",
+        edit(sinusoids, "(half pair)", "(pair half)"), position="sinusoidal",
     ),
     bug(
         "embeddings multiplied by sqrt D", "embedding", "embedding multiplied by sqrt D!",
@@ -116,9 +116,8 @@ LAYERS = [
     ),
     bug(
         "key/value heads tiled, not grouped", ATTENTION, "tiled instead of grouped!",
-        edit(attention.attend, "queries.reshape(batch, length, kv_heads, heads // kv_heads, width)",
-             "queries.reshape(batch, length, heads // kv_heads, kv_heads, width).swapaxes(2, 3)",
-             "return out.reshape", "return out.swapaxes(2, 3).reshape"), **GROUPED,
+        edit(attention.attend, "b t (kv group) width ->", "b t (group kv) width ->",
+             "-> b t (kv group) width", "-> b t (group kv) width"), **GROUPED,
     ),
     bug(
         "mean pooling over tiled groups", ATTENTION, "tiled instead of grouped",

@@ -11,7 +11,7 @@ from jaxlm.types import Logits, Tokens
 
 
 class Bigram(LanguageModel):
-    """Logits of the next token straight from a V x V table: row = the token before. Its cache is empty."""
+    """The logits of the next token are a row of a V x V table, chosen by the last token. The cache is empty."""
 
     @nn.compact
     def __call__(
@@ -30,7 +30,7 @@ class Bigram(LanguageModel):
 
 
 class EmbeddingBigram(LanguageModel):
-    """The same through D features: embedding, dropout, vocabulary head. Its cache is empty."""
+    """A bigram through D features: embedding, dropout, vocabulary head. The cache is empty."""
 
     @nn.compact
     def __call__(

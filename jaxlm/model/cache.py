@@ -1,12 +1,13 @@
-"""The key/value cache: explicit state that goes in and comes out.
+"""The key/value cache: explicit state that a call takes and returns.
 
-A layer with window W keeps min(capacity, W) slots; position p lives in slot p mod that number (a ring). What a
-slot holds is known from its stored position alone, so masks need nothing else.
+A layer with window W keeps min(capacity, W) slots in a ring: position p lives in slot p mod their number. Each slot
+stores its position, and masks are computed from these positions alone.
 """
 
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
@@ -35,12 +36,12 @@ class LayerCache(NamedTuple):
     @property
     def keys(self) -> Float[Array, "B C K H"]:
         """The keys slot by slot."""
-        return jnp.transpose(self.stored_keys, (0, 3, 1, 2))
+        return rearrange(self.stored_keys, "b kv width slots -> b slots kv width")
 
     @property
     def values(self) -> Float[Array, "B C K Hv"]:
         """The values slot by slot."""
-        return jnp.transpose(self.stored_values, (0, 2, 1, 3))
+        return rearrange(self.stored_values, "b kv slots width -> b slots kv width")
 
     @property
     def slots(self) -> int:
@@ -88,7 +89,7 @@ class LayerCache(NamedTuple):
         return KeyValues(self.keys[rows, order], self.values[rows, order], self.positions[rows, order])
 
     def grown(self, slots: int) -> "LayerCache":
-        """The same with more slots; right as long as none was written twice."""
+        """The same cache with more slots. Valid only while no slot has been overwritten."""
         more = slots - self.slots
         return LayerCache(
             jnp.pad(self.stored_keys, ((0, 0), (0, 0), (0, 0), (0, more))),
@@ -98,31 +99,31 @@ class LayerCache(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """The state of cached decoding: every layer's slots, and the position each row's next token takes."""
+    """The state of cached decoding: the slots of every layer, and the position of each row's next token."""
 
     layers: tuple[LayerCache, ...]
     next_position: Int[Array, " B"]
 
 
 class RecurrentCache(NamedTuple):
-    """Each layer's hidden state [B, D]; an LSTM layer has the pair (cell state, hidden state)."""
+    """The hidden state [B, D] of each layer; for an LSTM the pair (cell state, hidden state)."""
 
     layers: tuple[Any, ...]
 
 
 Cache: TypeAlias = KVCache | RecurrentCache | tuple[()]
-"""The state of any family: bigrams keep none."""
+"""The state of any family; bigrams have none."""
 
 
 def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> Cache:
     """An empty cache for `batch_size` rows.
 
     Args:
-      capacity: slots of an unwindowed attention layer, in tokens. Past it the oldest keys are overwritten, so the
-        model is the one whose every window is min(W, capacity). Other families' caches have one size.
+      capacity: slots of an attention layer without window, in tokens. Beyond it the oldest keys are overwritten, so the
+        model becomes the one with window min(W, capacity) in every layer. Other families ignore it.
 
     Raises:
-      ValueError: batch_size or capacity below 1, or a capacity that a learned position table cannot reach.
+      UserError: batch_size or capacity below 1, or a capacity beyond a learned position table.
     """
     if batch_size < 1 or capacity < 1:
         raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
@@ -148,7 +149,7 @@ def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> Cache:
 
 
 def grow_cache(cfg: ModelConfig, cache: Cache, capacity: int) -> Cache:
-    """The same cache with a larger capacity; exact as long as no row has more tokens than the old one."""
+    """The same cache with a larger capacity. Exact while no row has more tokens than the old capacity."""
     if not isinstance(cache, KVCache):
         return cache
     layers = zip(cache.layers, cfg.layer_windows, strict=True)

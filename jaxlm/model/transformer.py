@@ -25,12 +25,14 @@ from jaxlm.ops.sliding_window import local_attend
 from jaxlm.types import Logits, Tokens
 
 LOCAL_FROM_WINDOWS, LOCAL_FROM_TOKENS = 3, 128
-"""attention_impl "auto" goes local where there are at least as many queries: below, the whole mask is as fast."""
+"""attention_impl "auto" uses blocks from this many queries on (in windows, in tokens); below, a mask is as fast."""
 
 
 def _gelu(x: Array) -> Array:
-    """As PyTorch computes it, in at least float32. The erfc of jax.nn.gelu is finer far below zero, where the result is
-    next to nothing, and slower: a decoding step of 32 rows took 1.09 times as long.
+    """GELU by PyTorch's formula, in at least float32.
+
+    The erfc in jax.nn.gelu is more precise far below zero, where the result is almost zero, but slower: a decoding step
+    of 32 rows took 1.09 times as long.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
@@ -50,7 +52,7 @@ Implementation = Literal["cudnn", "local", "reference"]
 
 
 class Attention(nn.Module):
-    """Self-attention of one layer: projections, positions, cache, heads joined."""
+    """Self-attention of one layer: projections, positions, cache, output projection."""
 
     cfg: ModelConfig
     window: int | None
@@ -59,7 +61,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | None, train: bool
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Attends from x to itself and to what the cache holds; returns the cache with x's keys written."""
+        """Attends from x to the cache and to x itself. Returns the cache with the keys and values of x written."""
         cfg = self.cfg
         queries, new = self._project(x, positions)
         window = self.window if cache is None else cache.slots  # min(W, capacity)
@@ -143,7 +145,7 @@ class Attention(nn.Module):
 
     @nn.nowrap
     def _score(self) -> Score:
-        """The configured score with its parameters, which every query head has of its own."""
+        """The configured score with its parameters, one set for each query head."""
         cfg = self.cfg
         width, hidden = cfg.head_width, cfg.score_dim or cfg.head_width
 
@@ -173,13 +175,13 @@ def _joined(parts: tuple[KeyValues, ...]) -> KeyValues:
 
 
 class MLP(nn.Module):
-    """Feed-forward sublayer; the gated kinds multiply the activation by a second projection."""
+    """Feed-forward sublayer. Gated activations multiply the activation by a second projection."""
 
     cfg: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Each token on its own."""
+        """Transforms each token separately."""
         cfg = self.cfg
         hidden = ACTIVATIONS[cfg.activation](
             Dense(cfg, cfg.mlp_width, cfg.use_bias, name="gate" if cfg.activation in GATED else "up")(x)
@@ -190,7 +192,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with its norm, dropout and residual."""
+    """Attention and MLP, each with norm, dropout and residual connection."""
 
     cfg: ModelConfig
     window: int | None
