@@ -34,7 +34,7 @@ from jaxlm.config.presets import preset
         ),
         (["train", "tiny", "--model.family", "rnn"], "'rnn'"),
         (["train", "tiny", "--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
-        (["train", "tiny", "--optim.name", "lino"], "optim.name = 'lino' is no optimizer of jaxlm or Optax"),
+        (["train", "tiny", "--optim.name", "lino"], "optim.name = 'lino' is not an optimizer of jaxlm or Optax"),
         (
             ["train", "gpt2-124m", "--optim.name", "sgd", "--optim.b2", "0.9"],
             "b2 = 0.9 is not read by sgd: leave it out",
