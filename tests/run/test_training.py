@@ -266,9 +266,9 @@ def test_a_text_that_moved_is_known_and_one_that_changed_is_refused(config, whol
     assert train(moved, out, resume=True).step == STEPS
     losses = evaluate(load_run(out))
     text.write_text(text.read_text().replace("e", "o", 1))
-    with pytest.raises(ValueError, match="the text has changed"):
+    with pytest.raises(ValueError, match="the data are not those of the run"):
         train(moved, out, resume=True)
-    with pytest.raises(ValueError, match="the text has changed"):
+    with pytest.raises(ValueError, match="the data are not those of the run"):
         evaluate(load_run(out))
     assert losses["val_targets"] == 2999
 
@@ -279,7 +279,7 @@ def test_a_damaged_row_is_named_and_nothing_is_dropped(config, whole, tmp_path, 
     shutil.copytree(whole, out)
     rest = (out / "metrics.jsonl").read_text()
     (out / "metrics.jsonl").write_text(line + "\n" + rest)
-    with pytest.raises(ValueError, match=r"metrics.jsonl line 1 is no row"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl line 1 is not a row"):
         train(config, out, resume=True)
     assert (out / "metrics.jsonl").read_text() == line + "\n" + rest
     (out / "metrics.jsonl").write_text(rest + '{"step": 60, "lo')
