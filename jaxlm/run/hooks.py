@@ -11,12 +11,16 @@ from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
 from jaxlm.run.metrics import Row
 from jaxlm.run.progress import Progress
-from jaxlm.training.evaluate import Evaluation
+from jaxlm.training.evaluate import Report
 from jaxlm.training.loop import Hook
 from jaxlm.training.step import StepMetrics, TrainState
+from jaxlm.types import Params
 
 Write = Callable[[Row], None]
 """Adds a row to metrics.jsonl and shows it."""
+
+Measure = Callable[[Params, Report], dict[str, float]]
+"""The losses of some parameters, as `Evaluation` measures them."""
 
 
 class StopOnRequest(Hook):
@@ -101,7 +105,7 @@ class WriteMetrics(Hook):
 class Evaluate(Hook):
     """Evaluates, and writes the evaluation rows of metrics.jsonl."""
 
-    def __init__(self, evaluation: Evaluation, cfg: TrainConfig, progress: Progress, write: Write) -> None:
+    def __init__(self, evaluation: Measure, cfg: TrainConfig, progress: Progress, write: Write) -> None:
         self._evaluation, self._cfg, self._progress, self._write = evaluation, cfg, progress, write
         self.val_loss: float | None = None
         """Of the last evaluation; None if there was none in this session."""

@@ -60,7 +60,7 @@ class MetricsFile:
             staging.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         earlier = rows[-1]["elapsed_s"] if rows else 0.0  # by the sessions before this one
         self._started = time.perf_counter() - earlier
-        self._file = path.open("a", buffering=1, encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
         """Adds a row, with the time that has elapsed.
@@ -70,7 +70,7 @@ class MetricsFile:
         """
         elapsed_s = round(time.perf_counter() - self._started, 3)
         try:
-            self._file.write(json.dumps({**row, "elapsed_s": elapsed_s}) + "\n")
+            self._file.write((json.dumps({**row, "elapsed_s": elapsed_s}) + "\n").encode())
         except OSError as error:
             raise UserError(f"{self._file.name} cannot be written ({error.strerror}): free some space") from None
 

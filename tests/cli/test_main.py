@@ -187,55 +187,6 @@ def test_every_command_has_help_of_its_own(name, capsys):
     assert f"usage: jaxlm {name}" in capsys.readouterr().out
 
 
-def test_a_second_training_gets_the_next_number(folder):
-    shutil.copytree("runs/tiny-1", "runs/tiny-2")
-    code, _, err = command(*RUN, *SMALL, "--data.path", "text.txt", "--train.max-minutes", "0")
-    shutil.rmtree("runs/tiny-2")
-    assert code == 0
-    assert "runs/tiny-3" in err
-
-
-def test_training_leaves_what_it_says(folder):
-    run = folder / "runs/tiny-1"
-    assert {path.name for path in run.iterdir()} == {
-        "config.json",
-        "tokenizer.json",
-        "metrics.jsonl",
-        "checkpoints",
-        "loss.png",
-        "samples",
-    }
-    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == [1, 10, 20, 30]
-    assert [row["step"] for row in rows if "val_loss" in row] == [15, 30]
-    assert {"step", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"} == rows[0].keys()
-    config = json.loads((run / "config.json").read_text())
-    assert config["config"]["model"]["num_layers"] == 1
-    assert config["device"]["platform"] == "cpu"
-    assert "jax" in config["versions"]
-
-
-def test_eval_repeats_the_losses_that_training_logged(folder):
-    code, out, _ = command("eval", "runs/tiny-1", "--step", "15", "--json")
-    assert code == 0
-    found = json.loads(out)
-    rows = [json.loads(line) for line in (folder / "runs/tiny-1/metrics.jsonl").read_text().splitlines()]
-    logged = next(row for row in rows if "val_loss" in row and row["step"] == 15)
-    for name in ("val_loss", "train_loss", "perplexity"):
-        assert found[name] == logged[name]
-    assert found["val_targets"] == 3000 - 1
-
-
-def test_eval_finds_a_text_that_moved(folder):
-    shutil.move("text.txt", "moved.txt")
-    try:
-        assert "text.txt is not a file" in refused("eval", "runs/tiny-1")
-        assert command("eval", "runs/tiny-1", "--data.path", "moved.txt")[0] == 0
-    finally:
-        shutil.move("moved.txt", "text.txt")
-
-
 def test_sampling_repeats_with_its_seed(folder):
     arguments = ["sample", "runs/tiny-1", "--prompt", "ROMEO:", "--num-samples", "3", "--max-new-tokens", "20"]
     first, again, other = (command(*arguments, "--seed", seed) for seed in (1, 1, 2))
