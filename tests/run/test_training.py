@@ -205,8 +205,10 @@ def test_skipped_steps_are_told_and_counted_across_resumption(config, tmp_path, 
     )
 
     def spoiled(stream, seed, batch_size, num_steps):
+        on_device = TokenStream(jax.numpy.asarray(stream.tokens), stream.seq_len)
+
         def read(first):
-            block = np.stack([stream.windows(seed, first + i, batch_size) for i in range(num_steps)])
+            block = np.stack([on_device.windows(seed, first + i, batch_size) for i in range(num_steps)])
             block[[step - 1 - first for step in bad if 0 < step - first <= num_steps], 0, 0] = (
                 999  # gives logits of NaN
             )
