@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from jaxlm.data import transcripts
+from jaxlm.data.batches import TokenStream
 from jaxlm.data.corpus import load_corpus, read_transcripts
 from jaxlm.decode.generate import generate, predict
 from jaxlm.errors import UserError
@@ -189,9 +190,10 @@ def _held_out(run: Run) -> list[transcripts.Utterance] | Integer[np.ndarray, " n
         read = read_transcripts(cfg)
         check_data(read.sha256, run.corpus_sha256)
         return read.val
-    corpus = load_corpus(cfg, run.tokenizer)
+    corpus = load_corpus(cfg, run.config.model.max_seq_len, run.tokenizer)
     check_data(corpus.sha256, run.corpus_sha256)
-    return corpus.val
+    assert isinstance(corpus.val, TokenStream)
+    return corpus.val.tokens
 
 
 def _rows(run: Run, least: int, most: int, limit: int | None) -> list[Int[np.ndarray, " _"]]:

@@ -57,7 +57,7 @@ def text_run(folder, trained):
     (folder / "text.txt").write_text(text)
     made = CharTokenizer(text + "0123456789"[: 30 - len(set(text))])  # as many as the model has
     cfg = dataclasses.replace(trained.config, data=DataConfig(path=str(folder / "text.txt")))
-    sha256 = tasks.data.load_corpus(cfg.data).sha256
+    sha256 = tasks.load_corpus(cfg.data, 32).sha256
     return dataclasses.replace(trained, config=cfg, tokenizer=made, corpus_sha256=sha256)
 
 
@@ -237,9 +237,9 @@ def test_too_short_rows_and_changed_data_are_refused(trained, text_run, folder):
     few.write_text("id,transcript\n0,A SHORT ONE\n1,ANOTHER\n2,LAST\n")
     data = DataConfig(path=str(few), tokenizer="transcript", val_fraction=0.4)
     other = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data=data))
-    with pytest.raises(ValueError, match="the text has changed"):
+    with pytest.raises(ValueError, match="the data are not those of the run"):
         tasks.prediction(other)
-    other = dataclasses.replace(other, corpus_sha256=tasks.data.read_transcripts(data).sha256)
+    other = dataclasses.replace(other, corpus_sha256=tasks.read_transcripts(data).sha256)
     with pytest.raises(ValueError, match=r"no held-out transcript has 40 characters \(the longest has 7\)"):
         tasks.generation(other)
     data = dataclasses.replace(text_run.config.data, val_fraction=0.01)
