@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 a check failed; 2 bad usage or input (one line on stderr); 128 + n after signal n.
 """
 
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,9 @@ NOT_YET_OPTIONS = ("--mesh", "--init-from")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):  # what an old locale cannot encode is replaced, not a traceback
+            output.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
