@@ -91,8 +91,8 @@ def _task(loaded: "Run", options: _EvalOptions) -> dict[str, Any]:
 
 def _check(options: _EvalOptions) -> None:
     check_at_least(options, 1, "limit", "batch_size")
-    usual, idle = _EvalOptions(), set().union(*TASK_OPTIONS.values()) - TASK_OPTIONS[options.task]
-    defaults = vars(usual) | vars(usual.sampling)
+    idle = set().union(*TASK_OPTIONS.values()) - TASK_OPTIONS[options.task]
+    defaults = {field.name: field.default for field in dataclasses.fields(options)} | vars(GENERATION_SAMPLING)
     for name, value in (vars(options) | vars(options.sampling)).items():
         if name in idle and value != defaults[name]:
             readers = [task for task, names in TASK_OPTIONS.items() if name in names]

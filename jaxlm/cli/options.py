@@ -1,6 +1,5 @@
 """What the command reads and prints: options by tyro, tables by rich, JSON."""
 
-import codecs
 import contextlib
 import dataclasses
 import io
@@ -139,8 +138,8 @@ def read_text(name: str) -> str:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on one line of stdout; escaped where stdout is not UTF-8, so that nothing is lost."""
-    print(json.dumps(value, ensure_ascii=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"))
+    """One JSON object on one line of stdout."""
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -1,4 +1,4 @@
-"""`jaxlm sample`: texts from a run."""
+"""`jaxlm sample`: text from a run."""
 
 import dataclasses
 import sys
@@ -14,11 +14,8 @@ from jaxlm.errors import PositionTableWarning, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class _GivenOptions:
-    """Options whose presence matters, not only their value."""
-
+class _PromptOption:
     prompt: str | None = None
-    max_new_tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +26,7 @@ class _SampleOptions(CheckpointOptions):
 
 
 def sample(arguments: list[str]) -> int:
-    """`jaxlm sample RUN`: texts on stdout, a single one as its tokens come; a copy is kept in the run."""
+    """`jaxlm sample RUN`: texts on stdout, one sample as it comes; a copy is kept in the run."""
     path, rest = run_word(arguments, "sample")
     if asks_help(rest):
         defaults = SampleConfig()
@@ -38,13 +35,11 @@ def sample(arguments: list[str]) -> int:
 
         defaults = read_config(path).sample
     options = parse_options(_SampleOptions, rest, "sample RUN", _SampleOptions(sample=defaults))
-    given = parse_options(_GivenOptions, rest, "sample RUN", _GivenOptions(), others=True)
     cfg = options.sample
     if options.prompt_file is not None:
-        if given.prompt is not None:
-            raise UserError(
-                f"--prompt {given.prompt!r} and --prompt-file {options.prompt_file!r} are both given: give one"
-            )
+        prompt = parse_options(_PromptOption, rest, "sample RUN", _PromptOption(), others=True).prompt
+        if prompt is not None:
+            raise UserError(f"--prompt {prompt!r} and --prompt-file {options.prompt_file!r} are both given: give one")
         cfg = dataclasses.replace(cfg, prompt=read_text(options.prompt_file))
     from jaxlm.cli.compilation_cache import kept_programs
     from jaxlm.run.samples import generate_samples, keep
@@ -53,7 +48,7 @@ def sample(arguments: list[str]) -> int:
         from jaxlm.run.folder import load_run
 
         loaded = load_run(path, options.step)
-        if given.max_new_tokens is None:  # a length that the user did not ask for needs no warning
+        if cfg.max_new_tokens == loaded.config.sample.max_new_tokens:  # not a length that the user has asked for
             warnings.simplefilter("ignore", PositionTableWarning)
         samples = generate_samples(loaded, cfg, None if options.json or cfg.num_samples > 1 else _show)
     texts = [cfg.prompt + one.text for one in samples]
