@@ -38,7 +38,7 @@ class _EvalOptions(CheckpointOptions):
     """Rows of a task computed at once."""
     sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = GENERATION_SAMPLING
     oracle: Path | None = None
-    """For generation, as are the options of sampling: the model that judges it, another run or a Hugging Face
+    """For generation, as are the options of sampling: the model that scores it, another run or a Hugging Face
     folder."""
     path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
     """Where the run's data lie now, if they have moved."""

@@ -15,8 +15,8 @@ MIN_TEMPERATURE = 1e-6
 class SamplingParams(Validated):
     """How many tokens are sampled, and how each is chosen from the model's logits.
 
-    The options act in this order: repetition penalty, forbidden tokens, temperature, top-k, top-p, min-p. Numbers may
-    be NumPy's or JAX's; they are stored as Python's.
+    The options act in this order: repetition penalty, forbidden tokens, temperature, top-k, top-p, min-p. None turns an
+    option off. Numbers may be NumPy's or JAX's; they are stored as Python's.
 
     Raises:
       UserError: a value of the wrong type or out of range. `check_vocabulary` checks token ids against a model.
@@ -27,20 +27,19 @@ class SamplingParams(Validated):
     temperature: float = 1.0
     """The logits are divided by it; 0 is exactly greedy."""
     top_k: int | None = None
-    """Sample among the k likeliest tokens, and those as likely as the last of them; None = off."""
+    """Sample among the k likeliest tokens (and those as likely as the last of them)."""
     top_p: float | None = None
-    """Sample among the fewest likeliest tokens whose probabilities (after temperature and top_k) reach top_p; None =
-    off."""
+    """Sample among the fewest likeliest tokens whose probabilities, after temperature and top_k, reach top_p."""
     min_p: float | None = None
-    """Sample among the tokens at least min_p times as probable as the likeliest; None = off."""
+    """Sample among the tokens at least min_p times as probable as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1, tokens of the prompt and tokens already generated become less likely, under greedy choice too."""
     forbidden_tokens: tuple[int, ...] = ()
     """Token ids that are never generated."""
     stop_token: int | None = None
-    """Token id that ends a row; None = the tokenizer's end-of-text token where a run has one, else none."""
+    """Token id that ends a row. Default for a run on transcripts: <eos>."""
     seed: int = 0
-    """Seed of the random key where a command makes it; Python functions take the key itself."""
+    """Seed of the random choices. (Python functions take a key instead.)"""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

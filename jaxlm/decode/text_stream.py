@@ -1,20 +1,11 @@
 """The text of tokens that come one at a time, up to a stop string."""
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol, SupportsIndex, runtime_checkable
+from collections.abc import Callable, Sequence
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What `decode` makes of the first bytes of a character whose last bytes are still to come."""
 CONTEXT, WINDOW = 8, 16
 """Tokens that are decoded again with each new one: at least so many, at most so many."""
-
-
-@runtime_checkable
-class Decodes(Protocol):
-    """What a text stream needs of a tokenizer."""
-
-    def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of some ids."""
 
 
 class TextStream:
@@ -26,12 +17,15 @@ class TextStream:
     The work for a token does not grow with the text. Only the latest tokens are decoded, and the new text is what
     the same tokens did not spell before the new one came. They are more than the new one alone, because a character may
     be spread over four tokens, and because some tokenizers drop the space before the first token they decode.
+
+    Args:
+      decode: the tokenizer's, from token ids to text.
     """
 
-    def __init__(self, tokenizer: Decodes, stop_strings: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], stop_strings: Sequence[str] = ()) -> None:
         self.stopped = False
         """Whether a stop string is complete; nothing follows it."""
-        self._tokenizer, self._stop_strings = tokenizer, stop_strings
+        self._decode, self._stop_strings = decode, stop_strings
         self._window: list[int] = []
         self._passed = 0  # characters of the window's text that are certain, and passed on to the search for strings
         self._held = ""  # an end of what was passed on that may begin a stop string
@@ -39,23 +33,23 @@ class TextStream:
     def push(self, token: int) -> str:
         """Adds a token; returns the text that is now certain."""
         self._window.append(token)
-        text, certain = self._decode()
+        text, certain = self._decode_window()
         piece, self._passed = text[self._passed : certain], certain
-        if len(self._window) > WINDOW:
+        if len(self._window) == WINDOW:
             del self._window[:-CONTEXT]
-            self._passed = self._decode()[1]
+            self._passed = self._decode_window()[1]
         return self._until_stop(piece)
 
     def finish(self) -> str:
         """The text that was held back, once no token follows."""
-        rest = self._until_stop(self._decode()[0][self._passed :])
+        rest = self._until_stop(self._decode_window()[0][self._passed :])
         self._window, self._passed = [], 0
         held, self._held = self._held, ""
         return rest + held
 
-    def _decode(self) -> tuple[str, int]:
+    def _decode_window(self) -> tuple[str, int]:
         """The window's text, and how many of its characters no later token can change."""
-        text = self._tokenizer.decode(self._window)
+        text = self._decode(self._window)
         return text, len(text) - text.endswith(UNFINISHED)
 
     def _until_stop(self, piece: str) -> str:

@@ -70,8 +70,8 @@ def check(
     for path, leaf in by_path(params).items():
         if not np.isfinite(np.asarray(leaf, np.float64)).all():
             raise UserError(f"parameter {path} is not finite: a model that holds NaN or infinity cannot be compared")
-    if prompt is not None:  # and one token after it
-        cfg.check_reach(prompt.shape[1] + 1, "give a shorter prompt")
+    if prompt is not None and cfg.has_position_table and prompt.shape[1] >= cfg.max_seq_len:
+        raise UserError(f"prompt has {prompt.shape[1]} tokens: give fewer than max_seq_len = {cfg.max_seq_len}")
     rng = np.random.default_rng(seed)
     batches = [_inputs(cfg, rng, tokens) for _ in range(1 if tokens is not None else draws)]
     return Comparison(cfg, params, batches, None if tokens is not None else rng, prompt).report(parts)
@@ -113,7 +113,8 @@ def _inputs(cfg: ModelConfig, rng: np.random.Generator, tokens: np.ndarray | Non
         raise UserError(
             f"tokens {list(windows.shape)} cannot be compared: give 3 or more ids below {cfg.vocab_size} a row"
         )
-    cfg.check_reach(read, "give a shorter text")
+    if cfg.has_position_table and read > cfg.max_seq_len:
+        raise UserError(f"{read} tokens are beyond the learned position table, max_seq_len = {cfg.max_seq_len}")
     weights = rng.uniform(0.5, 1.5, (len(windows), read))
     weights[-1, -(read // 3) - 1 :] = 0  # padding
     return Inputs(windows.astype(np.int32), weights)
@@ -333,7 +334,8 @@ class Comparison:
         ours, theirs = networks.exact(), networks.theirs if networks.exact_theirs is None else networks.exact_theirs
         tokens, new = self.batches[0].windows, GREEDY_TOKENS
         prompt = tokens[:, : tokens.shape[1] // 2] if self.prompt is None else self.prompt
-        new = self.cfg.within_reach(prompt.shape[1] + new) - prompt.shape[1]
+        if self.cfg.has_position_table:
+            new = min(new, self.cfg.max_seq_len - prompt.shape[1])
         if new < 1:
             return []
         with computing("float64"):

@@ -60,7 +60,7 @@ def generate_samples(run: Run, cfg: SampleConfig, show: Callable[[str], None] | 
     )
     if show is not None:
         show(cfg.prompt)
-    rows = [_Row(TextStream(tokenizer, cfg.stop)) for _ in range(cfg.num_samples)]
+    rows = [_Row(TextStream(tokenizer.decode, cfg.stop)) for _ in range(cfg.num_samples)]
     blocks = generate_blocks(run.model, run.params, request, 1)
     for step in steps_until_stop(blocks, int(request.values.stop_token), [row.text_stream for row in rows]):
         for row, token, log_prob, piece in zip(

@@ -81,7 +81,7 @@ def test_steps_end_when_every_row_has_a_stop_token_or_a_stop_string():
     tokenizer = Parts(b"th", b"e ", b"\xc3", b"\xa9t", b"<end>")
     tokens = np.array([[0, 1, 2, 3, 0, 1], [0, 4, 0, 0, 0, 0], [1, 0, 1, 4, 2, 3]])
     blocks = (TokenBlock(part, -1.0 - part) for part in (tokens[:, :4], tokens[:, 4:5], tokens[:, 5:]))
-    texts = [TextStream(tokenizer, ["ét", "he e"]) for _ in range(3)]
+    texts = [TextStream(tokenizer.decode, ["ét", "he e"]) for _ in range(3)]
     steps = list(steps_until_stop(blocks, 4, texts))
     assert len(steps) == 4  # of 6: all are done then
     assert np.stack([step.tokens for step in steps], axis=1).tolist() == [[0, 1, 2, 3], [0, 4, 4, 4], [1, 0, 1, 4]]
