@@ -86,6 +86,8 @@ def test_programs_are_compiled_per_bucket_never_per_value_or_exact_length():
     def programs():
         return _advance._cache_size(), _prefill._cache_size()
 
+    _advance.clear_cache()
+    _prefill.clear_cache()
     sampled(PROMPT, top_k=3, top_p=0.5, repetition_penalty=1.1)  # 2 prompts of up to 17, 16 slots
     before = programs()
     for length, count, top_k in ((3, 9, 3), (5, 12, 4), (9, 8, 3), (12, 5, 4), (2, 15, 3)):
