@@ -143,7 +143,7 @@ def snapshot(root):
         ),
         (
             ["eval", "runs/tiny-1", "--task", "prediction"],
-            "39 tokens, past the learned position table of max_seq_len",
+            "39 tokens are beyond the learned position table, max_seq_len = 32: use a run with a longer table",
         ),
         (
             ["eval", "runs/tiny-1", "--task", "generation", "--oracle", "full"],
