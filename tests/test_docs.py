@@ -165,21 +165,43 @@ def test_the_layout_names_every_file_as_its_docstring_does():
     assert not [row for row in rows if len(row.split(maxsplit=1)) < 2], "a file without a docstring"
 
 
-def test_the_python_of_the_readme_trains_and_samples(tmp_path, monkeypatch, capsys, shakespeare):
+def run_blocks(page, count=None, **scope):
+    """Runs the Python of a page, one block after another, in one namespace."""
+    for block in blocks(ROOT / page, "python")[:count]:
+        exec(compile(block, page, "exec"), scope)
+
+
+@pytest.fixture
+def short_presets(tmp_path, monkeypatch, shakespeare):
+    """An empty working folder, and presets of four steps."""
+    preset = jaxlm.preset
+
     def short(name):
         config = preset(name)
-        return dataclasses.replace(
-            config,
-            optim=dataclasses.replace(config.optim, warmup_steps=2),
-            train=dataclasses.replace(config.train, steps=4),
-        )
+        optim = dataclasses.replace(config.optim, warmup_steps=2)
+        return dataclasses.replace(config, optim=optim, train=dataclasses.replace(config.train, steps=4))
 
-    preset = jaxlm.preset
     monkeypatch.setattr(jaxlm, "preset", short)
     monkeypatch.chdir(tmp_path)
-    scope = {}
-    for block in blocks(ROOT / "README.md", "python")[:2]:
-        exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_the_python_of_the_readme_trains_and_samples(short_presets, capsys):
+    run_blocks("README.md", 2)
     first, text = capsys.readouterr().out.split("\n", 1)
     assert first.startswith("4 ")
     assert len(text) == 27
+
+
+def test_the_python_of_the_pages_runs(short_presets):
+    run_blocks("docs/train.md")
+    run_blocks("docs/models.md")
+    run_blocks("docs/optimizers.md")
+
+
+@pytest.mark.slow
+def test_the_python_about_decoding_runs(short_presets, capsys):
+    config = jaxlm.preset("tiny")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_seq_len=64))
+    jaxlm.train(config, "runs/nanogpt-cpu-1")
+    run_blocks("docs/decode.md")
+    assert capsys.readouterr().out.startswith("ROMEO:")
