@@ -10,6 +10,7 @@ from tolerances import FLOAT64, assert_close
 import torchref
 from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.convert import to_torchref
+from jaxlm.data.batches import target_weights
 from jaxlm.data.sources import fetch
 from jaxlm.data.tokenizer import CharTokenizer
 from jaxlm.model.build import build_model
@@ -52,7 +53,11 @@ def test_twenty_steps_of_training_are_those_of_torch(name, batches):
     optim = OptimConfig(name=name, learning_rate=3e-2, schedule="constant", warmup_steps=0, clip_norm=5.0)
     model, params = build_model(CFG), random_params(CFG)
     tx = build_optimizer(optim, STEPS)
-    step = jax.jit(lambda state, windows: train_step(state, windows, model, tx, 0, pad_token=PAD))
+
+    @jax.jit
+    def step(state, windows):
+        return train_step(state, windows, model, tx, 0, weights=target_weights(windows, PAD))
+
     state, losses, norms = init_state(params, tx), [], []
     for windows in batches:
         state, metrics = step(state, jnp.asarray(windows))

@@ -13,6 +13,7 @@ import tyro
 
 from jaxlm.config.experiment import ExperimentConfig, idle_optim_fields
 from jaxlm.config.model import Family, idle_fields
+from jaxlm.data.files import decode_utf8
 from jaxlm.errors import UserError
 
 _Options = TypeVar("_Options")
@@ -125,20 +126,15 @@ def read_text(name: str) -> str:
     where = "stdin" if name == "-" else name
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode()
     except OSError as error:
         raise UserError(
             f"{where} cannot be read ({error.strerror}): give an existing UTF-8 text, or - for stdin"
         ) from None
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(
-            f"{where} is not UTF-8: byte 0x{byte:02x} at offset {error.start}; convert it to UTF-8 first"
-        ) from None
+    return decode_utf8(content, where)
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on one line of stdout."""
+def print_json(value: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """One JSON object, or a list of them, on one line of stdout."""
     print(json.dumps(value, ensure_ascii=False))
 
 

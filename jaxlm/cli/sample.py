@@ -1,18 +1,16 @@
-"""`jaxlm sample` and `jaxlm eval`: what the command draws from a run, and what it measures on one."""
+"""`jaxlm sample`: text from a run."""
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Annotated
+import warnings
+from typing import Annotated
 
 import tyro
 
 from jaxlm.cli.options import CheckpointOptions, asks_help, parse_options, print_json, read_text, run_word
 from jaxlm.config import SampleConfig
 from jaxlm.config.base import to_dict
-from jaxlm.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from jaxlm.errors import PositionTableWarning, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +22,7 @@ class _PromptOption:
 class _SampleOptions(CheckpointOptions):
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")]
     prompt_file: str | None = None
-    """UTF-8 file whose text the samples continue, in place of --prompt; - is stdin."""
+    """UTF-8 file whose text the samples continue, instead of --prompt; - is stdin."""
 
 
 def sample(arguments: list[str]) -> int:
@@ -44,26 +42,28 @@ def sample(arguments: list[str]) -> int:
             raise UserError(f"--prompt {prompt!r} and --prompt-file {options.prompt_file!r} are both given: give one")
         cfg = dataclasses.replace(cfg, prompt=read_text(options.prompt_file))
     from jaxlm.cli.compilation_cache import kept_programs
-    from jaxlm.run.samples import draw, keep
+    from jaxlm.run.samples import generate_samples, keep
 
-    with kept_programs():
+    with kept_programs(), warnings.catch_warnings():
         from jaxlm.run.folder import load_run
 
         loaded = load_run(path, options.step)
-        drawn = draw(loaded, cfg, None if options.json or cfg.num_samples > 1 else _show)
-    whole = [cfg.prompt + one.text for one in drawn]
-    found = {
+        if cfg.max_new_tokens == loaded.config.sample.max_new_tokens:  # not a length that the user has asked for
+            warnings.simplefilter("ignore", PositionTableWarning)
+        samples = generate_samples(loaded, cfg, None if options.json or cfg.num_samples > 1 else _show)
+    texts = [cfg.prompt + one.text for one in samples]
+    report = {
         "run": str(path),
         "step": loaded.step,
         "sample": to_dict(cfg),
-        "texts": whole,
-        "samples": [dataclasses.asdict(one) for one in drawn],
+        "texts": texts,
+        "samples": [dataclasses.asdict(one) for one in samples],
     }
     if options.json:
-        print_json(found)
+        print_json(report)
     else:
-        print("" if cfg.num_samples == 1 else "\n---\n".join(whole))
-    kept = keep(loaded, cfg.seed, found)
+        print("" if cfg.num_samples == 1 else "\n---\n".join(texts))  # a single text has been shown already
+    kept = keep(loaded, cfg.seed, report)
     if kept is not None:
         print(f"kept: {kept}", file=sys.stderr)
     return 0
