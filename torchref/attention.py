@@ -39,6 +39,7 @@ class SelfAttention(nn.Module):
             self.score_out = self._weight(hidden, hidden)
         if cfg.attention_out_proj:
             self.out = Linear(cfg, cfg.attention_maps * cfg.value_width, cfg.embed_dim, cfg.use_bias, to_residual=True)
+        self.softmax = nn.Softmax(dim=-1)  # a module, so that a hook can read the attention weights
         self.clear_cache()
 
     def _weight(self, fan_in: int, *shape: int) -> nn.Parameter:
@@ -84,7 +85,7 @@ class SelfAttention(nn.Module):
         behind = positions[:, None] - key_positions[None, :]
         seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
         scores = softcap(scores, cfg.attention_softcap).masked_fill(~seen, -math.inf)
-        weights = functional.dropout(scores.softmax(dim=-1), cfg.attention_dropout, self.training)
+        weights = functional.dropout(self.softmax(scores), cfg.attention_dropout, self.training)
         out = (weights.to(values.dtype) @ values).transpose(1, 2).reshape(batch, length, -1)
         return self.out(out) if cfg.attention_out_proj else out
 
