@@ -87,8 +87,8 @@ LAYERS = [
     ),
     bug(
         "embeddings multiplied by sqrt D", "embedding", "embedding multiplied by sqrt D!",
-        edit(LanguageModel._embed, "look_up(looked_up, tokens)",
-             "(cfg.embed_dim**0.5 * look_up(looked_up, tokens))"), **ROPE,
+        edit(LanguageModel._embed, "wide_gradients.look_up(looked_up, tokens)",
+             "(cfg.embed_dim**0.5 * wide_gradients.look_up(looked_up, tokens))"), **ROPE,
     ),
     bug(
         "window one key too wide", ATTENTION, "window = (6,)!",
@@ -230,7 +230,7 @@ REST = [
     ),
     later(
         "gradient", "bias cut off from the loss", "block_1/mlp/down", "stop_gradient",
-        edit(Dense.__call__, "bias.astype(dtype)", "jax.lax.stop_gradient(bias.astype(dtype))"),
+        edit(Dense.__call__, "expand_dims(bias,", "expand_dims(jax.lax.stop_gradient(bias),"),
     ),
     later(
         "decoding", "ring of slots one too short", ATTENTION, "a slot of the ring",

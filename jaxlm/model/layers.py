@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxlm.config import ModelConfig
 from jaxlm.model.cache import Cache, init_cache
+from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import softcap
 from jaxlm.ops.matmul import matmul
 from jaxlm.types import Logits, Tokens
@@ -56,7 +57,7 @@ class LanguageModel(nn.Module):
         if train and cfg.embedding_dropout:
             kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - cfg.embedding_dropout, (cfg.vocab_size, 1))
             looked_up = table * kept / (1 - cfg.embedding_dropout)
-        return look_up(looked_up, tokens).astype(cfg.dtype), table
+        return wide_gradients.look_up(looked_up, tokens).astype(cfg.dtype), table
 
     @nn.nowrap
     def _logits(self, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Logits:
@@ -64,12 +65,6 @@ class LanguageModel(nn.Module):
         wide = str(jnp.promote_types(cfg.dtype, jnp.float32))
         head = Dense(cfg, cfg.vocab_size, cfg.head_bias, out_dtype=wide, name="head")
         return softcap(head(x, table.T if cfg.tie_embeddings else None), cfg.final_softcap)
-
-
-def look_up(table: Float[Array, "rows D"], tokens: Tokens) -> Float[Array, "B T D"]:
-    """Rows of a table; an id outside gives NaN, where JAX would clamp it or count a negative one from the end."""
-    outside = jnp.where(tokens < 0, table.shape[0], tokens)
-    return table.at[outside].get(mode="fill", fill_value=jnp.nan)
 
 
 def table_init(cfg: ModelConfig) -> Initializer:
@@ -119,7 +114,7 @@ class Dense(nn.Module):
         out = matmul(x.astype(cfg.dtype), kernel.astype(cfg.dtype), dtype)
         if self.use_bias:
             bias = self.param("bias", bias_init(cfg, fan_in), (self.features,), jnp.dtype(cfg.param_dtype))
-            out += jnp.expand_dims(bias.astype(dtype), range(out.ndim - 1))
+            out = wide_gradients.add(out, jnp.expand_dims(bias, range(out.ndim - 1)))
         return out
 
 

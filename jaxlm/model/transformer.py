@@ -13,7 +13,8 @@ from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
 from jaxlm.model.cache import KVCache, LayerCache
 from jaxlm.model.layer_stack import apply_layers
-from jaxlm.model.layers import Dense, LanguageModel, Norm, look_up, table_init, weight_init
+from jaxlm.model.layers import Dense, LanguageModel, Norm, table_init, weight_init
+from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import attend, cudnn_attend
 from jaxlm.ops.attention_scores import Score, additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
 from jaxlm.ops.masks import attention_mask
@@ -226,8 +227,8 @@ class Transformer(LanguageModel):
         if cfg.position == "learned":
             shape = (cfg.max_seq_len, cfg.embed_dim)
             places = self.param("position_embedding", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
-            at = places[None, :length] if cache is None else look_up(places, jnp.maximum(positions, 0))
-            x += at.astype(cfg.dtype)
+            at = places[None, :length] if cache is None else wide_gradients.look_up(places, jnp.maximum(positions, 0))
+            x = wide_gradients.add(x, at)
         elif cfg.position == "sinusoidal":
             x += sinusoids(positions, cfg.embed_dim, jnp.promote_types(cfg.dtype, jnp.float32)).astype(cfg.dtype)
         x = nn.Dropout(cfg.dropout, deterministic=not train)(x)

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlm.ops import wide_gradients
 from jaxlm.ops.matmul import wide_einsum
 
 Score: TypeAlias = Callable[[Array, Array], Array]
@@ -66,7 +67,7 @@ def additive_scores(
     wide = _wide(queries)
     of_queries = jnp.einsum("btkgh,kgha->bkgta", queries, query_weight)
     of_keys = jnp.einsum("bskh,kgha->bkgsa", keys, key_weight)
-    hidden = jnp.tanh(of_queries[..., :, None, :] + of_keys[..., None, :, :])
+    hidden = jnp.tanh(wide_gradients.add(of_queries[..., :, None, :], of_keys[..., None, :, :]))
     return wide_einsum("bkgtsa,kga->bkgts", hidden, out_weight, wide)
 
 
