@@ -147,7 +147,7 @@ def _llama(fields: Fields, arrays: Mapping[str, np.ndarray], where: str) -> tupl
         fields.refuse(
             "attention_bias",
             biases["attention_bias"],
-            f"while mlp_bias is {biases['mlp_bias']!r}; jaxlm has biases in both or in neither",
+            f"jaxlm has biases in both or in neither, and mlp_bias = {biases['mlp_bias']!r}",
         )
     cfg = ModelConfig(
         vocab_size=fields.required("vocab_size"),

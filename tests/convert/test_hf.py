@@ -54,8 +54,16 @@ def refused(source):
         (GPT2, {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
         (GPT2, {"auto_map": {}}, "auto_map = {} is not supported: jaxlm does not know this field"),
         (LLAMA, {"hidden_act": "relu2"}, "hidden_act = 'relu2' is not supported: give one of silu, swish, gelu"),
-        (LLAMA, {"attention_bias": True}, "attention_bias = True is not supported: while mlp_bias is False"),
-        (LLAMA, {"mlp_bias": True}, "attention_bias = False is not supported: while mlp_bias is True"),
+        (
+            LLAMA,
+            {"attention_bias": True},
+            "attention_bias = True is not supported: jaxlm has biases in both or in neither, and mlp_bias = False",
+        ),
+        (
+            LLAMA,
+            {"mlp_bias": True},
+            "attention_bias = False is not supported: jaxlm has biases in both or in neither, and mlp_bias = True",
+        ),
         (LLAMA, {"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
         (LLAMA, {"use_sliding_window": True}, "use_sliding_window = True is not supported"),
         (LLAMA, {"sliding_window": 8}, "sliding_window = 8 is not supported"),
