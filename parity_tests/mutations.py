@@ -329,7 +329,7 @@ COARSE = [
         dtype="bfloat16", **ROPE,
     ),
     coarse(
-        "gradient", "gradients of biases summed in bfloat16", "block_1/mlp/down", "long sum",
+        "gradient", "gradients of biases summed in bfloat16", "block_1/attention/value", "long sum",
         edit(wide_gradients.add, "x.dtype == _at_least_float32(x)", "True"), dtype="bfloat16",
     ),
 ]  # fmt: skip

@@ -64,17 +64,26 @@ class JaxNetwork:
         by_path = {path: np.asarray(grad) for path, grad in flatten_dict(grads, sep="/").items()}
         return Pass(trace.by_event(), np.asarray(logits), np.asarray(loss), np.asarray(plain), by_path)
 
-    def attention_weights(self, windows: np.ndarray) -> dict[str, np.ndarray]:
-        """Each attention layer's softmax [B, maps, T, T], by path; layers with a local window have none to show."""
+    def attention_weights(self, windows: np.ndarray) -> tuple[dict[str, np.ndarray], Values]:
+        """Each attention layer's softmax [B, maps, T, T], by path, and the values of the pass that computed it.
 
-        @jax.jit
-        def sown(params: Params, tokens: Any) -> Any:
+        A layer that computes a local window has none to show.
+        """
+
+        def apply(params: Params, tokens: Any) -> Any:
             return self.model.apply({"params": params}, tokens, mutable=["intermediates"])[1].get("intermediates", {})
 
-        leaves = flatten_dict(sown(self.params, windows[:, :-1]), sep="/")
+        # Allowed excess precision, XLA passes on values before they are rounded to bfloat16: not those captured.
+        exactly_as_written = {"xla_allow_excess_precision": False}
+        compiled = jax.jit(traced(apply), compiler_options=exactly_as_written)
+        sown, trace = compiled(self.params, windows[:, :-1])
         suffix = "/attention_weights"
-        found = {path.removesuffix(suffix): leaf for path, (leaf,) in leaves.items() if path.endswith(suffix)}
-        return {path: np.asarray(leaf).reshape(len(windows), -1, *leaf.shape[-2:]) for path, leaf in found.items()}
+        weights = {
+            path.removesuffix(suffix): np.asarray(leaf).reshape(len(windows), -1, *leaf.shape[-2:])
+            for path, (leaf,) in flatten_dict(sown, sep="/").items()
+            if path.endswith(suffix)
+        }
+        return weights, trace.by_event()
 
     def decode(self, chunks: Sequence[np.ndarray]) -> list[tuple[Values, np.ndarray]]:
         """Reads chunks of tokens [B, T] one after another through a cache of max_seq_len: values and logits of each."""

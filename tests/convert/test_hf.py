@@ -203,7 +203,7 @@ def shards(folder, **places):
         (lambda d: (d / "model.safetensors").write_bytes(b"12345"), "model.safetensors cannot be read"),
         (lambda d: (shards(d), (d / "1.safetensors").unlink()), "1.safetensors cannot be read"),
         (lambda d: shards(d, surplus="0.safetensors"), "0.safetensors does not match"),
-        (lambda d: shards(d, **{"transformer.ln_f.bias": "1.safetensors"}), "is not the shard of"),
+        (lambda d: shards(d, **{"transformer.ln_f.bias": "1.safetensors"}), "ln_f.bias is missing or unexpected"),
         (lambda d: shards(d, far="../far.safetensors"), "names the file '../far.safetensors' outside its folder"),
         (lambda d: (shards(d), (d / "model.safetensors.index.json").write_text("{}")), "has no weight_map"),
     ],
