@@ -18,6 +18,7 @@ import transformers
 
 from jaxlm.config import OptimConfig
 from jaxlm.config.presets import preset
+from jaxlm.data.batches import TokenStream
 from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
 from jaxlm.training.loop import make_chunk
@@ -28,7 +29,8 @@ def jaxlm_steps(tokens: np.ndarray) -> Callable[[int], None]:
     """A function that takes so many steps in the compiled loop, starting where it stopped."""
     config = preset("nanogpt-cpu")
     model, tx = build_model(config.model), build_optimizer(config.optim, 1_000_000)
-    chunk, source = make_chunk(model, tx, config.train), jnp.asarray(tokens)
+    chunk = make_chunk(model, tx, config.train)
+    source = TokenStream(jnp.asarray(tokens), config.model.max_seq_len)
     state = init_state(init_params(model, jax.random.key(0)), tx)
 
     def run(steps: int) -> None:

@@ -29,6 +29,7 @@ with _epy.lazy_api_imports(globals()):
     from jaxlm.model.layer_stack import stack_params as stack_params
     from jaxlm.model.layer_stack import unstack_params as unstack_params
     from jaxlm.run.folder import load_run as load_run
+    from jaxlm.run.training import train as train
 
 __all__ = [
     "DataConfig",
@@ -53,6 +54,7 @@ __all__ = [
     "score",
     "stack_params",
     "stream",
+    "train",
     "unstack_params",
 ]
 

@@ -1,4 +1,4 @@
-"""The two errors that the command reports: a user's mistake (exit code 2) and a failed check (exit code 1)."""
+"""The errors that the command reports, a mistake of the user (exit code 2) and a failed check (1), and warnings."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class CheckError(RuntimeError):
     """A check failed, such as a loss that is not finite or a damaged file. The message says where."""
+
+
+class PositionTableWarning(UserWarning):
+    """Text goes on past a learned position table: from there each new token costs a pass over the whole context."""

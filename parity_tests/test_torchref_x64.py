@@ -13,7 +13,8 @@ from tolerances import FLOAT64, assert_close
 import jaxlm
 import torchref
 from jaxlm.convert import from_torchref, to_torchref
-from jaxlm.decode.filters import Rules, Settings, filter_logits
+from jaxlm.convert.tensors import to_array, to_tensor
+from jaxlm.decode.filters import FilterFlags, FilterValues, filter_logits
 from jaxlm.ops.self_attention import self_attention_grads
 from torchref.sampling import filtered
 
@@ -35,7 +36,7 @@ def test_converted_models_give_the_same_logits(name):
     model.load_state_dict(state, strict=True)
     tokens = np.random.default_rng(1).integers(cfg.vocab_size, size=(3, 7))
     logits, _ = jax.jit(jaxlm.build_model(cfg).apply)({"params": params}, jnp.asarray(tokens, jnp.int32))
-    assert_close(model(torch.tensor(tokens)).detach(), logits, FLOAT64)
+    assert_close(model(to_tensor(tokens)).detach(), logits, FLOAT64)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -61,13 +62,13 @@ def test_the_explicit_derivatives_are_those_of_jaxlm_by_name(batch, causal):
 )
 def test_filters_are_those_of_jaxlm(temperature, top_k, top_p):
     logits = 3 * np.random.default_rng(0).standard_normal((50, 23))
-    rules = Rules(top_k_ceiling=None if top_k is None else 7, top_p=top_p is not None)
+    flags = FilterFlags(top_k_ceiling=None if top_k is None else 7, top_p=top_p is not None)
     values = {"min_p": 0.0, "repetition_penalty": 1.0, "stop_token": -1, "forbidden": np.zeros(23, bool)}
     values |= {"temperature": temperature, "top_k": top_k or 0, "top_p": 1.0 if top_p is None else top_p}
-    settings = Settings(**{name: np.asarray(value) for name, value in values.items()})
-    expected = np.asarray(filter_logits(jnp.asarray(logits) / temperature, rules, settings))
-    found = filtered(torch.tensor(logits), temperature, top_k, top_p).numpy()
+    values = FilterValues(**{name: np.asarray(value) for name, value in values.items()})
+    expected = np.asarray(filter_logits(jnp.asarray(logits) / temperature, flags, values))
+    result = to_array(filtered(to_tensor(logits), temperature, top_k, top_p))
     kept = np.isfinite(expected)
-    np.testing.assert_array_equal(np.isfinite(found), kept)
-    assert_close(found[kept], expected[kept], FLOAT64)
+    np.testing.assert_array_equal(np.isfinite(result), kept)
+    assert_close(result[kept], expected[kept], FLOAT64)
     assert kept.all() == (top_k is None and top_p is None)

@@ -4,18 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from tolerances import FLOAT64, assert_close
 
 import torchref
 from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.convert import to_torchref
+from jaxlm.convert.tensors import to_tensor
+from jaxlm.data.batches import target_weights
 from jaxlm.data.sources import fetch
 from jaxlm.data.tokenizer import CharTokenizer
 from jaxlm.model.build import build_model
 from jaxlm.optim import build_optimizer
 from jaxlm.parity import random_params
-from jaxlm.parity.updates import parameter_kinds, torch_optimizer
+from jaxlm.parity.optimizer_steps import parameter_kinds, torch_optimizer
 from jaxlm.training.step import init_state, train_step
 
 pytestmark = pytest.mark.x64
@@ -52,7 +53,11 @@ def test_twenty_steps_of_training_are_those_of_torch(name, batches):
     optim = OptimConfig(name=name, learning_rate=3e-2, schedule="constant", warmup_steps=0, clip_norm=5.0)
     model, params = build_model(CFG), random_params(CFG)
     tx = build_optimizer(optim, STEPS)
-    step = jax.jit(lambda state, windows: train_step(state, windows, model, tx, 0, pad_token=PAD))
+
+    @jax.jit
+    def step(state, windows):
+        return train_step(state, windows, model, tx, 0, weights=target_weights(windows, PAD))
+
     state, losses, norms = init_state(params, tx), [], []
     for windows in batches:
         state, metrics = step(state, jnp.asarray(windows))
@@ -77,7 +82,7 @@ def train_in_torch(model, optim, batches):
     optimizer = torch_optimizer(optim, [(kinds[name], parameter) for name, parameter in model.named_parameters()])
     losses = []
     for windows in batches:
-        tokens = torch.from_numpy(windows).long()
+        tokens = to_tensor(windows).long()
         weights = (tokens[:, 1:] != PAD).double()
         loss = torchref.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], weights)
         optimizer.zero_grad()

@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.analysis.costs import cache_bytes_per_token, parameter_table
 from jaxlm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
@@ -85,16 +84,16 @@ class Trainer:
     """One variant's training, a call at a time."""
 
     def __init__(self, model_config: ModelConfig, corpus: Corpus, steps: int) -> None:
-        self.config = ExperimentConfig(
-            preset="comparison",
-            model=model_config,
-            optim=OptimConfig(learning_rate=3e-3, warmup_steps=min(50, steps - 1)),
-            train=TrainConfig(steps=steps, batch_size=12),
-        )
+        train = TrainConfig(steps=steps, batch_size=12)
+        optim = OptimConfig(learning_rate=3e-3, warmup_steps=min(50, steps - 1))
+        self.config = ExperimentConfig(preset="comparison", model=model_config, optim=optim, train=train)
         self.model, self.corpus = build_model(model_config), corpus
         tx = build_optimizer(self.config.optim, steps)
         self.state = init_state(init_params(self.model, jax.random.key(0)), tx)
-        self._chunk, self._source = make_chunk(self.model, tx, self.config.train), jnp.asarray(corpus.train)
+        self._chunk, self._source = (
+            make_chunk(self.model, tx, train),
+            corpus.train.feed(train.seed, train.batch_size, 1)(0),
+        )
 
     def advance(self, steps: int) -> float:
         """Takes so many steps; seconds a step."""
@@ -116,7 +115,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps < 2:
         parser.error(f"--steps {arguments.steps} is too few: give at least 2")
-    corpus = load_corpus(DataConfig())
+    corpus = load_corpus(DataConfig(), SIZES["max_seq_len"])
     device = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(f"{device}, jax {jax.__version__}, {arguments.steps} steps, float32")
     print("step time: after the training, in turn with the first row, ratio of the medians of 5 rounds of 10 steps")

@@ -1,15 +1,15 @@
-"""`jaxlm eval`: measures a run on held-out data."""
+"""`jaxlm eval`: measures runs on held-out data or on another text."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxlm.cli.options import CheckpointOptions, RunArgument, parse_options
+from jaxlm.cli.options import CheckpointOptions, parse_options
 from jaxlm.cli.output import print_json, print_table
-from jaxlm.config.base import check_at_least, check_seed
+from jaxlm.config import SamplingParams
+from jaxlm.config.base import check_at_least, to_dict
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,96 +19,121 @@ if TYPE_CHECKING:
 TASK_OPTIONS: dict[str, set[str]] = {
     "loss": set(),
     "prediction": {"limit", "batch_size"},
-    "generation": {"limit", "batch_size", "temperature", "top_k", "top_p", "seed", "oracle"},
+    "generation": {"limit", "batch_size", "oracle", *(field.name for field in dataclasses.fields(SamplingParams))},
     "likelihood": {"limit", "batch_size"},
 }
-"""The options that each task reads besides those of all."""
+"""The options that each task reads besides those that all read."""
+
+
+GENERATION_SAMPLING = SamplingParams(max_new_tokens=30)
+"""The options of sampling of the generation task, unless others are given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EvalOptions(CheckpointOptions):
-    """Measure a run on held-out data."""
+    """Measure runs on held-out data or on another text."""
 
-    run: RunArgument
-    """Folder of the run."""
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Folders of the runs; several are compared in one table."""
     task: Literal["loss", "prediction", "generation", "likelihood"] = "loss"
-    """What to measure. prediction: greedily 10 characters after 30; generation: draws 30 after 40."""
+    """What to measure. loss: over every target; prediction: 10 characters after 30, greedily; generation: samples 30
+    characters after 40; likelihood: of whole rows."""
     limit: int | None = None
     """Rows of a task; default: all that are held out."""
     batch_size: int = 64
     """Rows of a task computed at once."""
-    temperature: float = 1.0
-    """For generation: logits are divided by it."""
-    top_k: int | None = None
-    """For generation: keep the k likeliest tokens."""
-    top_p: float | None = None
-    """For generation: keep the smallest set of likeliest tokens whose probability reaches top_p."""
-    seed: int = 0
-    """For generation: seed of the draws."""
+    sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = GENERATION_SAMPLING
     oracle: Path | None = None
-    """For generation: the model that judges it, another run or a Hugging Face folder."""
+    """For generation, as are the options of sampling: the model that scores it, another run or a Hugging Face
+    folder."""
     path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
-    """Where the run's data lie now, if they have moved."""
+    """Another text to evaluate with the run's tokenizer, or the run's own data if they have moved."""
     val_path: Annotated[Path | None, tyro.conf.arg(name="data.val-path")] = None
-    """Likewise its held-out transcripts."""
+    """The run's own held-out transcripts, if they have moved."""
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`jaxlm eval RUN`: the numbers of a task as a table or JSON."""
+    """`jaxlm eval RUN...`: the results of a task as a table or JSON."""
     options = parse_options(_EvalOptions, arguments, "eval")
-    path = options.run
+    if not options.runs:
+        raise UserError("RUN is missing; see jaxlm eval --help")
     _check(options)
     from jaxlm.cli.compilation_cache import kept_programs
 
     with kept_programs():
-        from jaxlm.evals import loss
-        from jaxlm.run.folder import load_run
-
-        loaded = load_run(path, options.step)
-        if options.path or options.val_path:  # the data lie elsewhere; their sha256 must be that of the run
-            moved = loaded.config.with_data_at(options.path, options.val_path)
-            loaded = dataclasses.replace(loaded, config=moved)
-        found: dict[str, Any] = loss.evaluate(loaded) if options.task == "loss" else _task(loaded, options)
+        results = [{"run": str(path), **_evaluate(path, options)} for path in options.runs]
     if options.json:
-        print_json({"run": str(path), **found})
-        return 0
-    examples = found.pop("examples", [])
-    shown = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in found.items()}
-    given = [[name, text] for name, text in shown.items() if found[name] is not None]
-    print_table(f"{path}", ["quantity", "value"], given)
-    if examples:
-        print_table("examples", list(examples[0]), [list(example.values()) for example in examples])
+        print_json(results[0] if len(results) == 1 else results)
+    elif len(results) > 1:
+        _print_comparison(results)
+    else:
+        _print_result(results[0])
     return 0
 
 
-def _task(loaded: "Run", options: _EvalOptions) -> dict[str, Any]:
-    """What a task finds, after the settings it was asked for."""
+def _evaluate(path: Path, options: _EvalOptions) -> dict[str, Any]:
+    from jaxlm.evals import loss
+    from jaxlm.run.folder import load_run
+
+    run = load_run(path, options.step)
+    if options.task == "loss":
+        return loss.evaluate(run, options.path, options.val_path)
+    if options.path or options.val_path:
+        run = dataclasses.replace(run, config=run.config.with_data_at(options.path, options.val_path))
+    return _task(run, options)
+
+
+def _task(run: "Run", options: _EvalOptions) -> dict[str, Any]:
+    """The result of a task, after the options it was given."""
     from jaxlm.evals import tasks
 
-    functions: dict[str, Callable[..., dict[str, Any]]] = {
-        "prediction": tasks.prediction,
-        "generation": tasks.generation,
-        "likelihood": tasks.likelihood,
-    }
-    chosen = {name: getattr(options, name) for name in TASK_OPTIONS[options.task]}
-    settings = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in sorted(chosen.items())
-        if name not in ("limit", "batch_size")
-    }
-    found = functions[options.task](loaded, **chosen)
-    return {"step": loaded.step, "task": options.task, **settings, **found}
+    rows = options.limit, options.batch_size
+    settings: dict[str, Any] = {}
+    if options.task == "generation":
+        oracle = options.oracle
+        settings = {**to_dict(options.sampling), "oracle": None if oracle is None else str(oracle)}
+        results = tasks.generation(run, options.sampling, *rows, oracle=oracle)
+    else:
+        results = {"prediction": tasks.prediction, "likelihood": tasks.likelihood}[options.task](run, *rows)
+    return {"step": run.step, "task": options.task, **settings, **results}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    """A row for each quantity of a run, and the examples of a task."""
+    run, examples = result["run"], result.get("examples", [])
+    quantities = {name: value for name, value in result.items() if name not in ("run", "examples")}
+    rows = [[name, _shown(value)] for name, value in quantities.items() if value is not None]
+    print_table(run, ["quantity", "value"], rows)
+    if examples:
+        print_table("examples", list(examples[0]), [list(example.values()) for example in examples])
+
+
+def _print_comparison(results: list[dict[str, Any]]) -> None:
+    """A row for each run. What all runs share stands in the title, so that the table stays narrow."""
+    names = dict.fromkeys(name for result in results for name in result if name not in ("run", "examples"))
+    columns = {name: [result.get(name) for result in results] for name in names}
+    shared = [name for name in names if not isinstance(columns[name][0], float) and len(set(columns[name])) == 1]
+    title = ", ".join(f"{name} {_shown(columns[name][0])}" for name in shared if columns[name][0] is not None)
+    differing = [name for name in names if name not in shared]
+    rows = [
+        [result["run"], *("-" if result.get(name) is None else _shown(result[name]) for name in differing)]
+        for result in results
+    ]
+    print_table(title, ["run", *differing], rows)
 
 
 def _check(options: _EvalOptions) -> None:
     check_at_least(options, 1, "limit", "batch_size")
-    check_seed(options)
-    every = set().union(*TASK_OPTIONS.values())
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if field.name in every - TASK_OPTIONS[options.task] and value != field.default:
-            readers = [task for task, names in TASK_OPTIONS.items() if field.name in names]
+    idle = set().union(*TASK_OPTIONS.values()) - TASK_OPTIONS[options.task]
+    defaults = {field.name: field.default for field in dataclasses.fields(options)} | vars(GENERATION_SAMPLING)
+    for name, value in (vars(options) | vars(options.sampling)).items():
+        if name in idle and value != defaults[name]:
+            readers = [task for task, names in TASK_OPTIONS.items() if name in names]
             raise UserError(
-                f"--{field.name.replace('_', '-')} {value} is not for --task {options.task}: "
+                f"--{name.replace('_', '-')} {value} is not for --task {options.task}: "
                 f"leave it out, or use --task {' or '.join(readers)}"
             )

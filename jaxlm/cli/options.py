@@ -15,6 +15,7 @@ import tyro
 from jaxlm.config import ExperimentConfig
 from jaxlm.config.experiment import idle_optim_fields
 from jaxlm.config.model import idle_fields
+from jaxlm.data.files import decode_utf8
 from jaxlm.errors import UserError
 
 _Options = TypeVar("_Options")
@@ -176,13 +177,8 @@ def read_text(name: str) -> str:
     where = "stdin" if name == "-" else name
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode()
     except OSError as error:
         raise UserError(
             f"{where} cannot be read ({error.strerror}): give an existing UTF-8 text, or - for stdin"
         ) from None
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(
-            f"{where} is not UTF-8: byte 0x{byte:02x} at offset {error.start}; convert it to UTF-8 first"
-        ) from None
+    return decode_utf8(content, where)

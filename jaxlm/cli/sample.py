@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from jaxlm.cli.options import CheckpointOptions, Given, RunArgument, parse_optio
 from jaxlm.cli.output import print_json
 from jaxlm.config import SampleConfig
 from jaxlm.config.base import to_dict
-from jaxlm.errors import UserError
+from jaxlm.errors import PositionTableWarning, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,26 +33,28 @@ def sample(arguments: list[str]) -> int:
     if options.prompt_file is not None:
         cfg = dataclasses.replace(cfg, prompt=read_text(options.prompt_file))
     from jaxlm.cli.compilation_cache import kept_programs
-    from jaxlm.run.samples import draw, keep
+    from jaxlm.run.samples import generate_samples, keep
 
-    with kept_programs():
+    with kept_programs(), warnings.catch_warnings():
         from jaxlm.run.folder import load_run
 
         loaded = load_run(path, options.step)
-        drawn = draw(loaded, cfg, None if options.json or cfg.num_samples > 1 else _show)
-    whole = [cfg.prompt + one.text for one in drawn]
-    found = {
+        if cfg.max_new_tokens == loaded.config.sample.max_new_tokens:  # not a length that the user has asked for
+            warnings.simplefilter("ignore", PositionTableWarning)
+        samples = generate_samples(loaded, cfg, None if options.json or cfg.num_samples > 1 else _show)
+    texts = [cfg.prompt + one.text for one in samples]
+    report = {
         "run": str(path),
         "step": loaded.step,
         "sample": to_dict(cfg),
-        "texts": whole,
-        "samples": [dataclasses.asdict(one) for one in drawn],
+        "texts": texts,
+        "samples": [dataclasses.asdict(one) for one in samples],
     }
     if options.json:
-        print_json(found)
+        print_json(report)
     else:
-        print("" if cfg.num_samples == 1 else "\n---\n".join(whole))
-    kept = keep(loaded, cfg.seed, found)
+        print("" if cfg.num_samples == 1 else "\n---\n".join(texts))  # a single text has been shown already
+    kept = keep(loaded, cfg.seed, report)
     if kept is not None:
         print(f"kept: {kept}", file=sys.stderr)
     return 0

@@ -1,9 +1,11 @@
-"""`jaxlm train`: trains a model, or goes on with a run."""
+"""`jaxlm train`: trains a model, or continues a run."""
 
+import contextlib
 import dataclasses
 import itertools
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +21,10 @@ from jaxlm.config import (
     TrainConfig,
     presets,
 )
-from jaxlm.errors import UserError
+from jaxlm.errors import PositionTableWarning, UserError
 
 RUNS = Path("runs")
+"""Where runs without --out go."""
 
 
 _PARTS = tuple(field.name for field in dataclasses.fields(ExperimentConfig) if field.name != "preset")
@@ -41,9 +44,9 @@ class _TrainOptions:
     train: TrainConfig
     sample: SampleConfig
     out: Path | None = None
-    """Run folder to make; default: the next free runs/PRESET-n."""
+    """New run folder; default: the next free runs/PRESET-n."""
     resume: bool = False
-    """Go on with the run in --out from its latest checkpoint."""
+    """Continue the run in --out from its latest checkpoint."""
 
 
 def train(arguments: list[str]) -> int:
@@ -52,41 +55,72 @@ def train(arguments: list[str]) -> int:
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=options.preset, **parts)
     config = config.with_data_at(config.data.path, config.data.val_path)
-    out = options.out or next(p for n in itertools.count(1) if not (p := RUNS / f"{options.preset}-{n}").exists())
 
-    from jaxlm.run.samples import sample
-    from jaxlm.run.training import train
+    from jaxlm.run.training import train as train_run
 
-    outcome = train(config, out, options.resume)
+    with _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out) as folder:
+        outcome = train_run(config, folder, options.resume)
     if outcome.signum is not None:
         return 128 + outcome.signum
-    from jaxlm.run.folder import load_run
-
-    trained = load_run(out)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "prompt .* pass the learned position table")  # long samples are expected here
-        text = "\n---\n".join(sample(trained, trained.config.sample))
-    (out / "samples").mkdir(exist_ok=True)
-    (out / "samples" / f"step-{trained.step}.txt").write_text(text, encoding="utf-8")
-    print(text)
+    print(_sample(folder))
     loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
-    print(f"\nrun: {out} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
-    print(f"more: jaxlm sample {out} --num-samples 3 --seed 1", file=sys.stderr)
+    print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
+    print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
     return 0
 
 
 def _defaults(given: Given) -> _TrainOptions:
-    """The options of the preset, or of the run that is to go on."""
+    """The options of the preset, or of the run to continue."""
     name, out = given.get("preset"), given.get("out")
     if given.get("resume"):
         from jaxlm.run.folder import read_config
 
         if out is None:
-            raise UserError("--resume needs the run to go on with: give --out DIR")
+            raise UserError("--resume needs the run to continue: give --out DIR")
         base = read_config(out)
         if name not in (None, base.preset):
-            raise UserError(f"{out} was made with preset {base.preset!r}, not {name!r}: drop the preset")
+            raise UserError(f"{out} was trained with preset {base.preset!r}, not {name!r}: drop the preset")
     else:
         base = presets.preset(name or "nanogpt-cpu")
     base = with_kinds(base, given)
     return _TrainOptions(preset=base.preset, **{part: getattr(base, part) for part in _PARTS})
+
+
+@contextlib.contextmanager
+def _next_free(preset: str) -> Iterator[Path]:
+    """Yields the next free runs/PRESET-n, created empty, so that no other training takes the same name.
+
+    Raises:
+      UserError: it cannot be created.
+    """
+    for number in itertools.count(1):
+        folder = RUNS / f"{preset}-{number}"
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if RUNS.is_dir():
+                continue
+            raise UserError(f"{RUNS} is not a folder: move it away, or choose another --out") from None
+        except OSError as error:
+            raise UserError(f"{folder} cannot be created ({error.strerror}): choose another --out") from None
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):  # nothing was trained
+            folder.rmdir()
+
+
+def _sample(out: Path) -> str:
+    """Text from a run that has just been trained, also kept in its folder."""
+    from jaxlm.data.files import staged
+    from jaxlm.run.folder import load_run
+    from jaxlm.run.samples import sample
+
+    run = load_run(out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PositionTableWarning)  # long samples are expected here
+        text = "\n---\n".join(sample(run, run.config.sample))
+    with staged(out / "samples" / f"step-{run.step}.txt", "free some space") as path:
+        path.write_text(text, encoding="utf-8")
+    return text

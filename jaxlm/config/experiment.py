@@ -4,12 +4,12 @@ Imports neither JAX nor torch, so the command line answers at once and torchref 
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxlm.config.base import Validated, check_at_least, check_rate, check_seed
 from jaxlm.config.model import ModelConfig as ModelConfig
+from jaxlm.config.sampling import SamplingParams
 from jaxlm.errors import UserError
 
 
@@ -21,17 +21,17 @@ class DataConfig(Validated):
     """A recipe in data/; unused when path is given."""
     path: str | None = None
     """Your own data instead of a recipe: a UTF-8 text file; for transcripts a CSV file (id,transcript), a folder of
-    them, or a folder of .npy files, one utterance each."""
+    CSV files, or a folder of .npy files with one utterance each."""
     val_path: str | None = None
-    """Transcripts held out for validation, read as path is; None = the last val_fraction of path's."""
+    """Transcripts held out for validation, in the same form as path; None = the last val_fraction of path's."""
     tokenizer: Literal["char", "bpe", "transcript"] = "char"
     """char: one token per character of the text; bpe: byte-level BPE trained on the training split; transcript: A-Z,
-    apostrophe, space, <eos> and <pad>, each row of the data on its own as <eos> ... <eos>."""
+    apostrophe, space, <eos> and <pad>, each transcript in rows of its own as <eos> ... <eos>."""
     bpe_vocab_size: int = 4096
-    """Entries the byte-level BPE may use, its 256 bytes included."""
+    """Most entries of the byte-level BPE, including its 256 bytes."""
     val_fraction: float = 0.1
-    """Last part of the text (of the rows of transcripts), held out for validation; unused where there are held-out
-    files, by val_path or by the dataset."""
+    """Share of the text (or of the transcripts) that is held out for validation, at the end; unused if val_path or the
+    dataset gives held-out files."""
     resident_mb: int = 256
     """Texts up to this many MiB are tokenized in memory and live on the device; larger ones go through a
     memory-mapped token file in the data cache. Transcripts are always in memory."""
@@ -44,61 +44,58 @@ class DataConfig(Validated):
             raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
         if self.val_path is not None and self.tokenizer != "transcript":
             raise UserError(
-                f"val_path = {self.val_path!r} is for tokenizer = 'transcript', not {self.tokenizer!r}: leave it out, "
-                "and a text is split by val_fraction"
+                f"val_path = {self.val_path!r} is for tokenizer = 'transcript', not {self.tokenizer!r}: leave it out; "
+                "val_fraction splits a text"
             )
         if self.val_path is not None and self.path is None:
             raise UserError(
-                f"val_path = {self.val_path!r} goes with a path of your own: give path too, or leave val_path out"
+                f"val_path = {self.val_path!r} needs a path of your own: give path too, or leave val_path out"
             )
 
 
-_MOMENTS = ("b1", "b2", "eps")
-OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
-    "sgd": (),
-    "adam": _MOMENTS,
-    "adamw": _MOMENTS,
-    "adamsn": (*_MOMENTS, "subset", "adam_lr_ratio"),
-    "adafactor": ("b2", "eps"),
-}
-"""The fields of OptimConfig that each optimizer reads besides those all read; one of Optax reads none of them."""
+_MOMENTS = {"read_by": ("adam", "adamw", "adamsn")}
+_ADAMSN = {"read_by": ("adamsn",)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig(Validated):
-    """The optimizer and its schedule."""
+    """The optimizer and its schedule.
+
+    A field with `read_by` in its metadata is read by these optimizers alone, the others by all.
+    """
 
     name: str = "adamw"
-    """sgd, adam, adamw, adamsn, adafactor, or any optimizer of Optax by its name there. All have decoupled decay by
+    """sgd, adam, adamw, adamsn, adafactor, or the name of any optimizer in Optax. All have decoupled decay by
     weight_decay, so adam and adamw are the same here."""
     learning_rate: float = 1e-3
-    """Peak rate; adamsn wants about ten times that of adamw."""
+    """Peak learning rate; adamsn needs about ten times that of adamw."""
     schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
     """cosine decays to min_lr_ratio of the peak at the last step; rsqrt falls as 1/sqrt(step) after the warm-up."""
     warmup_steps: int = 100
-    """Steps over which the rate rises linearly from 0: step t (from 0) uses peak * (t + 1) / (warmup_steps + 1)."""
+    """Steps over which the rate rises linearly: step t (from 0) uses peak * (t + 1) / (warmup_steps + 1)."""
     min_lr_ratio: float = 0.1
     """Final rate of the cosine as a share of the peak."""
     weight_decay: float = 0.1
     """Decoupled decay, times the rate, on matrices only."""
-    b1: float = 0.9
+    b1: float = dataclasses.field(default=0.9, metadata=_MOMENTS)
     """Decay rate of the first moment (adam, adamw, adamsn)."""
-    b2: float = 0.99
-    """Decay rate of the second moment (those and adafactor)."""
-    eps: float = 1e-8
-    """Added to sqrt(v_hat); of adafactor to v_hat."""
-    subset: Literal["per_output", "per_input", "auto"] = "auto"
-    """The numbers of a linear map that share a second moment in adamsn: the inputs of each output, the outputs of each
-    input, or the authors' rule (per_output where there are at least as many outputs as inputs)."""
-    adam_lr_ratio: float = 0.1
-    """Rate of what is not linear in adamsn, and of all decay, as a share of the learning rate."""
+    b2: float = dataclasses.field(default=0.99, metadata={"read_by": (*_MOMENTS["read_by"], "adafactor")})
+    """Decay rate of the second moment (adam, adamw, adamsn, adafactor)."""
+    eps: float = dataclasses.field(default=1e-8, metadata={"read_by": (*_MOMENTS["read_by"], "adafactor")})
+    """Added to sqrt(v_hat); in adafactor, to v_hat."""
+    subset: Literal["per_output", "per_input", "auto"] = dataclasses.field(default="auto", metadata=_ADAMSN)
+    """Which numbers of a linear map share a second moment in adamsn: the inputs of each output (per_output), the
+    outputs of each input (per_input), or per_output if there are at least as many outputs as inputs, as its authors do
+    (auto)."""
+    adam_lr_ratio: float = dataclasses.field(default=0.1, metadata=_ADAMSN)
+    """Rate of all parameters that are not linear maps in adamsn, and of all decay, as a share of the learning rate."""
     arguments: tuple[str, ...] = ()
     """Further arguments of the optimizer, NAME=VALUE each: momentum=0.9 nesterov=true (sgd), mu_dtype=bfloat16."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient; None = no clipping."""
     max_nonfinite: int = 0
-    """Steps in a row whose gradient is not finite that are skipped, parameters and optimizer untouched (its schedule
-    does not count them), before the run ends with an error; 0: the first one ends it."""
+    """How many steps in a row may be skipped because their gradient is not finite; one more ends the run with an error.
+    A skipped step changes neither the parameters nor the optimizer, and the schedule does not count it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,8 +105,8 @@ class OptimConfig(Validated):
         for name, default in idle_optim_fields(self.name).items():
             if getattr(self, name) != default:
                 raise UserError(
-                    f"{name} = {getattr(self, name)!r} is not read by {self.name}: leave it out, or give the optimizer "
-                    "an argument by arguments"
+                    f"{name} = {getattr(self, name)!r} is not read by {self.name}: leave it out, or pass the optimizer "
+                    "an argument of its own by arguments"
                 )
         if self.min_lr_ratio > 1:
             raise UserError(f"min_lr_ratio = {self.min_lr_ratio!r} is above 1: give a share of the peak rate")
@@ -117,22 +114,27 @@ class OptimConfig(Validated):
             raise UserError(f"clip_norm = {self.clip_norm!r} is too small: give more than 0, or None for no clipping")
 
 
+def optimizer_fields(name: str) -> tuple[str, ...]:
+    """The fields that an optimizer reads besides those that all read; an optimizer of Optax reads none of them."""
+    return tuple(field.name for field in dataclasses.fields(OptimConfig) if name in field.metadata.get("read_by", ()))
+
+
 def idle_optim_fields(name: str) -> dict[str, Any]:
-    """The fields of OptimConfig that an optimizer does not read, at their defaults."""
-    some = {field for fields in OPTIMIZER_FIELDS.values() for field in fields} - {*OPTIMIZER_FIELDS.get(name, ())}
-    return {field.name: field.default for field in dataclasses.fields(OptimConfig) if field.name in some}
+    """The fields of OptimConfig that an optimizer does not read, with their defaults."""
+    fields = [field for field in dataclasses.fields(OptimConfig) if "read_by" in field.metadata]
+    return {field.name: field.default for field in fields if name not in field.metadata["read_by"]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Validated):
-    """The length and the rhythm of a training run. Steps are optimizer steps."""
+    """How long a training run is, and how often it logs, evaluates and saves. Steps are optimizer steps."""
 
     steps: int = 2000
     """Optimizer steps of the whole run."""
     batch_size: int = 12
-    """Sequences an optimizer step sees, all micro-batches together."""
+    """Sequences of an optimizer step, all micro-batches together."""
     grad_accum: int = 1
-    """Micro-batches a step's batch is cut into: less memory, same gradient."""
+    """Micro-batches that a batch is cut into: less memory, same gradient."""
     log_every: int = 10
     """Steps between rows of metrics.jsonl."""
     eval_every: int = 500
@@ -140,9 +142,9 @@ class TrainConfig(Validated):
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step always has one."""
     keep: int = 2
-    """Latest checkpoints kept; the one with the best validation loss stays besides."""
+    """How many of the latest checkpoints are kept, besides the one with the best validation loss."""
     seed: int = 0
-    """Seed of parameters, batches and dropout."""
+    """Seed of the initial parameters, the batches and dropout."""
     max_minutes: float | None = None
     """Stop cleanly after this wall time, with a checkpoint; None = no limit."""
 
@@ -160,61 +162,36 @@ class TrainConfig(Validated):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(Validated):
-    """How text is drawn from a model."""
+class SampleConfig(SamplingParams):
+    """The prompt that text samples continue, how many there are, and how they are sampled."""
 
     prompt: str = "\n"
     """Text the samples continue."""
-    max_new_tokens: int = 500
-    """Tokens drawn after the prompt."""
-    temperature: float = 0.8
-    """Logits are divided by it; 0 is exactly greedy."""
-    top_k: int | None = None
-    """Keep the k likeliest tokens."""
-    top_p: float | None = None
-    """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
-    min_p: float | None = None
-    """Keep the tokens at least min_p times as probable as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens of the prompt and those drawn become less likely."""
-    forbidden_tokens: tuple[int, ...] = ()
-    """Ids that are never drawn; transcripts forbid <pad> in any case."""
+    num_samples: int = 1
+    """Samples for the prompt."""
     stop: tuple[str, ...] = ()
     """Texts before which a sample ends."""
-    num_samples: int = 1
-    """Samples drawn from the prompt."""
-    seed: int = 0
-    """Seed of the draws."""
+    max_new_tokens: int = 500
+    """Tokens to generate after the prompt."""
+    temperature: float = 0.8
+    """The logits are divided by it; 0 is exactly greedy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
-        check_at_least(self, 0, "temperature")
-        check_seed(self)
-        for name in ("top_p", "min_p"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise UserError(f"{name} = {value!r} is out of range: give 0 < {name} <= 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UserError(
-                f"repetition_penalty = {self.repetition_penalty!r} is out of range: "
-                "give a number above 0; 1 changes nothing"
-            )
-        if any(token < 0 for token in self.forbidden_tokens):
-            raise UserError(f"forbidden_tokens = {self.forbidden_tokens!r} holds a negative id: give ids from 0 on")
+        check_at_least(self, 1, "num_samples")
         for text in self.stop:
-            if not text or any("\ud800" <= character <= "\udfff" for character in text):
-                raise UserError(
-                    f"stop = {self.stop!r} holds {'no UTF-8' if text else 'an empty text'}: give other texts"
-                )
+            if not text:
+                raise UserError(f"stop = {self.stop!r} holds an empty text: give other texts")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(f"stop = {self.stop!r} holds a text that is not UTF-8: give other texts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig(Validated):
-    """All that decides a training run: `jaxlm train` with the same ExperimentConfig gives the same numbers."""
+    """Everything that decides a training run: the same ExperimentConfig gives the same numbers."""
 
     preset: str
-    """The preset the run started from."""
+    """The preset that the config started from; any other name if it did not."""
     model: ModelConfig
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -222,10 +199,10 @@ class ExperimentConfig(Validated):
     sample: SampleConfig = SampleConfig()
 
     def with_data_at(self, path: str | Path | None, val_path: str | Path | None) -> "ExperimentConfig":
-        """The config with the data at these places, made absolute; None leaves a place as it is."""
-        chosen = self.data
+        """The config with the data at these paths, made absolute; None leaves a path as it is."""
+        data = self.data
         if path is not None:
-            chosen = dataclasses.replace(chosen, path=str(Path(path).absolute()))
+            data = dataclasses.replace(data, path=str(Path(path).absolute()))
         if val_path is not None:
-            chosen = dataclasses.replace(chosen, val_path=str(Path(val_path).absolute()))
-        return dataclasses.replace(self, data=chosen)
+            data = dataclasses.replace(data, val_path=str(Path(val_path).absolute()))
+        return dataclasses.replace(self, data=data)

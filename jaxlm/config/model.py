@@ -251,6 +251,22 @@ class ModelConfig(Validated):
         """Whether positions come from a learned table, so that the model ends at max_seq_len."""
         return self.family == "transformer" and self.position == "learned"
 
+    def within_reach(self, num_tokens: int) -> int:
+        """How many of `num_tokens` the model has positions for: all, but at most max_seq_len with a learned table."""
+        return min(num_tokens, self.max_seq_len) if self.has_position_table else num_tokens
+
+    def check_reach(self, num_tokens: int, fix: str = "give fewer") -> None:
+        """Refuses more tokens than a learned position table has places; other models read any number.
+
+        Args:
+          fix: what the user can do, besides using a model with other positions.
+        """
+        if self.within_reach(num_tokens) < num_tokens:
+            raise UserError(
+                f"{num_tokens} tokens are beyond the learned position table, max_seq_len = {self.max_seq_len}: "
+                f"{fix}, or use a model with other positions"
+            )
+
 
 def idle_fields(cfg: ModelConfig, family: str) -> dict[str, Any]:
     """The fields that a family does not read and that a config sets to other values, with their defaults."""

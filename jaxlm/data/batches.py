@@ -1,27 +1,43 @@
-"""Batches of a token split: windows that are a pure function of (seed, step), and every target once for evaluation."""
+"""A split of the data as a value: training windows as a function of (seed, step), and every target once to evaluate.
+
+`TokenStream` is one long text; `PaddedRows` are rows that stand alone. Both hold NumPy arrays in memory. They are
+pytrees too, so that the compiled training loop gets a copy on the device and cuts its batches there.
+"""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxlm.errors import UserError
+
+EVAL_GROUPS = 64
+"""Batches that one call of the compiled evaluation reads, at most."""
+
+VAL_FRACTION_FIX = "give more text, or a larger --data.val-fraction"
+ROWS_FIX = "give more transcripts, another --data.val-fraction, or --data.val-path"
+
+COUNT_BLOCK = 1 << 22
+"""Tokens whose bytes are counted at once; bounds the memory it takes."""
+
 
 def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: int, places: int) -> Int[Array, " B"]:
     """Where the windows of a step's batch begin: `size` places in 0 .. places - 1, from (seed, step) alone.
 
     The windows of a run are numbered from 0, and window i begins at the fraction frac(offset + i * golden ratio) of
-    the text: an additive recurrence (Weyl sequence), whose every stretch covers the text evenly, and whose offset is
-    the seed's. Independent draws leave some text out and repeat other; at equal steps they train a little worse
-    (docs/log.md). Up to 2^32 windows before the sequence repeats.
+    the text: an additive recurrence (Weyl sequence). Every stretch of it covers the text evenly; the seed gives the
+    offset. Independent draws leave some text out and repeat other text; at equal steps they train a little worse
+    (docs/log.md). The sequence repeats after 2^32 windows.
     """
     offset = jax.random.bits(jax.random.key(seed), (), jnp.uint32)
     window = jnp.asarray(step, jnp.uint32) * np.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
     fraction = window * np.uint32(0x9E3779B9) + offset  # in units of 2^-32; 2^32 over the golden ratio is 0x9E3779B9
-    # floor(fraction * places / 2^32) by halves, as there is no 64-bit product without jax_enable_x64.
+    # floor(fraction * places / 2^32) in 16-bit halves, because JAX has no 64-bit product without jax_enable_x64.
     high, low = fraction >> 16, fraction & 0xFFFF
     places_high, places_low = np.uint32(places >> 16), np.uint32(places & 0xFFFF)
     middle, other = high * places_low, low * places_high
@@ -32,49 +48,247 @@ def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: i
 _host_starts = jax.jit(jax.vmap(batch_starts, (None, 0, None, None)), static_argnums=(2, 3))
 
 
-def host_windows(tokens: np.ndarray, seed: int, first: int, count: int, size: int, seq_len: int) -> np.ndarray:
-    """Windows [count, size, T + 1] of the steps first .. first + count - 1, read from a mapped file."""
-    starts = np.asarray(_host_starts(seed, np.arange(first, first + count), size, len(tokens) - seq_len))
-    return tokens[starts[..., None] + np.arange(seq_len + 1)]
+def target_weights(windows: Int[Array, "B T1"], pad_token: int) -> Float[Array, "B T"]:
+    """The weight of each target windows[:, 1:]: 0 on padding, and such that the mean over the batch is 1.
+
+    At least one target must not be padding.
+    """
+    real = (windows[:, 1:] != pad_token).astype(float)
+    return real / real.mean()
 
 
-def count_targets(tokens: np.ndarray, pad_token: int | None) -> int:
-    """Tokens of a split that are predicted: all but the first of a stream [n], all but padding of rows [R, T + 1]."""
-    return len(tokens) - 1 if tokens.ndim == 1 else int((tokens[:, 1:] != pad_token).sum())
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class EvalBatch:
-    """Non-overlapping windows, or rows, with the weight of each target (0 where one is padded)."""
+    """Windows with the weight of each target: 1, or 0 where the target is only filling."""
 
     windows: Integer[np.ndarray, "groups B T1"]
     weights: Float[np.ndarray, "groups B T"]
 
 
-def eval_batches(
-    tokens: np.ndarray, seq_len: int, batch_size: int, groups: int = 64, pad_token: int | None = None
-) -> Iterator[EvalBatch]:
-    """Cuts a stream [n] into windows of seq_len targets from position 0, the shorter remainder included; rows
-    [R, seq_len + 1] are taken as they are.
+@runtime_checkable
+class BatchSource(Protocol):
+    """What the compiled training loop reads: a pytree from which it cuts the batch of each step."""
 
-    Every target (`count_targets`) is counted once. All batches have the same shape: `groups` batches of
-    `batch_size` windows, or fewer when the whole split needs fewer.
-    """
-    total = -(-(len(tokens) - 1) // seq_len) if tokens.ndim == 1 else len(tokens)
-    groups = min(groups, -(-total // batch_size))
-    count = groups * batch_size
-    for first in itertools.takewhile(lambda f: f < total, itertools.count(0, count)):
-        if tokens.ndim == 1:
-            piece = tokens[first * seq_len : (first + count) * seq_len + 1]
-            padded = np.zeros(count * seq_len + 1, tokens.dtype)
-            padded[: len(piece)] = piece
-            starts = np.arange(count)[:, None] * seq_len
-            windows = padded[starts + np.arange(seq_len + 1)]
-            real = starts + np.arange(seq_len) < len(piece) - 1
-        else:
-            piece = tokens[first : first + count]
-            windows = np.full((count, seq_len + 1), pad_token, tokens.dtype)
+    def windows(self, seed: int, step: Int[Array, ""] | int, batch_size: int) -> Int[Array, "B T1"]:
+        """The token windows of a step; their first T tokens are read and their last T are the targets."""
+
+    def weights(self, windows: Int[Array, "B T1"]) -> Float[Array, "B T"] | None:
+        """The weight of each target in the loss; None = all count alike."""
+
+
+# The leaves are annotated Any, not as arrays: JAX rebuilds pytrees with placeholders for leaves.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenStream:
+    """One sequence of tokens. A batch cuts its windows anywhere; evaluation cuts them side by side."""
+
+    tokens: Any
+    """[n] unsigned integers: a NumPy array, a memory-mapped file, or a JAX array on the device."""
+    seq_len: int = dataclasses.field(metadata={"static": True})
+    """T, the targets of a window."""
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.tokens)
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are predicted: all but the first."""
+        return max(len(self.tokens) - 1, 0)
+
+    @property
+    def targets_per_window(self) -> float:
+        """Targets of a training window."""
+        return float(self.seq_len)
+
+    def head(self, size: int) -> "TokenStream":
+        """The first `size` tokens."""
+        return dataclasses.replace(self, tokens=self.tokens[:size])
+
+    def targets(self) -> Iterator[Integer[np.ndarray, " n"]]:
+        """All targets, some at a time."""
+        for start in range(1, len(self.tokens), COUNT_BLOCK):
+            yield self.tokens[start : start + COUNT_BLOCK]
+
+    def windows(self, seed: int, step: Int[Array, ""] | int, batch_size: int) -> Int[Array, "B T1"]:
+        """The batch of a step."""
+        starts = batch_starts(seed, step, batch_size, len(self.tokens) - self.seq_len)
+        return self.tokens[starts[:, None] + jnp.arange(self.seq_len + 1)[None]].astype(jnp.int32)
+
+    def weights(self, windows: Int[Array, "B T1"]) -> None:
+        """None: all targets count alike."""
+        return
+
+    def feed(self, seed: int, batch_size: int, num_steps: int) -> Callable[[int], BatchSource]:
+        """What the device reads, by first step: the whole stream, or the windows of `num_steps` steps of a mapped file.
+
+        A mapped file may be larger than the device's memory, so its windows are cut here. There are always equally
+        many, so that the loop is compiled once.
+        """
+        if not isinstance(self.tokens, np.memmap):
+            resident = dataclasses.replace(self, tokens=jnp.asarray(self.tokens))
+            return lambda first: resident
+
+        def read(first: int) -> WindowBlock:
+            steps, places = np.arange(first, first + num_steps), len(self.tokens) - self.seq_len
+            starts = np.asarray(_host_starts(seed, steps, batch_size, places))
+            block = self.tokens[starts[..., None] + np.arange(self.seq_len + 1)]
+            return WindowBlock(jnp.asarray(block), jnp.int32(first))
+
+        return read
+
+    def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:
+        """Windows of seq_len targets from position 0 on, the shorter remainder included: every target once.
+
+        All batches have the same shape: `groups` batches of `batch_size` windows, or fewer when the whole split needs
+        fewer.
+        """
+        total = -(-self.num_targets // self.seq_len)
+        groups = min(groups, -(-total // batch_size))
+        count = groups * batch_size
+        starts = np.arange(count)[:, None] * self.seq_len
+        for first in _firsts(total, count):
+            piece = self.tokens[first * self.seq_len : (first + count) * self.seq_len + 1]
+            filled = np.zeros(count * self.seq_len + 1, self.tokens.dtype)
+            filled[: len(piece)] = piece
+            windows = filled[starts + np.arange(self.seq_len + 1)]
+            real = starts + np.arange(self.seq_len) < len(piece) - 1
+            yield _eval_batch(windows, real, groups)
+
+    def check_training(self) -> None:
+        """Refuses a split too short to train on, or too long to address.
+
+        Raises:
+          UserError: fewer than seq_len + 1 tokens, or more than 2^31 - 1.
+        """
+        if len(self) <= self.seq_len:
+            raise UserError(
+                f"the training split has {len(self)} tokens, shorter than one context of max_seq_len = {self.seq_len} "
+                "and its next token: give more text, or a smaller --model.max-seq-len"
+            )
+        if len(self) > np.iinfo(np.int32).max:
+            raise UserError(f"the training split has {len(self)} tokens: at most 2^31 - 1 can be addressed")
+
+    def check_evaluation(self, name: str = "the validation split", fix: str = VAL_FRACTION_FIX) -> None:
+        """Refuses a split without a target.
+
+        Raises:
+          UserError: fewer than 2 tokens.
+        """
+        if len(self) < 2:
+            raise UserError(f"{name} has {len(self)} tokens, too few for one target: {fix}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PaddedRows:
+    """Rows of tokens, each of its own and filled up with padding, which is never a target."""
+
+    rows: Any
+    """[R, T + 1] unsigned integers: a NumPy array, or a JAX array on the device."""
+    pad_token: int = dataclasses.field(metadata={"static": True})
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.rows)
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are predicted: all but the first of each row and but padding."""
+        return int((self.rows[:, 1:] != self.pad_token).sum())
+
+    @property
+    def targets_per_window(self) -> float:
+        """Targets of the average row."""
+        return self.num_targets / len(self.rows)
+
+    def head(self, size: int) -> "PaddedRows":
+        """The first `size` rows."""
+        return dataclasses.replace(self, rows=self.rows[:size])
+
+    def targets(self) -> Iterator[Integer[np.ndarray, " n"]]:
+        """All targets, some at a time."""
+        count = max(1, COUNT_BLOCK // self.rows.shape[1])
+        for start in range(0, len(self.rows), count):
+            targets = self.rows[start : start + count, 1:]
+            yield targets[targets != self.pad_token]
+
+    def windows(self, seed: int, step: Int[Array, ""] | int, batch_size: int) -> Int[Array, "B T1"]:
+        """The batch of a step; over the run each row is taken about as often."""
+        return self.rows[batch_starts(seed, step, batch_size, len(self.rows))].astype(jnp.int32)
+
+    def weights(self, windows: Int[Array, "B T1"]) -> Float[Array, "B T"]:
+        """0 on padding; the others count alike, and their mean over the batch is 1."""
+        return target_weights(windows, self.pad_token)
+
+    def feed(self, seed: int, batch_size: int, num_steps: int) -> Callable[[int], BatchSource]:
+        """What the device reads, by first step: always all rows, which are small."""
+        resident = dataclasses.replace(self, rows=jnp.asarray(self.rows))
+        return lambda first: resident
+
+    def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:
+        """The rows in order, in batches of one shape as those of a stream; rows of padding fill up the last."""
+        groups = min(groups, -(-len(self.rows) // batch_size))
+        count = groups * batch_size
+        for first in _firsts(len(self.rows), count):
+            piece = self.rows[first : first + count]
+            windows = np.full((count, self.rows.shape[1]), self.pad_token, self.rows.dtype)
             windows[: len(piece)] = piece
-            real = windows[:, 1:] != pad_token
-        weights = real.astype(np.float32)
-        yield EvalBatch(windows.reshape(groups, batch_size, seq_len + 1), weights.reshape(groups, batch_size, seq_len))
+            yield _eval_batch(windows, windows[:, 1:] != self.pad_token, groups)
+
+    def check_training(self) -> None:
+        """Refuses a split without a row.
+
+        Raises:
+          UserError: there is none.
+        """
+        self.check_evaluation("the training split")
+
+    def check_evaluation(self, name: str = "the validation split", fix: str = ROWS_FIX) -> None:
+        """Refuses a split without a row.
+
+        Raises:
+          UserError: there is none.
+        """
+        if not len(self):
+            raise UserError(f"{name} has no row: {fix}")
+
+
+Split: TypeAlias = TokenStream | PaddedRows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class WindowBlock:
+    """The windows of some consecutive steps of a stream, cut in advance."""
+
+    block: Any
+    """[steps, B, T + 1] unsigned integers."""
+    first: Any
+    """The step of block[0], an int32 scalar."""
+
+    def windows(self, seed: int, step: Int[Array, ""] | int, batch_size: int) -> Int[Array, "B T1"]:
+        """The batch of a step, which must be one of the block; seed and batch size are those it was cut with."""
+        return self.block[step - self.first].astype(jnp.int32)
+
+    def weights(self, windows: Int[Array, "B T1"]) -> None:
+        """None: all targets count alike."""
+        return
+
+
+def num_bytes(split: Split, token_bytes: Int[np.ndarray, " V"]) -> int:
+    """Bytes of the UTF-8 text that the targets of a split spell.
+
+    Args:
+      token_bytes: of each token.
+    """
+    return sum(int(token_bytes[targets].sum()) for targets in split.targets())
+
+
+def _firsts(total: int, count: int) -> Iterator[int]:
+    return itertools.takewhile(lambda first: first < total, itertools.count(0, count))
+
+
+def _eval_batch(windows: Integer[np.ndarray, "n T1"], real: np.ndarray, groups: int) -> EvalBatch:
+    seq_len, weights = real.shape[1], real.astype(np.float32)
+    return EvalBatch(windows.reshape(groups, -1, seq_len + 1), weights.reshape(groups, -1, seq_len))

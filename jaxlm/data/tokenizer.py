@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, byte-level BPE, the fixed alphabet of speech transcripts, or bare ids."""
+"""Text to token ids and back: by characters, byte-level BPE, the alphabet of speech transcripts, or ids as text."""
 
 import json
 import operator
@@ -11,12 +11,13 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int
 
+from jaxlm.data.files import check_utf8
 from jaxlm.errors import UserError
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of jaxlm needs of a tokenizer."""
+    """What the rest of jaxlm needs from a tokenizer."""
 
     @property
     def vocab_size(self) -> int:
@@ -24,11 +25,11 @@ class Tokenizer(Protocol):
 
     @property
     def eos_token(self) -> int | None:
-        """The id that begins and ends a row; None where there are no rows."""
+        """The id that begins and ends each row; None where the data have no rows."""
 
     @property
     def pad_token(self) -> int | None:
-        """The id that fills a row up and is never a target; None where there are no rows."""
+        """The id that fills up a row and is never a target; None where the data have no rows."""
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """The ids of a text, int32."""
@@ -36,8 +37,11 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids."""
 
+    def token_bytes(self) -> Int[np.ndarray, " V"] | None:
+        """Bytes of UTF-8 text that each id stands for; None if the ids stand for no text."""
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types from which `from_dict` makes the same tokenizer."""
+        """Plain JSON types from which `from_dict` builds the same tokenizer."""
 
 
 class CharTokenizer:
@@ -77,25 +81,29 @@ class CharTokenizer:
         """The text of some ids."""
         return "".join(self.chars[i] for i in ids)
 
+    def token_bytes(self) -> Int[np.ndarray, " V"]:
+        """Bytes of each character in UTF-8."""
+        return np.array([len(char.encode()) for char in self.chars], np.int32)
+
     def to_dict(self) -> dict[str, Any]:
         """{"type": "char", "chars": the vocabulary}."""
         return {"type": "char", "chars": self.chars}
 
 
 class BPETokenizer:
-    """Byte-level byte-pair encoding (GPT-2's kind): any text can be encoded, nothing is unknown."""
+    """Byte-level byte-pair encoding as in GPT-2: it encodes any text, and nothing is unknown."""
 
     eos_token: None = None
     pad_token: None = None
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
+        self._tokenizer.encode_special_tokens = True  # text that looks like a special token is encoded as text
         self._vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @classmethod
     def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Learns merges from text; fewer than `vocab_size` ids result where the text runs out of pairs."""
+        """Learns merges from text; there are fewer than `vocab_size` ids if the text runs out of pairs."""
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -109,7 +117,7 @@ class BPETokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The largest id and one."""
+        """The largest id plus one."""
         return self._vocab_size
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
@@ -117,8 +125,17 @@ class BPETokenizer:
         return np.asarray(self._tokenizer.encode(text).ids, np.int32)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of some ids; bytes that are no UTF-8 become U+FFFD."""
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def token_bytes(self) -> Int[np.ndarray, " V"]:
+        """Bytes of each token; an id without a token has none."""
+        counts = np.zeros(self._vocab_size, np.int32)
+        for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            counts[i] = len(token)  # byte-level BPE spells each byte as one character
+        for i, added in self._tokenizer.get_added_tokens_decoder().items():
+            counts[i] = len(added.content.encode())
+        return counts
 
     def to_dict(self) -> dict[str, Any]:
         """{"type": "bpe", "tokenizer": the JSON of the tokenizers library}."""
@@ -147,7 +164,7 @@ class TranscriptTokenizer:
 
     @property
     def pad_token(self) -> int:
-        """29, which fills a row up."""
+        """29, which fills up a row."""
         return len(self._CHARACTERS) + 1
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
@@ -166,13 +183,17 @@ class TranscriptTokenizer:
         """The text of some ids; <eos> and <pad> are spelled out."""
         return "".join(self._spelled[i] for i in ids)
 
+    def token_bytes(self) -> Int[np.ndarray, " V"]:
+        """1 for each character; <eos> and <pad> are not text."""
+        return np.array([1] * len(self._CHARACTERS) + [0, 0], np.int32)
+
     def to_dict(self) -> dict[str, Any]:
         """{"type": "transcript"}."""
         return {"type": "transcript"}
 
 
 class IdTokenizer:
-    """Decimal ids between spaces, "12 5 7": for a model whose tokenizer is not at hand."""
+    """Decimal ids with spaces between them, "12 5 7": for a model whose tokenizer is not available."""
 
     eos_token: None = None
     pad_token: None = None
@@ -189,21 +210,25 @@ class IdTokenizer:
         """The ids of a text, int32.
 
         Raises:
-          UserError: a word that is no decimal number, or none below the vocabulary's size.
+          UserError: a word that is not a decimal number below the vocabulary's size.
         """
         words = text.split()
         for word in words:
             digits = word.isascii() and word.isdigit()
             if not digits or len(word) > 9 or int(word) >= self.vocab_size:
                 raise UserError(
-                    f"{word!r} is {'outside the vocabulary' if digits else 'no token id'}: this tokenizer reads ids "
+                    f"{word!r} is {'outside the vocabulary' if digits else 'not a token id'}: this tokenizer reads ids "
                     f"from 0 to {self.vocab_size - 1} with spaces between them, such as '0 {self.vocab_size - 1}'"
                 )
         return np.array(words, np.int32)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Each id after a space, so that texts join."""
+        """Each id after a space, so that texts can be joined."""
         return "".join(f" {operator.index(i)}" for i in ids)
+
+    def token_bytes(self) -> None:
+        """None: what text the ids stand for is not known."""
+        return
 
     def to_dict(self) -> dict[str, Any]:
         """{"type": "ids", "vocab_size": V}."""
@@ -230,49 +255,46 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
 
 
 def from_hugging_face(data: dict[str, Any]) -> BPETokenizer:
-    """The tokenizer of Hugging Face's tokenizer.json; texts are neither cut nor padded, whatever it says.
+    """The tokenizer of Hugging Face's tokenizer.json, without its truncation and padding of texts.
 
     What its post-processor puts in front of a text, such as <|begin_of_text|>, is put in front here too.
 
     Raises:
-      UserError: it is no byte-level BPE. The texts of other kinds depend on what precedes them, and do not join.
+      UserError: it is not a byte-level BPE. In other kinds the text of a token depends on the tokens before it, so
+        texts cannot be joined.
     """
     for part, needed in (("model", "BPE"), ("decoder", "ByteLevel")):
-        found = data.get(part)
-        kind = found.get("type") if isinstance(found, dict) else found
+        entry = data.get(part)
+        kind = entry.get("type") if isinstance(entry, dict) else entry
         if kind != needed:
             raise UserError(f"its {part} is of type {kind!r}, only {needed!r} is supported")
-    made = tokenizers.Tokenizer.from_str(json.dumps({**data, "truncation": None, "padding": None}))
-    return BPETokenizer(made)
+    return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps({**data, "truncation": None, "padding": None})))
 
 
 def load(path: Path) -> Tokenizer:
-    """Reads tokenizer.json.
+    """Reads a run's tokenizer.json.
 
     Raises:
-      UserError: the file is missing or holds no tokenizer.
+      UserError: the file is missing or does not hold a tokenizer.
     """
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(f"{path} holds no tokenizer ({error}): restore it, or train anew") from None
+        raise UserError(f"{path} does not hold a tokenizer ({error}): restore it, or train again") from None
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer, name: str = "prompt") -> Int[np.ndarray, " n"]:
-    """What a model reads of a text, int32: its ids, after <eos> where rows begin with it.
+    """The ids that a model reads for a text, int32; <eos> comes first if the tokenizer's rows begin with it.
 
     Args:
-      name: what the text is called in a refusal.
+      name: what a refusal calls the text.
 
     Raises:
-      UserError: a text that is empty (where no <eos> precedes it), no UTF-8, or has characters outside the vocabulary.
+      UserError: the text is empty (and no <eos> precedes it), is not UTF-8, or has characters outside the vocabulary.
     """
     if not text and tokenizer.eos_token is None:
         raise UserError(f"{name} is empty: give at least one character")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{name} is no text at position {error.start}: give UTF-8") from None
+    check_utf8(text, name)
     frame = [] if tokenizer.eos_token is None else [tokenizer.eos_token]
     ids = np.concatenate([np.array(frame, np.int32), tokenizer.encode(text)])
     if not len(ids):

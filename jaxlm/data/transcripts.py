@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jaxlm.data.files import decode_utf8
 from jaxlm.data.tokenizer import TranscriptTokenizer
 from jaxlm.errors import UserError
 
@@ -16,42 +17,43 @@ HEADER = ["id", "transcript"]
 """The columns of a CSV file."""
 
 Utterance = Int[np.ndarray, " _"]
-"""The ids of one transcript, without its frame; it may be empty."""
+"""The ids of one transcript, without <eos> around it; it may be empty."""
 
 
 def find_files(path: Path) -> tuple[Path, ...]:
-    """The files a path stands for: itself, or the .csv or .npy files of a folder, sorted by name.
+    """The files that a path stands for: itself, or the .csv or .npy files of a folder, sorted by name.
 
     Raises:
-      UserError: nothing there, no such file in the folder, or both kinds.
+      UserError: there is nothing at the path, or the folder has no such file or both kinds.
     """
     if path.is_file() and path.suffix.lower() == ".csv":
         return (path,)
     if not path.is_dir():
-        what = "is not a CSV file" if path.exists() else "is not there"
+        what = "is not a CSV file" if path.exists() else "does not exist"
         raise UserError(f"transcripts {path} {what}: give a .csv file with columns id,transcript, or a folder")
-    found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in (".csv", ".npy"))
-    kinds = {file.suffix.lower() for file in found}
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in (".csv", ".npy"))
+    kinds = {file.suffix.lower() for file in files}
     if len(kinds) != 1:
         what = "no .csv and no .npy file" if not kinds else "both .csv and .npy files"
         raise UserError(f"folder {path} has {what}: give a folder of one kind")
-    return tuple(found)
+    return tuple(files)
 
 
 def read(files: Sequence[Path], tokenizer: TranscriptTokenizer) -> list[Utterance]:
     """The utterances of some files, in order: each row of a CSV file, each .npy file.
 
     Raises:
-      UserError: a file that is none, or a character outside the vocabulary; the message names file, row and character.
+      UserError: a file that does not hold transcripts, or a character outside the vocabulary; the message names the
+        file, the row and the character.
     """
     return [_encode(text, where, tokenizer) for file in files for where, text in _texts(file)]
 
 
 def cut(utterances: Iterable[Utterance], tokenizer: TranscriptTokenizer, seq_len: int) -> UInt8[np.ndarray, "R T1"]:
-    """Rows of seq_len targets: each utterance framed as <eos> ... <eos>, and filled up with <pad>.
+    """Rows of seq_len targets: each utterance between two <eos>, and filled up with <pad>.
 
-    One of n characters has n + 1 targets. Where these are more than seq_len it takes several rows: each but the first
-    begins with the last token of the row before, so that every target is in exactly one row.
+    An utterance of n characters has n + 1 targets. If these are more than seq_len, it takes several rows. Each row but
+    the first begins with the last token of the row before, so every target is in exactly one row.
     """
     pieces = []
     for ids in utterances:
@@ -64,7 +66,7 @@ def cut(utterances: Iterable[Utterance], tokenizer: TranscriptTokenizer, seq_len
 
 
 def identity(train: Sequence[Path], val: Sequence[Path]) -> str:
-    """sha256 (hex) over the contents of all files in order, with the split of each; where they lie is no part of it."""
+    """sha256 (hex) over the contents of all files in order, with the split of each, whatever their paths are."""
     digest = hashlib.sha256()
     for split, files in (("train", train), ("val", val)):
         for path in files:
@@ -81,20 +83,13 @@ def _encode(text: str, where: str, tokenizer: TranscriptTokenizer) -> Utterance:
 
 
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
-    """Where each transcript of a file stands, and its text."""
+    """The place of each transcript of a file, for messages, and its text."""
     return _csv_texts(file) if file.suffix.lower() == ".csv" else _npy_texts(file)
 
 
 def _csv_texts(path: Path) -> Iterator[tuple[str, str]]:
-    content = path.read_bytes()
-    try:
-        text = content.decode().removeprefix("\ufeff")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start]
-        raise UserError(
-            f"{path} is not UTF-8: byte 0x{byte:02x} at offset {error.start}, line {line}; convert it to UTF-8 first"
-        ) from None
+    # Spreadsheets write a byte order mark.
+    text = decode_utf8(path.read_bytes(), str(path), lines=True).removeprefix("\ufeff")
     number = 0
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
@@ -102,14 +97,14 @@ def _csv_texts(path: Path) -> Iterator[tuple[str, str]]:
             if number == 1:
                 if row != HEADER:
                     raise UserError(f"{path} row 1: header is {','.join(row)!r}: write {','.join(HEADER)!r}")
-            elif row and len(row) != len(HEADER):  # blank lines are passed over
+            elif row and len(row) != len(HEADER):  # blank lines are skipped
                 raise UserError(
-                    f"{path} row {number}: {len(row)} columns in place of {len(HEADER)}: write {','.join(HEADER)}"
+                    f"{path} row {number}: {len(row)} columns instead of {len(HEADER)}: write {','.join(HEADER)}"
                 )
             elif row:
                 yield f"{path} row {number}", row[1]
     except csv.Error as error:
-        raise UserError(f"{path} row {number + 1}: no CSV ({error}): quote the field, or mend it") from None
+        raise UserError(f"{path} row {number + 1}: not CSV ({error}): quote the field, or correct it") from None
     if number == 0:
         raise UserError(f"{path} is empty: begin with the row {','.join(HEADER)!r}")
 
@@ -119,10 +114,10 @@ def _npy_texts(path: Path) -> Iterator[tuple[str, str]]:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} holds no array of characters ({error}): {how}, not as objects") from None
+        raise UserError(f"{path} does not hold an array of characters ({error}): {how}, not as objects") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind != "U" or array.ndim > 1:
         kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{path} holds {kind}, no list of characters: {how}")
+        raise UserError(f"{path} holds {kind}, not a list of characters: {how}")
     entries = array.reshape(-1).tolist()
     start = int(entries[:1] in (["<sos>"], ["<eos>"]))
     stop = len(entries) - int(len(entries) > start and entries[-1] == "<eos>")
@@ -131,5 +126,5 @@ def _npy_texts(path: Path) -> Iterator[tuple[str, str]]:
         stop = len(entries)
     for place in range(start, stop):
         if len(entries[place]) != 1:
-            raise UserError(f"{path}: entry {place} is {entries[place]!r}, no single character: {how}")
+            raise UserError(f"{path}: entry {place} is {entries[place]!r}, not a single character: {how}")
     yield str(path), "".join(entries[start:stop])

@@ -1,15 +1,68 @@
-"""Exact losses of a run."""
+"""Exact losses of a run, on its own data or on another text."""
 
-from jaxlm.data.batches import count_targets
-from jaxlm.data.corpus import load_corpus
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jaxlm.data import corpus
+from jaxlm.errors import UserError
 from jaxlm.run.folder import Run, check_data, check_named
-from jaxlm.training.evaluate import Evaluation
+from jaxlm.training.evaluate import (
+    Evaluation,
+    check_converged,
+    count_bytes,
+    eval_batch_size,
+    make_evaluate,
+    text_measures,
+)
 
 
-def evaluate(run: Run) -> dict[str, float | int]:
-    """Exact losses of a run: val_loss and perplexity over the validation split, train_loss over the fixed slice."""
+def evaluate(run: Run, path: Path | None = None, val_path: Path | None = None) -> dict[str, Any]:
+    """Exact losses, nats per token, over every target of a text.
+
+    Without a path, or if it leads to the run's own data (known by their sha256): val_loss, perplexity and bits_per_byte
+    over the validation split, and train_loss over the start of the training split. If it leads to other data: loss,
+    perplexity and bits_per_byte over all of them, with the run's tokenizer. bits_per_byte counts the bytes of the UTF-8
+    text of the targets.
+
+    Args:
+      path: a text, or transcripts if the run was trained on transcripts.
+      val_path: where the run's own held-out transcripts are now.
+
+    Raises:
+      UserError: data that are missing, have characters unknown to the run, or are too short for one target; a
+        `val_path` that is not of the run.
+    """
+    if path is None and val_path is None:
+        return _evaluate_own(run)
+    config = run.config.with_data_at(path, val_path)
+    if corpus.identity(config.data) == run.corpus_sha256:
+        return _evaluate_own(dataclasses.replace(run, config=config))
+    if path is None or val_path is not None:
+        raise UserError(
+            f"with --data.val-path {val_path} the data are not those of the run {run.path}: name other transcripts by "
+            "--data.path alone"
+        )
+    return _evaluate_other(dataclasses.replace(run, config=config))
+
+
+def _evaluate_own(run: Run) -> dict[str, Any]:
     check_named(run)
-    corpus = load_corpus(run.config.data, run.tokenizer, run.config.model.max_seq_len)
-    check_data(corpus.sha256, run.corpus_sha256)
-    losses = Evaluation(run.model, corpus, run.config)(run.params)
-    return {"step": run.step, **losses, "val_targets": count_targets(corpus.val, corpus.tokenizer.pad_token)}
+    data = run.config.data
+    splits = corpus.load_corpus(data, run.config.model.max_seq_len, run.tokenizer)
+    check_data(splits.sha256, run.corpus_sha256)
+    losses = Evaluation(run.model, splits, run.config)(run.params)
+    where = {"data": data.path or data.dataset, "split": "validation"}
+    return {"step": run.step, **where, **losses, "val_targets": splits.val.num_targets}
+
+
+def _evaluate_other(run: Run) -> dict[str, Any]:
+    """The losses over all of the data at the config's path."""
+    data = run.config.data
+    split = corpus.load_unsplit(data, run.config.model.max_seq_len, run.tokenizer)
+    split.check_evaluation(f"text {data.path}", "give a longer one")
+    loss = make_evaluate(run.model)(run.params, split.eval_batches(eval_batch_size(run.config)))
+    check_converged({"loss": loss})
+    measures = text_measures(loss, split.num_targets, count_bytes(split, run.tokenizer))
+    where = {"data": data.path, "split": "all"}
+    return {"step": run.step, **where, "loss": loss, **measures, "targets": split.num_targets}

@@ -127,10 +127,7 @@ def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> Cache:
     """
     if batch_size < 1 or capacity < 1:
         raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
-    if cfg.has_position_table and capacity > cfg.max_seq_len:
-        raise UserError(
-            f"capacity = {capacity} is beyond the learned position table: give at most max_seq_len = {cfg.max_seq_len}"
-        )
+    cfg.check_reach(capacity, "give a smaller capacity")
     dtype = jnp.dtype(cfg.dtype)
     if cfg.family == "recurrent":
         return zero_state(cfg, batch_size)

@@ -12,7 +12,6 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
-from jaxlm.errors import UserError
 from jaxlm.model.cache import KeyValues, KVCache, LayerCache
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dense, LanguageModel, Norm, table_init, weight_init
@@ -238,8 +237,7 @@ class Transformer(LanguageModel):
         """See LanguageModel."""
         cfg = self.cfg
         length = tokens.shape[1]
-        if cfg.position == "learned" and length > cfg.max_seq_len:
-            raise UserError(f"{length} tokens are beyond the learned position table, max_seq_len = {cfg.max_seq_len}")
+        cfg.check_reach(length)
         offsets = jnp.arange(length, dtype=jnp.int32)[None]
         positions = offsets if cache is None else offsets + cache.next_position[:, None]
         added = jnp.int32(length)

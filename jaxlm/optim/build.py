@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxlm.config.experiment import OPTIMIZER_FIELDS, OptimConfig
+from jaxlm.config.experiment import OptimConfig, optimizer_fields
 from jaxlm.errors import UserError
 from jaxlm.optim.adafactor import adafactor
 from jaxlm.optim.adam import adamw
@@ -45,7 +45,7 @@ def build_optimizer(cfg: OptimConfig, steps: int, params: Params | None = None) 
     """
     schedule = build_schedule(cfg, steps)
     make, arguments = _factory(cfg.name), _arguments(cfg)
-    fields = {name: getattr(cfg, name) for name in OPTIMIZER_FIELDS.get(cfg.name, ())}
+    fields = {name: getattr(cfg, name) for name in optimizer_fields(cfg.name)}
     ours = cfg.name in OURS
     if "weight_decay" in inspect.signature(make).parameters:
         fields["weight_decay"] = cfg.weight_decay if ours else 0.0
@@ -95,7 +95,7 @@ def _fits(name: str, found: Any) -> bool:
 
 def _arguments(cfg: OptimConfig) -> dict[str, Any]:
     """The optimizer's further arguments. Each is NAME=VALUE, with a value in JSON, one of PYTHON_WORDS, or a string."""
-    own = {"learning_rate", "weight_decay", *OPTIMIZER_FIELDS.get(cfg.name, ())}
+    own = {"learning_rate", "weight_decay", *optimizer_fields(cfg.name)}
     known = [name for name in inspect.signature(_factory(cfg.name)).parameters if name not in {*own, "mask", "kinds"}]
     made = {}
     for argument in cfg.arguments:

@@ -19,7 +19,10 @@ def build_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
     """
     warmup, peak = cfg.warmup_steps, cfg.learning_rate
     if warmup >= steps:
-        raise UserError(f"warmup_steps = {warmup} is not below steps = {steps}: shorten the warm-up or train longer")
+        raise UserError(
+            f"warmup_steps = {warmup} is not below steps = {steps}: "
+            "give a smaller --optim.warmup-steps, or more --train.steps"
+        )
     if cfg.schedule == "cosine":
         schedule = optax.warmup_cosine_decay_schedule(peak / (warmup + 1), peak, warmup, steps, peak * cfg.min_lr_ratio)
     else:

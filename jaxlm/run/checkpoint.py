@@ -1,15 +1,14 @@
-"""Checkpoints: Orbax arrays, written aside and renamed, with a sha256 manifest that every restore checks.
+"""Checkpoints: Orbax arrays, written all at once or not at all, with a sha256 manifest that every restore checks.
 
     checkpoints/<step>/params/        the parameters
     checkpoints/<step>/opt_state/     the optimizer's state, if it has any
     checkpoints/<step>/manifest.json  {"step", "val_loss", "sha256": {file: digest}}
 
-The rest of a run's state (batches, dropout) is a function of seed and step. This is the one module that knows Orbax.
+The rest of a run's state (batches, dropout) is a function of seed and step. No other module uses Orbax.
 """
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,30 +17,31 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from jaxlm.data.files import staged
 from jaxlm.errors import CheckError, UserError
 from jaxlm.training.step import TrainState
 
-log = logging.getLogger("jaxlm")
 _Tree = TypeVar("_Tree")
 
 
 def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> Path:
-    """Writes the state as folder/<step>; returns once it is whole on disk.
+    """Writes the state as folder/<step>; returns when all of it is on disk.
 
-    Afterwards this one, the latest `keep` and the one with the lowest val_loss are left.
+    Keeps this checkpoint, the latest `keep` and the one with the lowest val_loss, and removes the others.
     """
     step = int(state.step)
-    target, aside = folder / str(step), folder / f".{step}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(aside.absolute() / "params", state.params)
-        if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
-            checkpointer.save(aside.absolute() / "opt_state", state.opt_state)
-    manifest = {"step": step, "val_loss": val_loss, "sha256": _digests(aside)}
-    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    target = folder / str(step)
+    for killed in folder.glob(".*.partial"):  # what a killed process has left; a run is trained by one at a time
+        shutil.rmtree(killed)
+    with staged(target) as staging:
+        staging.mkdir()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(staging / "params", state.params)
+            if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
+                checkpointer.save(staging / "opt_state", state.opt_state)
+        manifest = {"step": step, "val_loss": val_loss, "sha256": _digests(staging)}
+        (staging / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)  # a folder with files cannot be replaced
     kept = {step, best_step(folder), *steps(folder)[-keep:]}
     for old in steps(folder):
         if old not in kept:
@@ -50,12 +50,12 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint folder with a manifest, oldest first; whether they are sound, `verify` tells."""
+    """Steps that have a checkpoint folder with a manifest, oldest first; `verify` tells whether they are sound."""
     return sorted(int(path.parent.name) for path in folder.glob("*/manifest.json") if path.parent.name.isdigit())
 
 
 def best_step(folder: Path) -> int | None:
-    """The step with the lowest validation loss among those evaluated; None if there is none."""
+    """The step with the lowest validation loss; None if no step was evaluated."""
     losses = {
         step: loss for step in steps(folder) if (loss := _manifest(folder / str(step)).get("val_loss")) is not None
     }
@@ -71,15 +71,21 @@ def verify(path: Path) -> None:
     """Compares every file of a checkpoint with its manifest.
 
     Raises:
-      CheckError: naming the file that is missing, surplus or changed.
+      CheckError: a file is missing, is not in the manifest, or has changed; the message names it.
     """
     expected = _manifest(path).get("sha256")
     if expected is None:
         raise CheckError(f"checkpoint {path} is damaged: manifest.json cannot be read")
-    found = _digests(path)
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            state = "is missing" if name not in found else "is not of it" if name not in expected else "has changed"
+    actual = _digests(path)
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            state = (
+                "is missing"
+                if name not in actual
+                else "is not in the manifest"
+                if name not in expected
+                else "has changed"
+            )
             raise CheckError(f"checkpoint {path} is damaged: {name} {state}")
 
 
@@ -87,21 +93,21 @@ def restore_params(path: Path, like: _Tree) -> _Tree:
     """The parameters of a verified checkpoint; `like` gives structure, shapes and types.
 
     Raises:
-      CheckError: a damaged checkpoint.
-      UserError: parameters of other names, shapes or types than `like`.
+      CheckError: the checkpoint is damaged.
+      UserError: its parameters have other names, shapes or types than `like`.
     """
     verify(path)
     return _restore(path / "params", like)
 
 
 def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str]] | None:
-    """The newest sound state, and a line about each damaged checkpoint passed over; None if nothing was saved.
+    """The newest sound state, and a line about each damaged checkpoint that is newer; None if nothing was saved.
 
-    Once a sound one is found, the damaged ones are renamed to .<step>.damaged: they no longer count as latest or best.
+    The damaged ones are renamed to .<step>.damaged, if there is a sound one: they no longer count as latest or best.
 
     Raises:
       CheckError: there are checkpoints, and all are damaged.
-      UserError: the state was made by other fields than `like`.
+      UserError: the state has other names, shapes or types than `like`.
     """
     damaged: dict[Path, str] = {}
     for step in reversed(steps(folder)):
@@ -128,12 +134,12 @@ def _restore(path: Path, like: _Tree) -> _Tree:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = _shapes(checkpointer.metadata(path.absolute()).item_metadata.tree)
+        stored = _shapes(checkpointer.metadata(path.absolute()).item_metadata.tree)
         wanted = _shapes(abstract)
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
                 raise UserError(
-                    f"{path} was made by another config: {name} is {saved.get(name, 'absent')} there, "
+                    f"{path} was written with another config: {name} is {stored.get(name, 'absent')} there, "
                     f"{wanted.get(name, 'absent')} here"
                 )
         return checkpointer.restore(path.absolute(), abstract)
@@ -149,11 +155,11 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 def _manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint; {} if it cannot be read."""
     try:
-        found = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    sound = isinstance(found, dict) and isinstance(found.get("sha256"), dict)
-    return found if sound and isinstance(found.get("val_loss"), float | None) else {}
+    is_sound = isinstance(manifest, dict) and isinstance(manifest.get("sha256"), dict)
+    return manifest if is_sound and isinstance(manifest.get("val_loss"), float | None) else {}
 
 
 def _files(path: Path) -> Iterator[Path]:

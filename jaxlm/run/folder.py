@@ -1,22 +1,25 @@
-"""The folder of a run: what stands in it, and how it is opened and made."""
+"""The folder of a run: how it is created and opened.
+
+config.json  tokenizer.json  metrics.jsonl  checkpoints/<step>/  loss.png  samples/
+"""
 
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import from_dict, to_dict
-from jaxlm.data import tokenizer
+from jaxlm.data import tokenizer as tokenizers
+from jaxlm.data.files import staged
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError, UserError
 from jaxlm.model.build import build_model, init_params
@@ -27,7 +30,7 @@ from jaxlm.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model: `load_run` makes it."""
+    """A trained model, as `load_run` opens it."""
 
     path: Path
     config: ExperimentConfig
@@ -35,70 +38,60 @@ class Run:
     params: Params
     tokenizer: Tokenizer
     step: int
-    """The checkpoint the parameters come from."""
+    """The step of the checkpoint that holds these parameters."""
     corpus_sha256: str | None
-    """Of the data it was trained on; None where it was brought in from elsewhere."""
+    """sha256 of the data it was trained on; None if it was imported."""
+
+
+class Record(NamedTuple):
+    """What config.json says of a run."""
+
+    config: ExperimentConfig
+    corpus_sha256: str | None
+    """sha256 of the data it was trained on; None if it was imported."""
 
 
 def read_config(path: Path) -> ExperimentConfig:
     """The configuration of a run.
 
     Raises:
-      UserError: as `_read_record`.
+      UserError: as `read_record`.
     """
-    return _read_record(path)[0]
+    return read_record(path).config
 
 
-def _read_record(path: Path) -> tuple[ExperimentConfig, str | None]:
-    """The configuration of a run and the sha256 of its text (None: it was brought in).
+def read_record(path: Path) -> Record:
+    """Reads the config.json of a run.
 
     Raises:
-      UserError: the folder is no run, or its config.json is not one of this version.
+      UserError: the folder is not a run, or its config.json does not fit this version.
     """
     file = path / "config.json"
     if not file.is_file():
-        raise UserError(f"{path} is not a run: it has no config.json; give the folder `jaxlm train` names")
+        raise UserError(f"{path} is not a run: it has no config.json; give the folder that `jaxlm train` names")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        return from_dict(ExperimentConfig, record["config"]), record["corpus_sha256"]
+        return Record(from_dict(ExperimentConfig, record["config"]), record["corpus_sha256"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no configuration of this version: {error}") from None
+        raise UserError(f"{file} is not a configuration of this version: {error}") from None
 
 
 def load_run(path: str | Path, step: int | None = None) -> Run:
     """Opens a run with the parameters of one checkpoint.
 
     Args:
-      step: which checkpoint; None = the one with the lowest validation loss (the latest if none was evaluated),
-        and when that is damaged, which a warning says, the latest sound one.
+      step: which checkpoint; None = the one with the lowest validation loss, or the latest if none was evaluated. If
+        that one is damaged, a warning says so and the latest sound one is taken.
 
     Raises:
-      UserError: no run there, or no such checkpoint.
-      CheckError: the checkpoint, or every one of them, is damaged.
+      UserError: there is no run or no such checkpoint.
+      CheckError: the checkpoint is damaged, or all of them are.
     """
     path = Path(path)
-    config, sha256 = _read_record(path)
-    folder = path / "checkpoints"
-    steps = checkpoint.steps(folder)
-    if not steps:
-        raise UserError(f"{path} has no checkpoint yet: train on with --resume")
-    if step is not None and step not in steps:
-        raise UserError(f"step {step} has no checkpoint in {path}: choose one of {', '.join(map(str, steps))}")
-    best = checkpoint.best_step(folder)
-    latest = [number for number in reversed(steps) if checkpoint.readable(folder / str(number))]
-    errors = [
-        f"checkpoint {folder / str(number)} is damaged: its manifest cannot be read"
-        for number in steps
-        if number not in latest
-    ]
-    candidates = [step] if step is not None else latest if best is None else list(dict.fromkeys([best, *latest]))
-    made = tokenizer.load(path / "tokenizer.json")
-    surplus = made.vocab_size > config.model.vocab_size  # a model brought in may have more rows than there are tokens
-    if surplus or (sha256 is not None and made.vocab_size != config.model.vocab_size):
-        raise UserError(
-            f"{path / 'tokenizer.json'} has {made.vocab_size} entries, the model {config.model.vocab_size}: "
-            "put the run's own tokenizer back"
-        )
+    config, sha256 = read_record(path)
+    run_tokenizer = tokenizers.load(path / "tokenizer.json")
+    _check_vocabulary(path, run_tokenizer, config, trained=sha256 is not None)
+    candidates, problems = _candidates(path, step)
     if config.model.attention_impl == "cudnn" and jax.default_backend() != "gpu":
         warnings.warn(
             f"{path} was trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'", stacklevel=2
@@ -108,74 +101,105 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     for candidate in candidates:
         try:
-            params = checkpoint.restore_params(folder / str(candidate), like)
+            params = checkpoint.restore_params(path / "checkpoints" / str(candidate), like)
         except CheckError as error:
-            errors.append(str(error))
+            problems.append(str(error))
             continue
-        for line in errors:
+        for line in problems:
             warnings.warn(f"{line}; using step {candidate}", stacklevel=2)
-        return Run(path, config, model, params, made, candidate, sha256)
-    raise CheckError("; ".join(errors))
+        return Run(path, config, model, params, run_tokenizer, candidate, sha256)
+    raise CheckError("; ".join(problems))
+
+
+def _candidates(path: Path, step: int | None) -> tuple[list[int], list[str]]:
+    """The checkpoints to try, in this order, and a line about each whose manifest cannot be read.
+
+    Raises:
+      UserError: there are none, or not the one of `step`.
+    """
+    folder = path / "checkpoints"
+    steps = checkpoint.steps(folder)
+    if not steps:
+        raise UserError(f"{path} has no checkpoint yet: continue its training with --resume")
+    if step is not None and step not in steps:
+        raise UserError(f"step {step} has no checkpoint in {path}: choose one of {', '.join(map(str, steps))}")
+    latest = [number for number in reversed(steps) if checkpoint.readable(folder / str(number))]
+    problems = [
+        f"checkpoint {folder / str(number)} is damaged: its manifest cannot be read"
+        for number in steps
+        if number not in latest
+    ]
+    if step is not None:
+        return [step], problems
+    best = checkpoint.best_step(folder)
+    return (latest if best is None else list(dict.fromkeys([best, *latest]))), problems
+
+
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ExperimentConfig, trained: bool) -> None:
+    """Refuses a tokenizer that is not the run's. An imported model may have more rows than its tokenizer has ids."""
+    size, rows = tokenizer.vocab_size, config.model.vocab_size
+    if size > rows or (trained and size != rows):
+        raise UserError(
+            f"{path / 'tokenizer.json'} has {size} entries, the model {rows}: put the run's own tokenizer back"
+        )
 
 
 @contextlib.contextmanager
-def new_folder(out: Path, config: ExperimentConfig, made: Tokenizer, sha256: str | None, **more: Any) -> Iterator[Path]:
-    """A run folder aside, which is `out` once the block ends: it is there whole or not at all.
+def new_folder(
+    out: Path, config: ExperimentConfig, tokenizer: Tokenizer, sha256: str | None, **more: Any
+) -> Iterator[Path]:
+    """Yields a new run folder, which becomes `out` when the block ends well.
 
     Args:
-      sha256: of the data; None where the run is brought in.
+      sha256: of the data; None if the run is imported.
       more: entries of config.json besides the usual ones.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or meanwhile something else is there.
     """
-    out = out.resolve()
-    aside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        for folder in ("checkpoints", "samples"):
-            (aside / folder).mkdir(parents=True)
-        (aside / "tokenizer.json").write_text(json.dumps(made.to_dict()), encoding="utf-8")
-        _write_config(aside, config, sha256, **more)
-        yield aside
-        aside.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}): choose another place") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with staged(out, "choose another --out") as folder:
+        for name in ("checkpoints", "samples"):
+            (folder / name).mkdir(parents=True)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
+        write_config(folder, config, sha256, **more)
+        yield folder
 
 
-def _write_config(folder: Path, config: ExperimentConfig, sha256: str | None, **more: Any) -> None:
-    aside = folder / "config.json.partial"
+def write_config(folder: Path, config: ExperimentConfig, sha256: str | None, **more: Any) -> None:
+    """Writes the config.json of a run; the arguments are those of `new_folder`."""
     record = {"config": to_dict(config), "corpus_sha256": sha256, **more, **provenance()}
-    aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    aside.replace(folder / "config.json")
+    with staged(folder / "config.json") as path:
+        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def check_named(run: Run) -> None:
-    """Refuses a run that was brought in and is given no data.
+    """Refuses an imported run without data.
 
     Raises:
-      UserError: it was, and `data.path` names none.
+      UserError: the run was imported, and `data.path` names no data.
     """
     if run.corpus_sha256 is None and run.config.data.path is None:
-        raise UserError(f"{run.path} was brought in and has no data of its own: name a text by --data.path")
+        raise UserError(f"{run.path} was imported and has no data of its own: name a text by --data.path")
 
 
-def check_data(found: str, wanted: str | None) -> None:
-    """Refuses data whose sha256 is not that of the run; None takes any.
+def check_data(sha256: str, expected: str | None) -> None:
+    """Refuses data that are not those of the run.
+
+    Args:
+      expected: the run's; None = an imported run, which takes any data.
 
     Raises:
       UserError: they differ.
     """
-    if wanted is not None and found != wanted:
+    if expected is not None and sha256 != expected:
         raise UserError(
-            f"the text has changed: its sha256 is {found[:12]}..., the run's {wanted[:12]}...; "
-            "put the run's own text back, or name it by --data.path"
+            f"the data are not those of the run: their sha256 is {sha256[:12]}..., the run's is {expected[:12]}...; "
+            "put the run's own data back, or name them by --data.path"
         )
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, git commit and device: what besides a config the numbers may depend on."""
+    """Versions, git commit and device: what the numbers may depend on besides the config."""
     packages = "jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"
     checkout, commit = Path(__file__).parents[2], None
     if (checkout / ".git").exists() and (git := shutil.which("git")):

@@ -1,118 +1,158 @@
-"""What happens beside the steps of a run: rows, progress, evaluations, checkpoints, the curve."""
+"""What happens beside the steps of a run. Each hook has one duty; `loop` calls them in order."""
 
 import math
-import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from jaxlm.config import ExperimentConfig
-from jaxlm.data.batches import count_targets
-from jaxlm.data.corpus import Corpus
+from jaxlm.config import ExperimentConfig, TrainConfig
 from jaxlm.errors import CheckError
-from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_schedule
-from jaxlm.run import checkpoint, metrics
-from jaxlm.run.plots import plot_loss
-from jaxlm.training.evaluate import Evaluation
+from jaxlm.run import checkpoint
+from jaxlm.run.metrics import Row
+from jaxlm.run.progress import Progress
+from jaxlm.training.evaluate import Report
+from jaxlm.training.loop import Hook
 from jaxlm.training.step import StepMetrics, TrainState
+from jaxlm.types import Params
+
+Write = Callable[[Row], None]
+"""Adds a row to metrics.jsonl and shows it."""
+
+Measure = Callable[[Params, Report], dict[str, float]]
+"""The losses of some parameters, as `Evaluation` measures them."""
 
 
-class Recorder:
-    """The hooks of the loop: rows, progress, evaluations, checkpoints."""
+class StopOnRequest(Hook):
+    """Ends training after a signal, or when the session has lasted train.max_minutes."""
 
-    def __init__(
-        self,
-        out: Path,
-        config: ExperimentConfig,
-        model: LanguageModel,
-        corpus: Corpus,
-        saved: int | None,
-        received: list[int],
-        skipped: int = 0,
-    ) -> None:
-        self.out, self.config, self.received = out, config, received
-        self.val_loss: float | None = None
-        self._evaluation = Evaluation(model, corpus, config)
-        self._schedule = build_schedule(config.optim, config.train.steps)
-        self._rows = metrics.MetricsFile(out / "metrics.jsonl", saved or 0)
-        self._progress = metrics.Progress(config.train.steps, saved or 0)
-        self._started = time.perf_counter() - self._rows.elapsed_s
-        self._session_started = time.perf_counter()
-        self._saved, self._evaluated = saved, -1
-        self._steps, self._seconds, self._skipped = 0, 0.0, skipped
-        self._targets = float(config.train.batch_size * config.model.max_seq_len)
-        if corpus.train.ndim == 2:
-            targets = count_targets(corpus.train, corpus.tokenizer.pad_token)
-            self._targets = config.train.batch_size * targets / len(corpus.train)
+    def __init__(self, cfg: TrainConfig, received: list[int]) -> None:
+        """Args: received: the numbers of the signals that have come; others add to it."""
+        self._received = received
+        self._end = math.inf if cfg.max_minutes is None else time.perf_counter() + 60 * cfg.max_minutes
 
-    def stop(self) -> bool:
-        """Whether a signal or the time limit ends the run."""
-        minutes = self.config.train.max_minutes
-        return bool(self.received) or (
-            minutes is not None and time.perf_counter() - self._session_started >= 60 * minutes
-        )
+    def should_stop(self) -> bool:
+        """Whether either has happened."""
+        return bool(self._received) or time.perf_counter() >= self._end
 
-    def report(self, step_metrics: StepMetrics, steps: int, seconds: float) -> None:
-        """Logs the steps that are to be logged; tokens_per_s counts targets, of rows those of the average one.
 
-        Says so where steps were skipped; the row of a skipped one has no loss, rate or gradient.
+class ShowProgress(Hook):
+    """Moves the progress on, and says when steps were skipped."""
 
-        Raises:
-          CheckError: the loss or the gradient is no finite number, and the step was not skipped.
-        """
-        cfg, step = self.config.train, int(step_metrics.step)
-        loss, grad_norm = float(step_metrics.loss), float(step_metrics.grad_norm)
-        skipped, is_skipped = int(step_metrics.skipped), bool(step_metrics.is_skipped)
+    def __init__(self, progress: Progress, skipped: int) -> None:
+        """Args: skipped: steps that were skipped before this session."""
+        self._progress, self._skipped = progress, skipped
+
+    def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
+        """Says what is new."""
+        step, skipped = int(metrics.step), int(metrics.skipped)
+        self._progress.clock.add_chunk(steps, seconds)
+        self._progress.move(step)
         if new := skipped - self._skipped:
             self._progress.say(f"step {step}: {new} step{'s' * (new > 1)} skipped, gradient not finite")
             self._skipped = skipped
-        if not (is_skipped or (math.isfinite(loss) and math.isfinite(grad_norm))):
-            raise CheckError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}; {self.out} keeps its last checkpoint "
-                f"({'none' if self._saved is None else f'step {self._saved}'}); lower --optim.learning-rate"
-            )
-        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
-        if step % cfg.log_every and step not in (1, cfg.steps):
-            self._progress.update(step, None)
+
+
+class CheckDivergence(Hook):
+    """Ends a run whose loss or gradient is not finite."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
+        """Checks the last step; the compiled loop has stopped at the first one that is wrong.
+
+        Raises:
+          CheckError: the loss or the gradient is not finite, and the step was not skipped.
+        """
+        if bool(metrics.sound):
             return
-        row: metrics.Row = {"step": step}
-        if not is_skipped:
-            row |= {"loss": loss, "lr": float(self._schedule(step - 1 - skipped)), "grad_norm": grad_norm}
-        row["tokens_per_s"] = round(self._steps * self._targets / self._seconds, 1)
-        self._write(row | ({"skipped": skipped} if skipped else {}))
+        saved = checkpoint.steps(self._out / "checkpoints")
+        raise CheckError(
+            f"step {int(metrics.step)}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}; "
+            f"{self._out} keeps its last checkpoint ({f'step {saved[-1]}' if saved else 'none'}); "
+            "lower --optim.learning-rate"
+        )
+
+
+class WriteMetrics(Hook):
+    """Writes the training rows of metrics.jsonl."""
+
+    def __init__(self, config: ExperimentConfig, targets_per_step: float, write: Write) -> None:
+        """Args: targets_per_step: targets of a batch; of padded rows, of the average one."""
+        self._cfg, self._targets_per_step, self._write = config.train, targets_per_step, write
+        self._schedule = build_schedule(config.optim, config.train.steps)
+        self._steps, self._seconds = 0, 0.0  # since the last row
+
+    def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
+        """Writes a row if the step is one to log. The row of a skipped step has no loss, rate or gradient."""
+        step, skipped = int(metrics.step), int(metrics.skipped)
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        if step % self._cfg.log_every and step not in (1, self._cfg.steps):
+            return
+        row: Row = {"step": step}
+        if not bool(metrics.is_skipped):
+            # The optimizer's own count starts at 0 and leaves out skipped steps.
+            rate = float(self._schedule(step - 1 - skipped))
+            row |= {"loss": float(metrics.loss), "lr": rate, "grad_norm": float(metrics.grad_norm)}
+        row["tokens_per_s"] = round(self._steps * self._targets_per_step / self._seconds, 1)
+        if skipped:
+            row["skipped"] = skipped
         self._steps, self._seconds = 0, 0.0
+        self._write(row)
 
-    def boundary(self, state: TrainState, step: int) -> None:
-        """Evaluates and saves where it is time to."""
-        cfg, last, val_loss = self.config.train, step == self.config.train.steps, None
-        if step % cfg.eval_every == 0 or last:
-            losses = self._evaluation(state.params)
-            val_loss = self.val_loss = losses["val_loss"]
-            self._evaluated = step
-            self._write({"step": step, **losses})
-        if step % cfg.checkpoint_every == 0 or last:
-            checkpoint.save(self.out / "checkpoints", state, val_loss, cfg.keep)
-            self._saved = step
 
-    def finish(self, state: TrainState) -> None:
-        """Saves where a signal or the time limit ended the run between checkpoints, and draws the curve."""
-        step = int(state.step)
-        if step != self._saved:
-            val_loss = self.val_loss if step == self._evaluated else None
-            checkpoint.save(self.out / "checkpoints", state, val_loss, self.config.train.keep)
-        rows = metrics.read_rows(self.out / "metrics.jsonl")
-        if rows:
-            plot_loss(rows, self.out / "loss.png", self.out.name)
-        if step < self.config.train.steps:
-            why = signal.Signals(self.received[0]).name if self.received else "max_minutes"
-            self._progress.say(f"stopped by {why} at step {step}; saved; go on with --resume --out {self.out}")
+class Evaluate(Hook):
+    """Evaluates, and writes the evaluation rows of metrics.jsonl."""
 
-    def close(self) -> None:
-        """Leaves the terminal and the files in order."""
-        self._progress.close()
-        self._rows.close()
+    def __init__(self, evaluation: Measure, cfg: TrainConfig, progress: Progress, write: Write) -> None:
+        self._evaluation, self._cfg, self._progress, self._write = evaluation, cfg, progress, write
+        self.val_loss: float | None = None
+        """Of the last evaluation; None if there was none in this session."""
+        self._step = -1
 
-    def _write(self, row: metrics.Row) -> None:
-        row["elapsed_s"] = round(time.perf_counter() - self._started, 3)
-        self._rows.write(row)
-        self._progress.update(row["step"], row)
+    def on_boundary(self, state: TrainState, step: int) -> None:
+        """Evaluates if the step is one to evaluate.
+
+        Raises:
+          CheckError: the model has diverged.
+        """
+        if step % self._cfg.eval_every and step != self._cfg.steps:
+            return
+        started = time.perf_counter()
+        self._progress.evaluating(step)
+        losses = self._evaluation(
+            state.params, lambda done, total: self._progress.evaluating(step, done / total) if done < total else None
+        )
+        self._progress.clock.eval_seconds = time.perf_counter() - started
+        self.val_loss, self._step = losses["val_loss"], step
+        self._write({"step": step, **losses})
+
+    def val_loss_at(self, step: int) -> float | None:
+        """The validation loss of a step; None if it was not evaluated in this session."""
+        return self.val_loss if step == self._step else None
+
+
+class SaveCheckpoints(Hook):
+    """Saves the state in the rhythm of train.checkpoint_every, and where training ends.
+
+    Must come after the hook that evaluates, whose loss of the same step goes into the checkpoint.
+    """
+
+    def __init__(self, folder: Path, cfg: TrainConfig, evaluate: Evaluate, saved_step: int | None) -> None:
+        """Args: saved_step: the step of the checkpoint that this session started from."""
+        self._folder, self._cfg, self._evaluate, self._saved_step = folder, cfg, evaluate, saved_step
+
+    def on_boundary(self, state: TrainState, step: int) -> None:
+        """Saves if the step is one to save."""
+        if step % self._cfg.checkpoint_every == 0 or step == self._cfg.steps:
+            self._save(state, step)
+
+    def on_end(self, state: TrainState) -> None:
+        """Saves a state that is not saved yet, because training was stopped between two checkpoints."""
+        if int(state.step) != self._saved_step:
+            self._save(state, int(state.step))
+
+    def _save(self, state: TrainState, step: int) -> None:
+        checkpoint.save(self._folder, state, self._evaluate.val_loss_at(step), self._cfg.keep)
+        self._saved_step = step

@@ -1,28 +1,40 @@
-"""What a run says while it trains: rows of metrics.jsonl, and progress on stderr."""
+"""The file metrics.jsonl of a run: one JSON object a line, in the order of the steps.
+
+There are two kinds of rows. A training row is written every `train.log_every` steps, and for step 1 and the last step.
+An evaluation row is written every `train.eval_every` steps and for the last step.
+
+    field          unit             rows        meaning
+    step           optimizer steps  all         steps taken so far
+    elapsed_s      seconds          all         wall time of training so far, in all sessions of the run together
+    loss           nats per token   training    of the batch of this step, before its update [1]
+    lr             1                training    learning rate of this step [1]
+    grad_norm      1                training    global norm of the gradient before clipping [1]
+    tokens_per_s   tokens / second  training    targets trained on since the row before, over the time it took
+    skipped        optimizer steps  training    steps skipped so far because their gradient was not finite [2]
+    val_loss       nats per token   evaluation  mean over every target of the validation split
+    train_loss     nats per token   evaluation  the same over the start of the training split, of equal length
+    perplexity     1                evaluation  exp(val_loss)
+    bits_per_byte  bits per byte    evaluation  the val_loss of all targets in bits, over the UTF-8 bytes of their text
+
+[1] Not in the row of a step that was skipped. [2] Only if there are any, and optim.max_nonfinite allows it.
+"""
 
 import json
-import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import rich.console
-import rich.progress
-
+from jaxlm.data.files import staged
 from jaxlm.errors import UserError
 
 Row = dict[str, Any]
-
-PLAIN_SECONDS = 5.0
-"""Without a terminal, at most one progress line in this many seconds (evaluations always have theirs)."""
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl, oldest first; a last line cut short by a kill is left out.
 
     Raises:
-      UserError: another line is no row; the message names it.
+      UserError: another line is not a row; the message names it.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     rows = []
@@ -32,7 +44,9 @@ def read_rows(path: Path) -> list[Row]:
             rows.append({**row, "step": int(row["step"]), "elapsed_s": float(row["elapsed_s"])})
         except (ValueError, TypeError, KeyError):
             if number < len(lines):
-                raise UserError(f"{path} line {number} is no row of metrics: mend it, or move the file away") from None
+                raise UserError(
+                    f"{path} line {number} is not a row of metrics: correct it, or move the file away"
+                ) from None
     return rows
 
 
@@ -42,70 +56,24 @@ class MetricsFile:
     def __init__(self, path: Path, resume_step: int) -> None:
         """Opens the file and drops rows after `resume_step`, which the run is about to write again."""
         rows = [row for row in read_rows(path) if row["step"] <= resume_step]
-        aside = path.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        aside.replace(path)
-        self.elapsed_s: float = rows[-1]["elapsed_s"] if rows else 0.0
-        """Wall time the kept rows account for."""
-        self._file = path.open("a", buffering=1)
+        with staged(path) as staging:
+            staging.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        earlier = rows[-1]["elapsed_s"] if rows else 0.0  # by the sessions before this one
+        self._started = time.perf_counter() - earlier
+        self._file = path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Adds one JSON object."""
-        self._file.write(json.dumps(row) + "\n")
+        """Adds a row, with the time that has elapsed.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        elapsed_s = round(time.perf_counter() - self._started, 3)
+        try:
+            self._file.write((json.dumps({**row, "elapsed_s": elapsed_s}) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"{self._file.name} cannot be written ({error.strerror}): free some space") from None
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-class Progress:
-    """A bar on a terminal, plain lines elsewhere; both on stderr."""
-
-    def __init__(self, steps: int, done: int) -> None:
-        self.steps, self._started, self._first, self._last_line = steps, time.perf_counter(), done, 0.0
-        self._val = math.nan
-        console = rich.console.Console(stderr=True)
-        self._bar = None
-        if console.is_terminal:
-            columns = "{task.completed:.0f}/{task.total:.0f}", "{task.fields[text]}"
-            self._bar = rich.progress.Progress(
-                rich.progress.BarColumn(24),
-                *columns,
-                rich.progress.TimeRemainingColumn(),
-                console=console,
-            )
-            self._task = self._bar.add_task("train", total=steps, completed=done, text="compiling")
-            self._bar.start()
-
-    def update(self, step: int, row: Row | None) -> None:
-        """Moves to a step, and shows the row logged there, if any."""
-        if row is None:
-            if self._bar:
-                self._bar.update(self._task, completed=step)
-            return
-        if "val_loss" in row:
-            self._val = row["val_loss"]
-        loss = f"loss {row['loss']:.4f}  " if "loss" in row else ""
-        val = "" if math.isnan(self._val) else f"val {self._val:.4f}  "
-        speed = f"{row['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in row else ""
-        if self._bar:
-            if loss:
-                self._bar.update(self._task, completed=step, text=loss + val + speed)
-            return
-        now = time.perf_counter()
-        if "val_loss" in row or step in (1, self.steps) or now - self._last_line > PLAIN_SECONDS:
-            self._last_line = now
-            left = (now - self._started) / max(step - self._first, 1) * (self.steps - step)
-            print(f"step {step}/{self.steps}  {loss}{val}{speed}  eta {left:.0f}s", file=sys.stderr, flush=True)
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leaves the terminal as it was."""
-        if self._bar:
-            self._bar.stop()

@@ -1,7 +1,4 @@
-"""A training run on disk: the only place that wires data, model, optimizer, checkpoints and logging together.
-
-config.json  tokenizer.json  metrics.jsonl  checkpoints/<step>/  loss.png  samples/
-"""
+"""Training a run on disk: the only place that connects data, model, optimizer, checkpoints and logging."""
 
 import contextlib
 import dataclasses
@@ -12,23 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+import optax
 
-from jaxlm.config import ExperimentConfig, SampleConfig, presets
+from jaxlm.config import ExperimentConfig, OptimConfig, SampleConfig, TrainConfig, presets
 from jaxlm.config.base import difference
-from jaxlm.data import tokenizer
-from jaxlm.data.batches import host_windows
-from jaxlm.data.corpus import Corpus, check_lengths, load_corpus
+from jaxlm.data import tokenizer as tokenizers
+from jaxlm.data.corpus import Corpus, load_corpus
 from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
+from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_optimizer, skipped_steps
-from jaxlm.run import checkpoint
-from jaxlm.run.folder import _read_record, _write_config, check_data, new_folder
-from jaxlm.run.hooks import Recorder
+from jaxlm.run import checkpoint, hooks
+from jaxlm.run.folder import check_data, new_folder, read_record, write_config
+from jaxlm.run.metrics import MetricsFile, Row, read_rows
+from jaxlm.run.plots import plot_loss
+from jaxlm.run.progress import Progress
+from jaxlm.training.evaluate import Evaluation
 from jaxlm.training.loop import CHUNK_STEPS, loop, make_chunk
-from jaxlm.training.step import init_state
+from jaxlm.training.step import TrainState, init_state
 
 FREE_ON_RESUME = {
     "data.path",
@@ -40,8 +39,11 @@ FREE_ON_RESUME = {
     "train.keep",
     "train.max_minutes",
 }
-"""Fields a resumed run may change besides those of sample. All others decide its numbers (steps too, by the schedule,
-but to train longer is what resuming is for; data that moved are known by their sha256)."""
+"""Fields that a resumed run may change, besides those of `sample`. All others decide the numbers of the run.
+
+train.steps does too, through the schedule, but training longer is what resuming is for. Data that have moved are
+recognised by their sha256.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,98 +51,178 @@ class Outcome:
     """How a training run ended."""
 
     path: Path
+    """The run's folder, for `jaxlm.load_run`."""
     step: int
+    """Steps the run has taken, those before a resumption included; its latest checkpoint is of this step."""
     val_loss: float | None
-    """Of the last evaluation; None if there was none."""
+    """Nats per token, of the last evaluation in this session; None if there was none."""
     signum: int | None
-    """The signal that stopped it before its last step, if one did."""
+    """The signal that stopped the run before its last step; None if no signal did."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A run that is ready to train: everything has been checked, and its folder is there."""
+
+    out: Path
+    config: ExperimentConfig
+    corpus: Corpus
+    model: LanguageModel
+    tx: optax.GradientTransformation
+    state: TrainState
+    saved_step: int | None = None
+    """The step of the checkpoint that the state comes from; None = the state is a new one."""
 
 
 def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Outcome:
-    """Trains a model and writes the run folder `out`; with `resume`, goes on from its latest sound checkpoint.
+    """Trains a model and writes the run folder `out`; with `resume`, continues from its latest sound checkpoint.
 
-    Everything is checked before anything is written. SIGINT and SIGTERM end the run after the steps under way,
-    with a checkpoint; a second one acts at once.
+    Everything is checked before anything is written. SIGINT and SIGTERM end the run after the steps under way, with a
+    checkpoint; a second signal acts at once. Progress goes to stderr, and rows to out/metrics.jsonl, whose fields
+    `jaxlm.run.metrics` lists.
+
+    Returns:
+      An Outcome: `path` is the run's folder, for `jaxlm.load_run`; `step` is how many steps it has taken; `val_loss`
+      is the last validation loss in nats per token, or None if this session evaluated nothing; `signum` is the signal
+      that stopped it early, or None.
 
     Raises:
-      UserError: bad input, an `out` that holds something (without resume) or holds no run (with it).
-      CheckError: the loss or gradient is no finite number (optim.max_nonfinite skips some), or every checkpoint is
+      UserError: bad input, an `out` that is not empty (without resume), or an `out` that is not a run (with it).
+      CheckError: the loss or gradient is not finite (optim.max_nonfinite skips some such steps), or every checkpoint is
         damaged.
     """
-    out = Path(out)
-    stored = None
-    if resume:
-        made, sha256 = _read_record(out)
-        if sha256 is None:
-            raise UserError(f"{out} was brought in, not trained: there is no training to go on with; use another --out")
-        stored = tokenizer.load(out / "tokenizer.json")
-        config = _fit_vocabulary(config, stored.vocab_size)
-        _check_same(config, made, out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        hint = (
-            "go on with --resume, or choose another --out" if (out / "config.json").exists() else "choose another --out"
-        )
-        raise UserError(f"{out} already holds {'a run' if 'resume' in hint else 'something'}: {hint}")
-    corpus = load_corpus(config.data, stored, config.model.max_seq_len)
-    if resume:
-        check_data(corpus.sha256, sha256)
-    config = _fit_vocabulary(config, corpus.tokenizer.vocab_size)
-    config = fit_prompt(config, corpus.tokenizer)
-    check_lengths(corpus, config.model.max_seq_len)
+    session = resumed_session(config, Path(out)) if resume else new_session(config, Path(out))
+    with _signals() as received:
+        return _run(session, received)
+
+
+def new_session(config: ExperimentConfig, out: Path) -> Session:
+    """Checks a config and its data, and creates the run folder.
+
+    Raises:
+      UserError: as `train`.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        is_run = (out / "config.json").exists()
+        fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
+        raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
+    config = _fit_warmup(config)
+    corpus = load_corpus(config.data, config.model.max_seq_len)
+    session = _session(config, out, corpus)
+    with new_folder(out, session.config, corpus.tokenizer, corpus.sha256):
+        pass
+    return session
+
+
+def resumed_session(config: ExperimentConfig, out: Path) -> Session:
+    """Checks that a config continues the run in `out`, and restores its latest sound checkpoint.
+
+    Raises:
+      UserError: as `train`.
+      CheckError: every checkpoint is damaged.
+    """
+    stored_config, sha256 = read_record(out)
+    if sha256 is None:
+        raise UserError(f"{out} was imported, not trained: there is no training to continue; use another --out")
+    tokenizer = tokenizers.load(out / "tokenizer.json")
+    config = _fit_vocabulary(_fit_warmup(config), tokenizer.vocab_size)
+    _check_same(config, stored_config, out)
+    corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
+    check_data(corpus.sha256, sha256)
+    session = _session(config, out, corpus)
+    # Without a checkpoint the run was stopped before its first one, and begins again.
+    restored = checkpoint.restore_latest(out / "checkpoints", session.state)
+    if restored is not None:
+        state, damaged = restored
+        saved_step, steps = int(state.step), config.train.steps
+        if saved_step > steps:
+            raise UserError(f"{out} already has {saved_step} steps, more than steps = {steps}: give more")
+        for line in damaged:
+            warnings.warn(f"{line}; resuming from step {saved_step}", stacklevel=3)
+        session = dataclasses.replace(session, state=state, saved_step=saved_step)
+    write_config(out, session.config, corpus.sha256)
+    return session
+
+
+def _session(config: ExperimentConfig, out: Path, corpus: Corpus) -> Session:
+    """A session at step 0. Its config fits the tokenizer, and nothing is written yet."""
+    config = fit_prompt(_fit_vocabulary(config, corpus.tokenizer.vocab_size), corpus.tokenizer)
+    corpus.check_lengths()
     model = build_model(config.model)
     params = init_params(model, jax.random.key(config.train.seed))
     tx = build_optimizer(config.optim, config.train.steps, params)
-    state = init_state(params, tx)
-    saved = None
-    if resume:
-        restored = checkpoint.restore_latest(out / "checkpoints", state)
-        if restored is not None:
-            state, damaged = restored
-            saved = int(state.step)
-            if saved > config.train.steps:
-                raise UserError(f"{out} already has {saved} steps, more than steps = {config.train.steps}: give more")
-            for line in damaged:
-                warnings.warn(f"{line}; resuming from step {saved}", stacklevel=2)
-        _write_config(out, config, corpus.sha256)
-    else:
-        with new_folder(out, config, corpus.tokenizer, corpus.sha256):
-            pass
+    return Session(out, config, corpus, model, tx, init_state(params, tx))
 
-    with _signals() as received:
-        recorder = Recorder(out, config, model, corpus, saved, received, int(skipped_steps(state.opt_state)))
-        try:
-            chunk = make_chunk(model, tx, config.train, corpus.tokenizer.pad_token)
-            state = loop(chunk, state, _source(corpus, config), config.train, recorder)
-            recorder.finish(state)
-        finally:
-            recorder.close()
-    step = int(state.step)
-    return Outcome(out, step, recorder.val_loss, received[0] if received and step < config.train.steps else None)
+
+def _run(session: Session, received: list[int]) -> Outcome:
+    """Trains to the last step, or until a signal or the time limit."""
+    out, cfg, train_split = session.out, session.config.train, session.corpus.train
+    done = session.saved_step or 0
+    with (
+        contextlib.closing(MetricsFile(out / "metrics.jsonl", done)) as rows,
+        contextlib.closing(Progress(cfg, done)) as progress,
+    ):
+
+        def write(row: Row) -> None:
+            rows.write(row)
+            progress.show(row)
+
+        evaluation = Evaluation(session.model, session.corpus, session.config)
+        evaluate = hooks.Evaluate(evaluation, cfg, progress, write)
+        # The order matters: a diverged step gets no row, and a checkpoint takes the loss of its step.
+        in_order = (
+            hooks.StopOnRequest(cfg, received),
+            hooks.ShowProgress(progress, skipped=int(skipped_steps(session.state.opt_state))),
+            hooks.CheckDivergence(out),
+            hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write),
+            evaluate,
+            hooks.SaveCheckpoints(out / "checkpoints", cfg, evaluate, session.saved_step),
+        )
+        # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
+        source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS))
+        chunk = make_chunk(session.model, session.tx, cfg)
+        state = loop(chunk, session.state, source, cfg, in_order)
+        if logged := read_rows(out / "metrics.jsonl"):
+            plot_loss(logged, out / "loss.png", out.name)
+        step = int(state.step)
+        stopped_early = step < cfg.steps
+        if stopped_early:
+            why = signal.Signals(received[0]).name if received else "max_minutes"
+            progress.say(f"stopped by {why} at step {step}; saved; continue with --resume --out {out}")
+    return Outcome(out, step, evaluate.val_loss, received[0] if received and stopped_early else None)
 
 
 def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
     for name, ours, theirs in difference(config, stored):
         if name not in FREE_ON_RESUME and not name.startswith("sample."):
             raise UserError(
-                f"{out} was made with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
+                f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
             )
 
 
-def fit_prompt(config: ExperimentConfig, made: Tokenizer) -> ExperimentConfig:
-    """The config with a prompt the tokenizer knows: where there is no newline the default one cannot be used."""
+def fit_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:
+    """The config with a prompt that the tokenizer knows.
+
+    The default prompt, a newline, is replaced if the vocabulary has none; a prompt of the user's own is refused.
+
+    Raises:
+      UserError: the prompt is the user's own and has characters outside the vocabulary.
+    """
     try:
-        prompt_ids(config.sample.prompt, made)
+        prompt_ids(config.sample.prompt, tokenizer)
     except UserError:
         if config.sample.prompt != SampleConfig().prompt:
             raise
-        texts = (made.decode([i]) for i in range(made.vocab_size if made.eos_token is None else 0))
-        prompt = next((text for text in texts if text and len(made.encode(text))), "")
+        # The first token that is text on its own. Where rows begin with <eos>, the prompt may be empty.
+        ids = range(tokenizer.vocab_size if tokenizer.eos_token is None else 0)
+        texts = (tokenizer.decode([i]) for i in ids)
+        prompt = next((text for text in texts if text and len(tokenizer.encode(text))), "")
         return dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
     return config
 
 
 def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
-    """The config with the tokenizer's vocabulary size; a size the user chose himself must be that one."""
+    """The config with the tokenizer's vocabulary size; a size that differs from the preset's must be that one."""
     chosen = config.model.vocab_size
     usual = presets.preset(config.preset).model.vocab_size if config.preset in presets.PRESETS else None
     if chosen not in (vocab_size, usual):
@@ -148,24 +230,32 @@ def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConf
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
 
-def _source(corpus: Corpus, config: ExperimentConfig):
-    """What the compiled loop reads: the split itself when it fits the device, else each chunk's windows."""
-    cfg, seq_len = config.train, config.model.max_seq_len
-    if not isinstance(corpus.train, np.memmap):
-        resident = jnp.asarray(corpus.train)
-        return lambda first, stop: resident
+def _fit_warmup(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with a warm-up shorter than the run.
 
-    def windows(first: int, stop: int) -> jax.Array:
-        # Always equally many, so that the program is one; `loop` never takes more at once.
-        count = min(cfg.log_every, CHUNK_STEPS)
-        return jnp.asarray(host_windows(corpus.train, cfg.seed, first, count, cfg.batch_size, seq_len))
-
-    return windows
+    A warm-up that is the preset's own (of the defaults without a preset) shrinks in proportion to the steps, and a
+    warning says so. Any other was given by the user and stays; `build_schedule` refuses it.
+    """
+    if config.preset in presets.PRESETS:
+        preset = presets.preset(config.preset)
+        usual_optim, usual_train = preset.optim, preset.train
+    else:
+        usual_optim, usual_train = OptimConfig(), TrainConfig()
+    steps, warmup = config.train.steps, config.optim.warmup_steps
+    if warmup < steps or warmup != usual_optim.warmup_steps:
+        return config
+    shorter = warmup * steps // usual_train.steps
+    warnings.warn(
+        f"warmup_steps = {warmup} does not fit into steps = {steps}: using {shorter}, the same share as of "
+        f"{usual_train.steps}; --optim.warmup-steps chooses another",
+        stacklevel=4,
+    )
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_steps=shorter))
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; a second one meets the old handler."""
+    """Collects SIGINT and SIGTERM instead of ending at once; a second signal meets the old handler."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may set handlers

@@ -1,7 +1,7 @@
 """Exact evaluation of a split."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,21 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxlm.config import ExperimentConfig
-from jaxlm.data.batches import EvalBatch, eval_batches
+from jaxlm.data.batches import EvalBatch, Split, num_bytes
 from jaxlm.data.corpus import Corpus
+from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.loss import token_losses
 from jaxlm.types import Params
 
 Evaluate = Callable[[Params, Iterable[EvalBatch]], float]
+
+Report = Callable[[int, int], None]
+"""Called as evaluation advances: targets done, targets in all."""
+
+DIVERGED = 700.0
+"""A loss above this many nats has no perplexity in float64."""
 
 
 def make_evaluate(model: LanguageModel) -> Evaluate:
@@ -38,6 +45,7 @@ def make_evaluate(model: LanguageModel) -> Evaluate:
     def evaluate(params: Params, batches: Iterable[EvalBatch]) -> float:
         total, count = 0.0, 0.0
         for b in batches:
+            # Sums of a batch are float32; the sum over all batches is float64, for any size of split.
             total += np.asarray(sums(params, b.windows, b.weights), np.float64).sum()
             count += b.weights.sum(dtype=np.float64)
         return float(total / count)
@@ -45,29 +53,68 @@ def make_evaluate(model: LanguageModel) -> Evaluate:
     return evaluate
 
 
-DIVERGED = 700.0
-"""A loss above this many nats has no perplexity in float64."""
+def eval_batch_size(config: ExperimentConfig) -> int:
+    """Windows that are evaluated at once: a forward pass takes about a quarter of the memory of a training step."""
+    return 4 * config.train.batch_size // config.train.grad_accum
+
+
+def check_converged(losses: dict[str, float]) -> None:
+    """Refuses losses without a perplexity.
+
+    Raises:
+      CheckError: a loss is not a number, or is too large for a perplexity.
+    """
+    if not all(loss < DIVERGED for loss in losses.values()):
+        raise CheckError(f"the model has diverged: {losses}; lower --optim.learning-rate")
+
+
+def count_bytes(split: Split, tokenizer: Tokenizer) -> int | None:
+    """Bytes of the UTF-8 text that the targets of a split spell; None if they spell none."""
+    token_bytes = tokenizer.token_bytes()
+    return None if token_bytes is None else num_bytes(split, token_bytes) or None
+
+
+def text_measures(loss: float, targets: int, text_bytes: int | None) -> dict[str, float]:
+    """Perplexity and bits_per_byte of a mean loss in nats a token.
+
+    bits_per_byte is the loss of all targets in bits over the bytes of their text, so it compares models with different
+    tokenizers. It is left out if the bytes are not known.
+    """
+    measures = {"perplexity": math.exp(loss)}
+    if text_bytes is not None:
+        measures["bits_per_byte"] = loss / math.log(2) * targets / text_bytes
+    return measures
 
 
 class Evaluation:
-    """Exact losses over the validation split and over a training slice as long (of as many tokens, or rows)."""
+    """Exact losses over the validation split and over the start of the training split, as long (in tokens or rows)."""
 
     def __init__(self, model: LanguageModel, corpus: Corpus, config: ExperimentConfig) -> None:
         self._loss = make_evaluate(model)
-        self._splits = {"val_loss": corpus.val, "train_loss": corpus.train[: len(corpus.val)]}
-        self._shape = config.model.max_seq_len, 4 * config.train.batch_size // config.train.grad_accum
-        self._pad_token = corpus.tokenizer.pad_token
+        self._splits = {"val_loss": corpus.val, "train_loss": corpus.train.head(len(corpus.val))}
+        self._batch_size = eval_batch_size(config)
+        self._targets = {name: split.num_targets for name, split in self._splits.items()}
+        self._text_bytes = count_bytes(corpus.val, corpus.tokenizer)
 
-    def __call__(self, params: Params) -> dict[str, float]:
-        """val_loss, train_loss (nats a token) and perplexity.
+    def __call__(self, params: Params, report: Report | None = None) -> dict[str, float]:
+        """val_loss and train_loss (nats a token), and of val_loss what `text_measures` says.
 
         Raises:
-          CheckError: a loss that is no number or too large for a perplexity.
+          CheckError: as `check_converged`.
         """
+        done, total = 0.0, sum(self._targets.values())
+
+        def reported(batches: Iterator[EvalBatch]) -> Iterator[EvalBatch]:
+            nonlocal done
+            for batch in batches:
+                yield batch
+                done += float(batch.weights.sum(dtype=np.float64))
+                if report is not None:
+                    report(int(done), total)
+
         losses = {
-            name: self._loss(params, eval_batches(tokens, *self._shape, pad_token=self._pad_token))
-            for name, tokens in self._splits.items()
+            name: self._loss(params, reported(split.eval_batches(self._batch_size)))
+            for name, split in self._splits.items()
         }
-        if not all(loss < DIVERGED for loss in losses.values()):
-            raise CheckError(f"the model has diverged: {losses}; lower --optim.learning-rate")
-        return {**losses, "perplexity": math.exp(losses["val_loss"])}
+        check_converged(losses)
+        return {**losses, **text_measures(losses["val_loss"], self._targets["val_loss"], self._text_bytes)}

@@ -1,4 +1,4 @@
-"""The pure training step, many steps in one compiled loop, and exact evaluation."""
+"""One training step, a pure function."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from jaxlm.types import Params
 
 
 class TrainState(NamedTuple):
-    """All that a step replaces."""
+    """All that a training step changes."""
 
     params: Params
     opt_state: optax.OptState
@@ -22,34 +22,28 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a step tells: its number (from 1), the loss of its batch before the update (nats a token), the gradient's
-    global norm before clipping, how many steps of the run have been skipped so far, and whether it was one of them.
-    """
+    """The measurements of a training step."""
 
     step: Int[Array, ""]
+    """Its number, from 1."""
     loss: Float[Array, ""]
+    """The loss of its batch before the update, nats a token."""
     grad_norm: Float[Array, ""]
+    """The gradient's global norm before clipping."""
     skipped: Int[Array, ""]
+    """How many steps of the run have been skipped so far."""
     is_skipped: Bool[Array, ""]
+    """Whether this step was skipped."""
 
     @property
     def sound(self) -> Bool[Array, ""]:
-        """Whether training may go on: loss and gradient are finite, or the step was skipped."""
+        """Whether training can continue: loss and gradient are finite, or the step was skipped."""
         return jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm) | self.is_skipped
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
-
-
-def target_weights(windows: Int[Array, "B T1"], pad_token: int) -> Float[Array, "B T"]:
-    """The weight of each target windows[:, 1:]: 0 on padding, elsewhere such that their mean is 1.
-
-    Needs one target that is no padding.
-    """
-    real = (windows[:, 1:] != pad_token).astype(float)
-    return real / real.mean()
 
 
 def batch_loss(
@@ -59,10 +53,12 @@ def batch_loss(
     dropout_key: Array | None = None,
     weights: Float[Array, "B T"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean cross entropy, nats a token, of predicting windows[:, 1:] from what precedes each; dropout on if keyed.
+    """Mean cross entropy, nats a token, of predicting each of windows[:, 1:] from the tokens before it.
 
-    Weights multiply the losses and do not divide the mean, so micro-batches of one batch of `target_weights` average
-    to the weighted mean over the batch, however its padding is spread over them.
+    Args:
+      dropout_key: turns dropout on; None = off.
+      weights: multiply the losses and do not divide the mean. So the losses of micro-batches average to the weighted
+        mean over the whole batch, however its padding is spread over them, if the mean weight of the batch is 1.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     logits, _ = model.apply({"params": params}, windows[:, :-1], train=dropout_key is not None, rngs=rngs)
@@ -79,15 +75,18 @@ def train_step(
     tx: optax.GradientTransformation,
     seed: Int[Array, ""] | int,
     grad_accum: int = 1,
-    pad_token: int | None = None,
+    weights: Float[Array, "B T"] | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One optimizer step on a batch of token windows, a pure function.
 
-    With grad_accum > 1 the batch is cut into that many micro-batches and their gradients averaged. Dropout draws
-    depend on (seed, step, micro-batch) alone. With a pad_token the loss is the mean over the batch's other targets.
+    With grad_accum > 1 the batch is cut into that many micro-batches, and their gradients are averaged. Dropout
+    depends on (seed, step, micro-batch) alone.
+
+    Args:
+      weights: of each target, with a mean of 1 over the batch (`jaxlm.data.batches.target_weights`); None = all count
+        alike.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), 1)
-    weights = None if pad_token is None else target_weights(windows, pad_token)
 
     def value_and_grad(windows: Int[Array, "micro T1"], weights: Float[Array, "micro T"] | None, key: Array):
         return jax.value_and_grad(batch_loss)(state.params, model, windows, key, weights)
@@ -103,9 +102,10 @@ def train_step(
 
         micro_batches = jax.tree.map(lambda a: a.reshape(grad_accum, -1, a.shape[1]), (windows, weights))
         shapes = jax.eval_shape(value_and_grad, *jax.tree.map(lambda a: a[0], micro_batches), key)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        # A sum in bfloat16 would lose the later micro-batches, so totals are in at least float32.
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes)
         total, _ = jax.lax.scan(micro_step, zeros, (*micro_batches, jnp.arange(grad_accum)))
-        loss, grads = jax.tree.map(lambda leaf: leaf / grad_accum, total)
+        loss, grads = jax.tree.map(lambda leaf, like: (leaf / grad_accum).astype(like.dtype), total, shapes)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     skipped, before = skipped_steps(opt_state), skipped_steps(state.opt_state)

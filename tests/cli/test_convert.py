@@ -64,13 +64,15 @@ def test_an_imported_run_has_no_data_but_those_it_is_given(tmp_path, gpt2):
     for task in ("loss", "prediction"):
         code, _, stderr = command("eval", out, "--task", task)
         assert (code, stderr.count("\n")) == (2, 1)
-        assert "was brought in and has no data of its own: name a text by --data.path" in stderr
+        assert "was imported and has no data of its own: name a text by --data.path" in stderr
     code, stdout, _ = command("eval", out, "--data.path", text, "--json")
     assert code == 0
-    assert json.loads(stdout)["val_targets"] == len(words[int(0.9 * len(words)) :].split()) - 1
+    found = json.loads(stdout)
+    assert (found["data"], found["split"], found["targets"]) == (str(text), "all", 899)
+    assert "bits_per_byte" not in found  # what text an id stands for is not known
     code, _, stderr = command("train", "--resume", "--out", out)
     assert code == 2
-    assert "was brought in, not trained" in stderr
+    assert "was imported, not trained" in stderr
 
 
 @pytest.mark.parametrize("place", ["folder", "file", "link"])
@@ -103,7 +105,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, gpt2, monkeypatch)
     monkeypatch.setattr("jaxlm.run.checkpoint.save", full)
     code, _, stderr = command("convert", gpt2, tmp_path / "new", "--from", "hf")
     assert code == 2
-    assert "cannot be made (No space left on device)" in stderr
+    assert "cannot be written (No space left on device)" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
 
 
@@ -115,7 +117,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, gpt2, monkeypatch)
         (["--from", "hf", "--to", "hf"], "--to hf is not there yet"),
         (["--from", "keras"], "invalid choice 'keras'"),
         ([], "--from"),
-        (["--from", "hf", "--tokenizer", "nowhere.json"], "nowhere.json holds no tokenizer"),
+        (["--from", "hf", "--tokenizer", "nowhere.json"], "nowhere.json is not a tokenizer"),
         (["--from", "nanogpt"], "ckpt.pt is not a file"),
     ],
 )
@@ -169,7 +171,7 @@ def test_ids_are_taken_where_they_are_asked_for(tmp_path, gpt2):
         ({**word_tokenizer(), "decoder": None}, "decoder is of type None"),
         ({**word_tokenizer(), "model": {"type": "Unigram"}}, "model is of type 'Unigram', only 'BPE'"),
         ({"type": "ids", "vocab_size": 38}, "has ids up to 37, the model up to 36"),
-        ([], "holds no tokenizer"),
+        ([], "is not a tokenizer"),
     ],
 )
 def test_an_unfit_tokenizer_is_refused(tmp_path, gpt2, content, words):

@@ -81,7 +81,7 @@ def test_a_bad_model_field_is_named_with_its_value(fields, words):
         (lambda: DataConfig(val_fraction=0.0), "val_fraction = 0.0"),
         (lambda: DataConfig(bpe_vocab_size=255), "bpe_vocab_size = 255"),
         (lambda: DataConfig(path="a", val_path="b"), "val_path = 'b' is for tokenizer = 'transcript', not 'char'"),
-        (lambda: DataConfig(tokenizer="transcript", val_path="b"), "val_path = 'b' goes with a path"),
+        (lambda: DataConfig(tokenizer="transcript", val_path="b"), "val_path = 'b' needs a path"),
         (lambda: OptimConfig(b2=1.0), "b2 = 1.0"),
         (lambda: OptimConfig(clip_norm=0.0), "clip_norm = 0.0"),
         (lambda: OptimConfig(min_lr_ratio=2.0), "min_lr_ratio = 2.0"),

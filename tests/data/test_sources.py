@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import urllib.request
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,39 @@ def test_the_first_source_with_the_right_sha256_is_cached(recipe, monkeypatch, c
     assert path.read_bytes() == b"hello"
     serve(monkeypatch)  # the cache needs no source
     assert fetch("greeting") == found
+
+
+def test_a_fetched_file_is_reported_and_a_cached_one_is_not(recipe, monkeypatch, capsys):
+    serve(monkeypatch, wheel=b"hello")
+    fetch("greeting")
+    assert capsys.readouterr().err == (
+        "fetching greeting/a.txt from https https://example.invalid/a ... failed\n"
+        "fetching greeting/a.txt from wheel pkg==1 ... 5 bytes\n"
+    )
+    fetch("greeting")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_cache_is_in_the_checkout_or_in_the_users_cache_folder(monkeypatch, tmp_path):
+    assert sources.data_dir() == tmp_path / "cache"
+    monkeypatch.delenv("JAXLM_DATA_DIR")
+    assert sources.data_dir() == _CHECKOUT / "cache"
+    monkeypatch.setattr(sources, "RECIPES", sources._INSTALLED)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert sources.data_dir() == tmp_path / ".cache/jaxlm/data"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert sources.data_dir() == tmp_path / ".cache/jaxlm/data"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert sources.data_dir() == tmp_path / "caches/jaxlm/data"
+
+    def homeless():
+        raise RuntimeError
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ValueError, match="no home folder for the data cache: set JAXLM_DATA_DIR"):
+        sources.data_dir()
 
 
 def test_a_download_cut_short_falls_through_to_the_next_source(recipe, monkeypatch):

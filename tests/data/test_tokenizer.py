@@ -12,12 +12,16 @@ from jaxlm.data.tokenizer import (
     Tokenizer,
     TranscriptTokenizer,
     from_dict,
+    from_hugging_face,
     load,
     prompt_ids,
 )
 from jaxlm.errors import UserError
 
 TEXT = "the cat sat on the mat; the dog sat on the log.\n" * 3
+
+
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
 def reloaded(tokenizer):
@@ -98,6 +102,26 @@ def test_only_transcripts_have_an_end_and_padding():
     assert isinstance(TranscriptTokenizer(), Tokenizer)
 
 
+def test_bytes_of_tokens_are_those_of_the_text_they_spell():
+    text = "zwölf € 中 😀 the cat\n" * 3
+    for tokenizer in (CharTokenizer(text), BPETokenizer.train([TEXT], 300)):
+        token_bytes = tokenizer.token_bytes()
+        assert token_bytes.shape == (tokenizer.vocab_size,)
+        assert token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
+    tokenizer = TranscriptTokenizer()
+    assert tokenizer.token_bytes()[[*tokenizer.encode("IT'S LATE"), 28, 29]].tolist() == [1] * 9 + [0, 0]
+    assert IdTokenizer(12).token_bytes() is None
+
+
+def test_bytes_of_special_tokens_and_of_ids_without_a_token():
+    data = json.loads(BPETokenizer.train([TEXT], 260)._tokenizer.to_str())
+    data["model"]["vocab"] |= {"<|end|>": 262}
+    data["added_tokens"] = [{**ADDED, "id": 262, "content": "<|end|>"}]
+    tokenizer = from_hugging_face(data)
+    assert tokenizer.vocab_size == 263
+    assert tokenizer.token_bytes()[260:].tolist() == [0, 0, 7]
+
+
 def test_ids_are_their_own_text():
     made = IdTokenizer(12)
     assert isinstance(made, Tokenizer)
@@ -113,9 +137,9 @@ def test_ids_are_their_own_text():
     [
         ("1 12", "'12' is outside the vocabulary: this tokenizer reads ids from 0 to 11"),
         ("1" * 5000, "is outside the vocabulary"),
-        ("1 -2", "'-2' is no token id"),
-        ("1,2", "'1,2' is no token id"),
-        ("²", "'²' is no token id"),
+        ("1 -2", "'-2' is not a token id"),
+        ("1,2", "'1,2' is not a token id"),
+        ("²", "'²' is not a token id"),
     ],
 )
 def test_what_is_no_id_is_named(text, message):
@@ -135,7 +159,7 @@ def test_a_prompt_without_a_token_is_refused():
 def test_a_file_without_a_tokenizer_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=r"tokenizer.json holds no tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer.json does not hold a tokenizer"):
         load(tmp_path / "tokenizer.json")
 
 

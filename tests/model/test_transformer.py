@@ -82,7 +82,7 @@ def test_lengths_keep_padding_out():
 
 def test_initial_loss_is_that_of_a_uniform_guess(shakespeare):
     model = build_model(preset("nanogpt-cpu").model)
-    tokens = load_corpus(preset("nanogpt-cpu").data).train[: 20 * 65].reshape(20, 65).astype(np.int32)
+    tokens = load_corpus(preset("nanogpt-cpu").data, 64).train.tokens[: 20 * 65].reshape(20, 65).astype(np.int32)
 
     @jax.jit
     @jax.vmap

@@ -101,7 +101,7 @@ def flip_a_bit(path):
 DAMAGE = {
     "a flipped bit": (flip_a_bit, "has changed"),
     "a missing file": (lambda path: largest_file(path / "opt_state").unlink(), "is missing"),
-    "a surplus file": (lambda path: (path / "params" / "stray").write_text("x"), "stray is not of it"),
+    "a surplus file": (lambda path: (path / "params" / "stray").write_text("x"), "stray is not in the manifest"),
     "a truncated manifest": (lambda path: (path / "manifest.json").write_text('{"step": 3'), "manifest.json"),
     "a lost part": (lambda path: shutil.rmtree(path / "params"), "is missing"),
 }

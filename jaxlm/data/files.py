@@ -1,0 +1,76 @@
+"""Files written all at once or not at all, and text that must be UTF-8."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxlm.errors import UserError
+
+
+@contextlib.contextmanager
+def staged(target: Path, fix: str = "free some space, or choose another place") -> Iterator[Path]:
+    """Yields a path beside `target`; the file or folder written there becomes `target` when the block ends well.
+
+    Whoever looks at `target` sees all of the new content or none of it, even after a kill. If the block raises, what
+    it wrote is removed. The name holds the process's number, so two processes never write to the same place.
+
+    Args:
+      fix: what the message tells the user to do.
+
+    Raises:
+      UserError: the block or the renaming raised an OSError, for example on a full disk or in a read-only folder.
+    """
+    target = target.resolve()
+    staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield staging
+        staging.replace(target)
+    except OSError as error:
+        reason = error.strerror or error  # NumPy's tofile raises without an errno when the disk is full
+        raise UserError(f"{target} cannot be written ({reason}): {fix}") from None
+    finally:
+        if staging.is_dir():
+            shutil.rmtree(staging)
+        elif staging.exists():
+            staging.unlink()
+
+
+def not_utf8(name: str, byte: int, offset: int, line: int | None = None) -> UserError:
+    """The refusal of a text called `name`; `offset` counts bytes from 0, `line` counts from 1."""
+    place = f"offset {offset}" if line is None else f"offset {offset}, line {line}"
+    return UserError(f"{name} is not UTF-8: byte 0x{byte:02x} at {place}; convert it to UTF-8 first")
+
+
+def decode_utf8(content: bytes, name: str, lines: bool = False) -> str:
+    """The text of UTF-8 bytes.
+
+    Args:
+      name: what the message calls the text.
+      lines: also say in which line the wrong byte is.
+
+    Raises:
+      UserError: the bytes are not UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1 if lines else None
+        raise not_utf8(name, content[error.start], error.start, line) from None
+
+
+def check_utf8(text: str, name: str) -> None:
+    """Refuses a text with surrogates, which is what Python makes of command-line bytes that are not UTF-8.
+
+    Raises:
+      UserError: the text has no UTF-8 form.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = text[error.start].encode("utf-8", "surrogatepass")[0]
+        with contextlib.suppress(UnicodeEncodeError):
+            byte = text[error.start].encode("utf-8", "surrogateescape")[0]  # the byte that was typed
+        raise not_utf8(name, byte, len(text[: error.start].encode())) from None

@@ -1,0 +1,149 @@
+"""What happens beside the steps of a run, hook by hook."""
+
+import dataclasses
+import math
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from jaxlm.config import ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
+from jaxlm.errors import CheckError
+from jaxlm.optim import build_schedule
+from jaxlm.run import checkpoint, hooks
+from jaxlm.run.progress import Progress
+from jaxlm.training.step import StepMetrics, TrainState
+
+CFG = TrainConfig(steps=20, log_every=5, eval_every=8, checkpoint_every=6, keep=9)
+CONFIG = ExperimentConfig(
+    preset="test", model=ModelConfig(vocab_size=5, max_seq_len=7), optim=OptimConfig(warmup_steps=4), train=CFG
+)
+
+
+def measured(step, loss=2.0, grad_norm=1.0, skipped=0, is_skipped=False):
+    values = jnp.int32(step), jnp.float32(loss), jnp.float32(grad_norm), jnp.int32(skipped), jnp.bool_(is_skipped)
+    return StepMetrics(*values)
+
+
+def state(step):
+    return TrainState({"w": jnp.float32([step])}, (), jnp.int32(step))
+
+
+class NotingProgress(Progress):
+    """Notes what it is told."""
+
+    def __init__(self):
+        super().__init__(CFG, 0)
+        self.calls, self.chunks = [], []
+        self.clock.add_chunk = lambda steps, seconds: self.chunks.append((steps, seconds))
+
+    def move(self, step):
+        self.calls.append(("move", step))
+
+    def say(self, text):
+        self.calls.append(("say", text))
+
+    def evaluating(self, step, share=0.0):
+        self.calls.append(("evaluating", step, share))
+
+
+def test_a_signal_or_the_time_limit_stops():
+    received = []
+    hook = hooks.StopOnRequest(CFG, received)
+    assert not hook.should_stop()
+    received.append(15)
+    assert hook.should_stop()
+    assert hooks.StopOnRequest(dataclasses.replace(CFG, max_minutes=0.0), []).should_stop()
+    hook = hooks.StopOnRequest(dataclasses.replace(CFG, max_minutes=0.001), [])
+    assert not hook.should_stop()
+    time.sleep(0.07)
+    assert hook.should_stop()
+
+
+def test_progress_moves_with_every_chunk_and_says_what_is_skipped_once():
+    progress = NotingProgress()
+    hook = hooks.ShowProgress(progress, skipped=2)
+    for step, skipped in ((5, 2), (6, 3), (7, 3), (9, 5)):
+        hook.on_chunk(measured(step, skipped=skipped), 1, 0.5)
+    assert [call for call in progress.calls if call[0] == "say"] == [
+        ("say", "step 6: 1 step skipped, gradient not finite"),
+        ("say", "step 9: 2 steps skipped, gradient not finite"),
+    ]
+    assert [call[1] for call in progress.calls if call[0] == "move"] == [5, 6, 7, 9]
+    assert progress.chunks == [(1, 0.5)] * 4
+
+
+@pytest.mark.parametrize("bad", [{"loss": math.nan}, {"grad_norm": math.inf}])
+def test_divergence_ends_the_run_unless_the_step_was_skipped(tmp_path, bad):
+    hook = hooks.CheckDivergence(tmp_path)
+    hook.on_chunk(measured(5), 1, 0.5)
+    hook.on_chunk(measured(5, **bad, is_skipped=True), 1, 0.5)
+    words = r"step 5: loss .*, gradient norm .*; .* keeps its last checkpoint \({}\); lower --optim.learning-rate"
+    with pytest.raises(CheckError, match=words.format("none")):
+        hook.on_chunk(measured(5, **bad), 1, 0.5)
+    checkpoint.save(tmp_path / "checkpoints", state(3), None, keep=1)
+    with pytest.raises(CheckError, match=words.format("step 3")):
+        hook.on_chunk(measured(5, **bad), 1, 0.5)
+
+
+def test_rows_are_written_for_step_1_the_last_and_every_log_every():
+    rows = []
+    hook = hooks.WriteMetrics(CONFIG, 84.0, rows.append)
+    for step in range(1, 21):
+        hook.on_chunk(measured(step, loss=step), 1, 0.5)
+    assert [row["step"] for row in rows] == [1, 5, 10, 15, 20]
+    schedule = build_schedule(CONFIG.optim, 20)
+    assert rows[1] == {"step": 5, "loss": 5.0, "lr": float(schedule(4)), "grad_norm": 1.0, "tokens_per_s": 168.0}
+
+
+def test_the_rate_leaves_out_skipped_steps_and_the_row_of_one_has_no_loss():
+    rows = []
+    hook = hooks.WriteMetrics(CONFIG, 84.0, rows.append)
+    hook.on_chunk(measured(5, skipped=2), 5, 0.5)
+    hook.on_chunk(measured(10, loss=math.nan, skipped=3, is_skipped=True), 5, 0.25)
+    assert rows[0]["lr"] == float(build_schedule(CONFIG.optim, 20)(2))
+    assert rows[0]["skipped"] == 2
+    assert rows[1] == {"step": 10, "tokens_per_s": 1680.0, "skipped": 3}
+
+
+def evaluating(losses, progress, rows):
+    def evaluation(params, report):
+        report(1, 2)
+        report(2, 2)
+        return {"val_loss": losses[int(params["w"][0])], "perplexity": 1.0}
+
+    return hooks.Evaluate(evaluation, CFG, progress, rows.append)
+
+
+def test_evaluations_come_in_their_rhythm_and_show_their_progress():
+    progress, rows = NotingProgress(), []
+    hook = evaluating({8: 3.0, 16: 2.0, 20: 1.0}, progress, rows)
+    assert hook.val_loss is None
+    for step in (6, 8, 12, 16, 18, 20):
+        hook.on_boundary(state(step), step)
+    assert rows == [{"step": s, "val_loss": loss, "perplexity": 1.0} for s, loss in ((8, 3.0), (16, 2.0), (20, 1.0))]
+    assert progress.calls[:2] == [("evaluating", 8, 0.0), ("evaluating", 8, 0.5)]
+    assert len(progress.calls) == 6
+    assert progress.clock.eval_seconds > 0
+    assert (hook.val_loss, hook.val_loss_at(20), hook.val_loss_at(16)) == (1.0, 1.0, None)
+
+
+def test_checkpoints_come_in_their_rhythm_with_the_loss_of_their_own_step(tmp_path):
+    evaluate = evaluating({8: 3.0, 16: 2.0, 20: 1.0}, NotingProgress(), [])
+    save = hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=None)
+    for step in (6, 8, 12, 16, 18, 20):
+        for hook in (evaluate, save):
+            hook.on_boundary(state(step), step)
+    save.on_end(state(20))
+    assert checkpoint.steps(tmp_path) == [6, 12, 18, 20]
+    assert checkpoint.best_step(tmp_path) == 20
+
+
+def test_a_state_is_saved_where_training_ends_unless_it_is_already(tmp_path, monkeypatch):
+    saved, evaluate = [], evaluating({}, NotingProgress(), [])
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state, val_loss, keep: saved.append(int(state.step)))
+    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=12).on_end(state(12))
+    assert saved == []
+    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=12).on_end(state(13))
+    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=None).on_end(state(0))
+    assert saved == [13, 0]
