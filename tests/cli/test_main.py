@@ -169,7 +169,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path, arguments):
             stderr=subprocess.PIPE,
             check=False,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONUNBUFFERED": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
     finally:
         os.close(writer)
@@ -189,7 +189,7 @@ def test_what_a_locale_cannot_show_is_replaced(tmp_path):
     )
     assert "gr" in text
     assert "Traceback" not in text
-    assert json.loads(found)["runs"][0]["preset"] == "tiny"
+    assert json.loads(found)["runs"][0]["run"] == "grün"
 
 
 def test_sampling_repeats_with_its_seed(folder):
