@@ -125,6 +125,7 @@ def test_a_place_where_no_run_can_be_is_named(tmp_path, monkeypatch):
 # The warm-up ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("default:warmup_steps")
 @pytest.mark.parametrize(
     ("arguments", "words", "warmup"),
     [
