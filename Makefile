@@ -1,35 +1,47 @@
 # Two commands do everything on a fresh machine: `make train` and `make test`.
 #
-# PYTHON       the interpreter that makes .venv (3.11 or later)
+# PYTHON       the interpreter that makes the virtual environment (3.11 or later)
 # PRESET       what `make train` trains; `jaxlm presets` lists them
 # TORCH_INDEX  a package index to take torch from besides pip's own. The default build for Linux brings CUDA
 #              (gigabytes); PyTorch's installation page names an index of CPU builds (about 200 MB).
+#
+# `make test-jax PYTHON=python3.12` runs tests/ without torch, on the newest pinned JAX for that Python, in
+# .venv-jax-python3.12. QUICK=1 leaves out the half that needs 64-bit JAX.
 PYTHON ?= python3
 PRESET ?= nanogpt-cpu
 TORCH_INDEX ?=
 
+QUICK ?=
+
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Tests are mostly compiled by one thread each: a process a core, each with half of the files until the other has none
-# left. They compile much and compute little: machine code without optimisation takes a third off their time.
-PYTEST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" \
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
-PYTEST_X64 := JAX_ENABLE_X64=1 $(PYTEST)
+PIP := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+JAX_VENV := .venv-jax-$(notdir $(PYTHON))
+# Most tests compile with one thread: so one process a core, each with half of the files until the other has none left.
+# Tests compile much and compute little: machine code without optimisation takes a third off their time.
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+FAST := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0"
+X64 := JAX_ENABLE_X64=1 $(FAST)
 INSTALLED := pyproject.toml constraints.txt
+# A PYTHON given on the command line must be that of the virtual environment.
+SAME_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),same-python)
 
-.PHONY: train test test-slow lint format bench bench-decode clean
+.PHONY: train test test-jax test-slow same-python lint format bench bench-decode clean
 
-train: .venv/.train
+train: .venv/.train $(SAME_PYTHON)
 	$(BIN)/jaxlm train $(PRESET)
 
-test: .venv/.test
-	$(PYTEST) -m "not x64 and not slow"
-	$(PYTEST_X64) -m "x64 and not slow"
+test: .venv/.test $(SAME_PYTHON)
+	$(FAST) $(BIN)/$(PYTEST) -m "not x64 and not slow"
+	$(X64) $(BIN)/$(PYTEST) -m "x64 and not slow"
+
+test-jax: $(JAX_VENV)/.test
+	$(FAST) $(JAX_VENV)/bin/$(PYTEST) -m "not x64 and not slow" tests
+	$(if $(QUICK),,$(X64) $(JAX_VENV)/bin/$(PYTEST) -m "x64 and not slow" tests)
 
 test-slow: .venv/.test
 	$(BIN)/python -m pytest -m "not x64 and slow" tests
-	$(PYTEST) --dist load -m "not x64 and slow" parity_tests
-	$(PYTEST_X64) --dist load -m "x64 and slow"
+	$(FAST) $(BIN)/$(PYTEST) --dist load -m "not x64 and slow" parity_tests
+	$(X64) $(BIN)/$(PYTEST) --dist load -m "x64 and slow"
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -50,20 +62,31 @@ bench-decode: .venv/.test
 	$(BIN)/python benchmarks/decode.py --context
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-jax-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # One stamp an extra: a second call installs nothing.
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+same-python: | .venv/bin/python
+	@[ "$$($(PYTHON) --version)" = "$$($(BIN)/python --version)" ] || { \
+		echo "error: .venv has $$($(BIN)/python --version), not $$($(PYTHON) --version): run make clean first"; exit 2; }
+
+$(JAX_VENV)/bin/python:
+	$(PYTHON) -m venv $(JAX_VENV)
+
+$(JAX_VENV)/.test: $(INSTALLED) | $(JAX_VENV)/bin/python
+	$(JAX_VENV)/bin/$(PIP) --editable ".[test]"
+	touch $@
+
 .venv/.train: $(INSTALLED) | .venv/bin/python
-	$(PIP) --editable .
+	$(BIN)/$(PIP) --editable .
 	touch $@
 
 .venv/.test: $(INSTALLED) | .venv/bin/python
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[parity,test]"
+	$(BIN)/$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[parity,test]"
 	touch .venv/.train $@
 
 .venv/.dev: $(INSTALLED) | .venv/bin/python
-	$(PIP) --editable ".[dev]"
+	$(BIN)/$(PIP) --editable ".[dev]"
 	touch .venv/.train $@

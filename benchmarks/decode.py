@@ -1,10 +1,11 @@
 """Time of cached sampling: jaxlm against Hugging Face's GPT-2 and samplers without a cache.
 
-All have one size (4 layers, width 128, 4 heads, vocabulary 65, float32) and draw at temperature 1 without filters. They
-run in turn, in one process, after a call that compiles and warms up; the ratios are the claim, not the milliseconds.
-A cached step is (time of all tokens - time of 8) / the tokens between: what a call costs drops out, and 8 is the block
-that jaxlm scans at least. A naive step is the time of all / their number; with many rows, of some: PyTorch's at lengths
-spread evenly, those of `generate_naive`, which all cost the same (it pads the context), at the end.
+All models have one size (4 layers, width 128, 4 heads, vocabulary 65, float32) and sample at temperature 1 without
+filters. They take turns in one process, after a call that compiles and warms up; the ratios are the claim, not the
+milliseconds. A cached step is (time of all tokens - time of 8) / the tokens between, so that the cost of a call drops
+out; 8 is the smallest block that jaxlm scans. A naive step is the time of all steps / their number. With many rows only
+some steps are timed: PyTorch's at lengths spread evenly, those of `generate_naive` at the end, since all of them cost
+the same (it pads the context).
 
   python benchmarks/decode.py                           the table, and the share of the memory's bandwidth
   python benchmarks/decode.py --context                 cached and naive steps by context (rope, batch 1)
@@ -38,14 +39,14 @@ LAYOUTS = ["BCKH BCKH", "BKCH BKCH", "BKHC BKCH", "BKHC BKHC"]  # axes of keys, 
 
 
 class Contestant(NamedTuple):
-    """A sampler, and what each of its steps runs through the model once more."""
+    """A sampler, and what each of its steps computes again."""
 
     sample: Callable[[int, int], object]  # length of the prompt, new tokens
     recomputes: Literal["nothing", "prefix", "context"]  # the context padded to its final length
 
 
 def timed(calls: dict[Hashable, Callable[[], object]], rounds: int) -> dict[Hashable, list[float]]:
-    """Seconds of each call: the first, which compiles, then those of the rounds, in turn."""
+    """Seconds of each call: the first, which compiles, then one for each round; the calls take turns."""
     times: dict[Hashable, list[float]] = {name: [] for name in calls}
     for _ in range(1 + rounds):
         for name, call in calls.items():
@@ -56,7 +57,7 @@ def timed(calls: dict[Hashable, Callable[[], object]], rounds: int) -> dict[Hash
 
 
 def jaxlm_samplers(cfg: jaxlm.ModelConfig, batch: int) -> dict[str, Contestant]:
-    """Ours: cached, without a cache, cached and a block at a time."""
+    """jaxlm's: cached, without a cache, and cached with tokens as they come."""
     model = jaxlm.build_model(cfg)
     params = jaxlm.init_params(model, jax.random.key(0))
 
@@ -72,7 +73,7 @@ def jaxlm_samplers(cfg: jaxlm.ModelConfig, batch: int) -> dict[str, Contestant]:
 
 
 def torch_loop(forward: Callable[[torch.Tensor], torch.Tensor], batch: int, cached: bool) -> Contestant:
-    """The sampler of every tutorial, on a function from tokens to logits; a cached one is fed the new token alone."""
+    """The sampler of every tutorial, on a function from tokens to logits; a cached one is fed only the new token."""
 
     @torch.no_grad()
     def sample(length, new):
@@ -86,7 +87,7 @@ def torch_loop(forward: Callable[[torch.Tensor], torch.Tensor], batch: int, cach
 
 
 def hugging_face_samplers(batch: int) -> dict[str, Contestant]:
-    """GPT-2 in eager PyTorch: its own `generate`, and the loop without a cache."""
+    """GPT-2 in eager PyTorch: its own `generate`, and a loop without a cache."""
     sizes = {"vocab_size": GPT2.vocab_size, "n_positions": GPT2.max_seq_len, "n_embd": GPT2.embed_dim}
     blocks = {"n_layer": GPT2.num_layers, "n_head": GPT2.num_heads, "activation_function": "gelu"}
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None}
@@ -104,7 +105,7 @@ def hugging_face_samplers(batch: int) -> dict[str, Contestant]:
 
 
 def torchref_samplers(batch: int) -> dict[str, Contestant]:
-    """The plain PyTorch port with and without its cache; none where it is not installed."""
+    """The plain PyTorch models of torchref with and without their cache; none where torchref is not installed."""
     if importlib.util.find_spec("torchref") is None:
         return {}
     model = importlib.import_module("torchref").build_model(GPT2).eval()
@@ -118,7 +119,7 @@ def torchref_samplers(batch: int) -> dict[str, Contestant]:
 
 
 def some_steps(contestant: Contestant, prompt: int, new: int, steps: int) -> None:
-    """So many of the `new` steps of a naive sampler, which stand for all."""
+    """Runs `steps` of the `new` steps of a naive sampler, which stand for all."""
     if contestant.recomputes == "context":
         contestant.sample(prompt + new - steps, steps)
     else:
@@ -127,31 +128,31 @@ def some_steps(contestant: Contestant, prompt: int, new: int, steps: int) -> Non
 
 
 def race(contestants: dict[str, Contestant], prompt: int, new: int, naive_steps: int, rounds: int) -> dict[str, tuple]:
-    """Seconds: what the first call took longer than later ones, a call for one token, a step in each round."""
+    """Seconds: the first call less a later one, a call for one token, and a step in each round."""
     calls: dict[Hashable, Callable[[], object]] = {}
     for name, contestant in contestants.items():
         for n in (new, FEW, 1):
             calls[name, n] = partial(contestant.sample, prompt, n)
         if contestant.recomputes != "nothing":
             calls[name, new] = partial(some_steps, contestant, prompt, new, naive_steps)
-    times, found = timed(calls, rounds), {}
+    times, results = timed(calls, rounds), {}
     for name, contestant in contestants.items():
         (first, *later), (_, *few), (_, *one) = (times[name, n] for n in (new, FEW, 1))
         steps = [(a - b) / (new - FEW) for a, b in zip(later, few, strict=True)]
         if contestant.recomputes != "nothing":
             steps = [seconds / naive_steps for seconds in later]
-        found[name] = first - median(later), median(one), steps
-    return found
+        results[name] = first - median(later), median(one), steps
+    return results
 
 
 def moved_bytes(cfg: jaxlm.ModelConfig, batch: int, tokens: int) -> int:
-    """What a step must read: all float32 weights but the position table, keys and values of so many tokens."""
+    """Bytes that a step must read: all float32 weights but the position table, and the tokens' keys and values."""
     weights = sum(count for path, _, count in parameter_table(cfg) if "position" not in path)
     return 4 * weights + batch * cache_bytes(cfg, tokens)
 
 
 def table(batches: list[int], naive_rows: int, rounds: int) -> None:
-    """All contestants by batch size, then the bandwidth that a step of `generate` reaches."""
+    """All samplers by batch size, then the bandwidth that a step of `generate` reaches."""
     new, ours = GPT2.max_seq_len - PROMPT, {}
     for batch in batches:
         contestants = jaxlm_samplers(GPT2, batch) | hugging_face_samplers(batch) | torchref_samplers(batch)
@@ -180,8 +181,8 @@ def by_context(contexts: list[int], rounds: int) -> None:
     for context in contexts:
         cfg = jaxlm.ModelConfig(vocab_size=65, max_seq_len=context, position="rope")
         new, naive_steps = context - PROMPT, min(context - PROMPT, 2**15 // context)
-        found = race(jaxlm_samplers(cfg, 1), PROMPT, new, naive_steps, rounds)
-        cached, naive = (1e3 * median(found[f"jaxlm {name}"][2]) for name in ("generate", "generate_naive"))
+        results = race(jaxlm_samplers(cfg, 1), PROMPT, new, naive_steps, rounds)
+        cached, naive = (1e3 * median(results[f"jaxlm {name}"][2]) for name in ("generate", "generate_naive"))
         print(f"{context:>7} {naive_steps:>12} {cached:>12.3f} {naive:>18.3f} {naive / cached:>6.1f}", flush=True)
 
 
@@ -200,24 +201,35 @@ def token_times(cfg: jaxlm.ModelConfig, batch: int, rounds: int) -> np.ndarray:
 
 
 def by_fill(path: str, tokens: int, window: int, batch: int, rounds: int) -> None:
-    """The figure; its points on both sides of the powers of two, where the cache grows, as a table."""
+    """The figure, and a table of its points on both sides of the powers of two, where the cache grows."""
     from matplotlib.figure import Figure  # half a second to import: only when a plot is made
 
-    axes = Figure(figsize=(7, 4), layout="constrained").add_subplot()
-    fills, columns = np.arange(BIN, tokens - BIN + 1, BIN), []
-    for name, span, color in (("global", None, "tab:blue"), (f"window {window}", window, "tab:orange")):
+    from jaxlm.run.plots import BLUE, ORANGE, label_ends, style
+
+    fills, columns, curves = np.arange(BIN, tokens - BIN + 1, BIN), [], []
+    for name, span, color in (("global", None, BLUE), (f"window {window}", window, ORANGE)):
         cfg = jaxlm.ModelConfig(vocab_size=65, max_seq_len=tokens, position="rope", window=span)
         times = token_times(cfg, batch, rounds)
         sizes = np.array([moved_bytes(cfg, batch, int(n) + BIN // 2) for n in fills])
-        axes.plot(fills + BIN / 2, times, color=color, label=f"{name}, measured")
-        axes.plot(
-            fills + BIN / 2, times[0] * sizes / sizes[0], "--", color=color, label=f"{name}, bytes to read (scaled)"
-        )
+        curves += [
+            (times, "-", f"{name}, measured", color),
+            (times[0] * sizes / sizes[0], "--", f"{name}, by bytes read", color),
+        ]
         columns += [times, sizes / 1e6]
-    axes.set(xlabel="tokens so far", ylabel=f"ms a step of {batch} rows", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    axes.figure.savefig(path, dpi=120)
+    with style():
+        figure = Figure(figsize=(8, 4.5))
+        axes = figure.add_subplot()
+        for values, line, _, color in curves:
+            axes.plot(fills + BIN / 2, values, line, color=color)
+        axes.set(xlabel="tokens so far", ylabel=f"ms a step of {batch} rows", ylim=(0, None))
+        figure.suptitle("Time of a decoding step (benchmarks/decode.py --figure)")
+        axes.set_title(
+            "dashed: the first value, scaled by the bytes that a step reads (weights and filled cache)",
+            fontsize=8,
+        )
+        axes.grid(alpha=0.3)
+        label_ends(axes, [(values[-1], name, color) for values, _, name, color in curves])
+        figure.savefig(path)
     print(f"batch {batch}\ntokens so far  global ms      MB  window {window} ms      MB")
     for n, *values in zip(fills, *columns, strict=True):
         if any(i & (i - 1) == 0 for i in (n // BIN, n // BIN + 1)):
@@ -263,8 +275,8 @@ def by_layout(rounds: int) -> None:
             except jax.errors.JaxRuntimeError as error:  # XLA:CPU lacks some products of bfloat16
                 if "UNIMPLEMENTED" not in str(error):
                     raise
-        found = {name: f"{1e4 * median(times[1:]):.1f}" for name, times in timed(calls, rounds).items()}
-        cells = [" / ".join(found.get((axes, first), "not supported") for first in (True, False)) for axes in LAYOUTS]
+        shown = {name: f"{1e4 * median(times[1:]):.1f}" for name, times in timed(calls, rounds).items()}
+        cells = [" / ".join(shown.get((axes, first), "not supported") for first in (True, False)) for axes in LAYOUTS]
         print(f"{dtype:>8} {batch:>3} {heads[0]} x {heads[1]} " + "".join(f"{c:>23}" for c in cells), flush=True)
 
 

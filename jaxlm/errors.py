@@ -1,4 +1,4 @@
-"""What the command tells apart: a user's mistake (exit code 2) and a check that failed (exit code 1)."""
+"""The errors that the command reports, a mistake of the user (exit code 2) and a failed check (1), and warnings."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,8 @@ class UserError(ValueError):
 
 
 class CheckError(RuntimeError):
-    """A check of ours failed (a loss that is no number, a damaged file); the message says where."""
+    """A check failed, such as a loss that is not finite or a damaged file. The message says where."""
+
+
+class PositionTableWarning(UserWarning):
+    """Text goes on past a learned position table: from there each new token costs a pass over the whole context."""

@@ -1,4 +1,4 @@
-"""The axis legend, the aliases that signatures share, and the size of a tree.
+"""The axis legend, type aliases that signatures share, and the size of a tree.
 
 B batch, T query length, S key or cache length, D model width, N query heads, K key/value heads, G = N / K,
 H head width, F feed-forward width, V vocabulary, L layers, W window.

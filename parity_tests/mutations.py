@@ -83,12 +83,12 @@ LAYERS = [
     ),
     bug(
         "sines and cosines in halves, not in turn", "embedding", "sines and cosines",
-        edit(sinusoids, "jnp.stack", "jnp.concatenate"), position="sinusoidal",
+        edit(sinusoids, "(half pair)", "(pair half)"), position="sinusoidal",
     ),
     bug(
         "embeddings multiplied by sqrt D", "embedding", "embedding multiplied by sqrt D!",
-        edit(LanguageModel._embed, "look_up(looked_up, tokens)",
-             "(cfg.embed_dim**0.5 * look_up(looked_up, tokens))"), **ROPE,
+        edit(LanguageModel._embed, "wide_gradients.look_up(looked_up, tokens)",
+             "(cfg.embed_dim**0.5 * wide_gradients.look_up(looked_up, tokens))"), **ROPE,
     ),
     bug(
         "window one key too wide", ATTENTION, "window = (6,)!",
@@ -116,14 +116,13 @@ LAYERS = [
     ),
     bug(
         "key/value heads tiled, not grouped", ATTENTION, "tiled instead of grouped!",
-        edit(attention.attend, "queries.reshape(batch, length, kv_heads, heads // kv_heads, width)",
-             "queries.reshape(batch, length, heads // kv_heads, kv_heads, width).swapaxes(2, 3)",
-             "return out.reshape", "return out.swapaxes(2, 3).reshape"), **GROUPED,
+        edit(attention.attend, "b t (kv group) width ->", "b t (group kv) width ->",
+             "-> b t (kv group) width", "-> b t (group kv) width"), **GROUPED,
     ),
     bug(
         "mean pooling over tiled groups", ATTENTION, "tiled instead of grouped",
-        edit(transformer.Attention._project, "cfg.kv_heads, -1, width).mean(axis=3)",
-             "-1, cfg.kv_heads, width).mean(axis=2)"), kv_sharing="mean_pooled", **GROUPED,
+        edit(transformer.Attention._project, "b t (kv group) width", "b t (group kv) width"),
+        kv_sharing="mean_pooled", **GROUPED,
     ),
     bug(
         "scores not divided by sqrt H", ATTENTION, "not divided by the root!",
@@ -230,7 +229,7 @@ REST = [
     ),
     later(
         "gradient", "bias cut off from the loss", "block_1/mlp/down", "stop_gradient",
-        edit(Dense.__call__, "bias.astype(dtype)", "jax.lax.stop_gradient(bias.astype(dtype))"),
+        edit(Dense.__call__, "expand_dims(bias,", "expand_dims(jax.lax.stop_gradient(bias),"),
     ),
     later(
         "decoding", "ring of slots one too short", ATTENTION, "a slot of the ring",
@@ -243,18 +242,17 @@ REST = [
     ),
     later(
         "decoding", "a step that does not see its own key", ATTENTION, "before it is written",
-        edit(transformer.Attention.__call__, "new_cache.keys, new_cache.values, new_cache.positions",
-             "cache.keys, cache.values, cache.positions"), **ROPE,
+        edit(cache.LayerCache.extend, "(written.view(),), written", "(self.view(),), written"), **ROPE,
     ),
     later(
         "decoding", "a later chunk that forgets the old keys", ATTENTION, "old keys",
-        edit(transformer.Attention.__call__, "[cache.positions, positions]",
-             "[jnp.full_like(cache.positions, -1), positions]"), **ROPE,
+        edit(transformer.Attention._attend, "[part.positions for part in seen]",
+             "[jnp.full_like(part.positions, -1) for part in seen[:-1]] + [own.positions]"), **ROPE,
     ),
     later(
         "decoding", "a chunk that sees the keys it overwrites", ATTENTION, "old keys",
-        edit(transformer.Attention.__call__, "past = cache.keys, cache.values",
-             "past = new_cache.keys, new_cache.values"), **ROPE,
+        edit(cache.LayerCache.extend, "self.in_order() if in_order else self.view()",
+             "KeyValues(written.keys, written.values, self.positions)"), **ROPE,
     ),
     later(
         "decoding", "sampling that reads the last prompt token twice", "model", "prompt",

@@ -13,7 +13,7 @@ from tolerances import FLOAT64, assert_close
 import jaxlm
 import torchref
 from jaxlm.convert import from_torchref, to_torchref
-from jaxlm.decode.filters import Rules, Settings, filter_logits
+from jaxlm.decode.filters import FilterFlags, FilterValues, filter_logits
 from jaxlm.ops.self_attention import self_attention_grads
 from torchref.sampling import filtered
 
@@ -61,11 +61,11 @@ def test_the_explicit_derivatives_are_those_of_jaxlm_by_name(batch, causal):
 )
 def test_filters_are_those_of_jaxlm(temperature, top_k, top_p):
     logits = 3 * np.random.default_rng(0).standard_normal((50, 23))
-    rules = Rules(top_k_ceiling=None if top_k is None else 7, top_p=top_p is not None)
+    flags = FilterFlags(top_k_ceiling=None if top_k is None else 7, top_p=top_p is not None)
     values = {"min_p": 0.0, "repetition_penalty": 1.0, "stop_token": -1, "forbidden": np.zeros(23, bool)}
     values |= {"temperature": temperature, "top_k": top_k or 0, "top_p": 1.0 if top_p is None else top_p}
-    settings = Settings(**{name: np.asarray(value) for name, value in values.items()})
-    expected = np.asarray(filter_logits(jnp.asarray(logits) / temperature, rules, settings))
+    values = FilterValues(**{name: np.asarray(value) for name, value in values.items()})
+    expected = np.asarray(filter_logits(jnp.asarray(logits) / temperature, flags, values))
     found = filtered(torch.tensor(logits), temperature, top_k, top_p).numpy()
     kept = np.isfinite(expected)
     np.testing.assert_array_equal(np.isfinite(found), kept)

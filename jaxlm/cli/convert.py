@@ -6,13 +6,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxlm.cli.options import JsonOption, parse_options, print_json, print_table
+from jaxlm.cli.options import JsonOption, parse_options
+from jaxlm.cli.output import print_json, print_table
 from jaxlm.config.base import to_dict
 from jaxlm.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ConvertOptions(JsonOption):
+    """Make a run of a model from elsewhere: `jaxlm convert --from hf SRC DST`."""
+
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
     """hf: a folder that save_pretrained wrote; nanogpt: ckpt.pt or its folder."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
@@ -22,8 +25,8 @@ class _ConvertOptions(JsonOption):
     to: Literal["jaxlm", "hf", "torchref"] = "jaxlm"
     """Format of DST; others than jaxlm are not there yet."""
     tokenizer: Path | None = None
-    """Hugging Face's or jaxlm's tokenizer.json, or "ids": text is token ids between spaces. Default: tokenizer.json
-    beside the model, else ids."""
+    """Hugging Face's or jaxlm's tokenizer.json, or "ids": text is token ids between spaces. None =
+    tokenizer.json beside the model, else ids."""
 
 
 def convert(arguments: list[str]) -> int:

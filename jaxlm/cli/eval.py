@@ -1,15 +1,15 @@
 """`jaxlm eval`: measures runs on held-out data or on another text."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxlm.cli.options import CheckpointOptions, parse_options, print_json, print_table, run_word
-from jaxlm.config.base import check_at_least, check_seed
+from jaxlm.cli.options import CheckpointOptions, parse_options
+from jaxlm.cli.output import print_json, print_table
+from jaxlm.config import SamplingParams
+from jaxlm.config.base import check_at_least, to_dict
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,14 +19,22 @@ if TYPE_CHECKING:
 TASK_OPTIONS: dict[str, set[str]] = {
     "loss": set(),
     "prediction": {"limit", "batch_size"},
-    "generation": {"limit", "batch_size", "temperature", "top_k", "top_p", "seed", "oracle"},
+    "generation": {"limit", "batch_size", "oracle", *(field.name for field in dataclasses.fields(SamplingParams))},
     "likelihood": {"limit", "batch_size"},
 }
 """The options that each task reads besides those that all read."""
 
 
+GENERATION_SAMPLING = SamplingParams(max_new_tokens=30)
+"""The options of sampling of the generation task, unless others are given."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EvalOptions(CheckpointOptions):
+    """Measure runs on held-out data or on another text."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Folders of the runs; several are compared in one table."""
     task: Literal["loss", "prediction", "generation", "likelihood"] = "loss"
     """What to measure. loss: over every target; prediction: 10 characters after 30, greedily; generation: samples 30
     characters after 40; likelihood: of whole rows."""
@@ -34,16 +42,10 @@ class _EvalOptions(CheckpointOptions):
     """Rows of a task; default: all that are held out."""
     batch_size: int = 64
     """Rows of a task computed at once."""
-    temperature: float = 1.0
-    """For generation: logits are divided by it."""
-    top_k: int | None = None
-    """For generation: keep the k likeliest tokens."""
-    top_p: float | None = None
-    """For generation: keep the smallest set of likeliest tokens whose probability reaches top_p."""
-    seed: int = 0
-    """For generation: seed of the samples."""
+    sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = GENERATION_SAMPLING
     oracle: Path | None = None
-    """For generation: the model that judges it, another run or a Hugging Face folder."""
+    """For generation, as are the options of sampling: the model that scores it, another run or a Hugging Face
+    folder."""
     path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
     """Another text to evaluate with the run's tokenizer, or the run's own data if they have moved."""
     val_path: Annotated[Path | None, tyro.conf.arg(name="data.val-path")] = None
@@ -52,17 +54,17 @@ class _EvalOptions(CheckpointOptions):
 
 def evaluate(arguments: list[str]) -> int:
     """`jaxlm eval RUN...`: the results of a task as a table or JSON."""
-    first, rest = run_word(arguments, "eval")
-    more = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), rest)]
-    options = parse_options(_EvalOptions, rest[len(more) :], "eval RUN...", _EvalOptions())
+    options = parse_options(_EvalOptions, arguments, "eval")
+    if not options.runs:
+        raise UserError("RUN is missing; see jaxlm eval --help")
     _check(options)
     from jaxlm.cli.compilation_cache import kept_programs
 
     with kept_programs():
-        results = [{"run": str(path), **_evaluate(path, options)} for path in (first, *more)]
+        results = [{"run": str(path), **_evaluate(path, options)} for path in options.runs]
     if options.json:
-        print_json(results if more else results[0])
-    elif more:
+        print_json(results[0] if len(results) == 1 else results)
+    elif len(results) > 1:
         _print_comparison(results)
     else:
         _print_result(results[0])
@@ -82,21 +84,17 @@ def _evaluate(path: Path, options: _EvalOptions) -> dict[str, Any]:
 
 
 def _task(run: "Run", options: _EvalOptions) -> dict[str, Any]:
-    """The settings and the results of a task."""
+    """The result of a task, after the options it was given."""
     from jaxlm.evals import tasks
 
-    functions: dict[str, Callable[..., dict[str, Any]]] = {
-        "prediction": tasks.prediction,
-        "generation": tasks.generation,
-        "likelihood": tasks.likelihood,
-    }
-    chosen = {name: getattr(options, name) for name in TASK_OPTIONS[options.task]}
-    settings = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in sorted(chosen.items())
-        if name not in ("limit", "batch_size")
-    }
-    results = functions[options.task](run, **chosen)
+    rows = options.limit, options.batch_size
+    settings: dict[str, Any] = {}
+    if options.task == "generation":
+        oracle = options.oracle
+        settings = {**to_dict(options.sampling), "oracle": None if oracle is None else str(oracle)}
+        results = tasks.generation(run, options.sampling, *rows, oracle=oracle)
+    else:
+        results = {"prediction": tasks.prediction, "likelihood": tasks.likelihood}[options.task](run, *rows)
     return {"step": run.step, "task": options.task, **settings, **results}
 
 
@@ -130,13 +128,12 @@ def _print_comparison(results: list[dict[str, Any]]) -> None:
 
 def _check(options: _EvalOptions) -> None:
     check_at_least(options, 1, "limit", "batch_size")
-    check_seed(options)
-    every = set().union(*TASK_OPTIONS.values())
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if field.name in every - TASK_OPTIONS[options.task] and value != field.default:
-            readers = [task for task, names in TASK_OPTIONS.items() if field.name in names]
+    idle = set().union(*TASK_OPTIONS.values()) - TASK_OPTIONS[options.task]
+    defaults = {field.name: field.default for field in dataclasses.fields(options)} | vars(GENERATION_SAMPLING)
+    for name, value in (vars(options) | vars(options.sampling)).items():
+        if name in idle and value != defaults[name]:
+            readers = [task for task, names in TASK_OPTIONS.items() if name in names]
             raise UserError(
-                f"--{field.name.replace('_', '-')} {value} is not for --task {options.task}: "
+                f"--{name.replace('_', '-')} {value} is not for --task {options.task}: "
                 f"leave it out, or use --task {' or '.join(readers)}"
             )

@@ -4,9 +4,12 @@ import dataclasses
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from jaxlm.cli.options import CheckpointOptions, asks_help, first_word, of_kinds, parse_options, print_json
+import tyro
+
+from jaxlm.cli.options import CheckpointOptions, Given, parse_options, with_kinds
+from jaxlm.cli.output import print_json
 from jaxlm.config import ModelConfig, presets
 from jaxlm.config.base import check_at_least, check_seed, to_dict
 from jaxlm.errors import UserError
@@ -19,43 +22,27 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ParityOptions(CheckpointOptions):
+    """Compare a model with PyTorch, layer by layer: a run, or --preset with the --model options."""
+
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")] = None
+    """Folder of the run. Without one: fresh parameters for --preset and the --model options."""
+    preset: str = "nanogpt-cpu"
+    """Whose config the --model options change, with fresh parameters."""
+    model: ModelConfig
     text: str | None = None
-    """A text to compare on, by the run's tokenizer; default: random tokens."""
+    """Text to compare on, by the run's tokenizer; None = random tokens."""
     prompt: str | None = None
-    """A text that greedy sampling continues in both; default: the beginning of what is compared on."""
+    """Text that greedy sampling continues in both; None = the beginning of what is compared on."""
     seed: int = 0
-    """Of the random tokens and weights."""
+    """Seed of the random tokens and parameters."""
     draws: int = 3
     """Batches of random tokens over which rounding is averaged."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _ConfigOptions(_ParityOptions):
-    model: ModelConfig
-    preset: str = "nanogpt-cpu"
-    """Whose config the --model options change, with fresh parameters."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _PresetOption:
-    preset: str = "nanogpt-cpu"
-
-
 def parity(arguments: list[str]) -> int:
     """The table on stdout, or one JSON object; 1 where the two differ by more than rounding."""
-    word, rest = first_word(arguments)
-    options: Any
-    if word is not None:
-        options = parse_options(_ParityOptions, rest, "parity RUN", _ParityOptions())
-        name, config = word, None
-    else:
-        usage = "parity [RUN]"
-        name = _PresetOption().preset
-        if not asks_help(rest):
-            name = parse_options(_PresetOption, rest, usage, _PresetOption(), others=True).preset
-        base = of_kinds(presets.preset(name), rest, usage)
-        options = parse_options(_ConfigOptions, rest, usage, _ConfigOptions(model=base.model, preset=name))
-        config = options.model
+    options = parse_options(_ParityOptions, arguments, "parity", _defaults)
+    name, config = (options.preset, options.model) if options.run is None else (str(options.run), None)
     check_seed(options)
     check_at_least(options, 1, "draws")
     if config is not None and (options.step, options.text, options.prompt) != (None, None, None):
@@ -101,3 +88,14 @@ def _ids(text: str | None, tokenizer: "Tokenizer", name: str) -> "np.ndarray | N
     from jaxlm.data.tokenizer import prompt_ids
 
     return None if text is None else prompt_ids(text, tokenizer, name)[None]
+
+
+def _defaults(given: Given) -> _ParityOptions:
+    """The options of the preset. A run has a model of its own."""
+    if "run" in given and ("preset" in given or given["model"]):
+        name = "--preset" if "preset" in given else f"--model.{next(iter(given['model']))}".replace("_", "-")
+        raise UserError(
+            f"{name} is for a model with fresh parameters, and {given['run']} is a run: leave one of them out"
+        )
+    base = with_kinds(presets.preset(given.get("preset", "nanogpt-cpu")), given)
+    return _ParityOptions(model=base.model)

@@ -6,3 +6,4 @@ from jaxlm.config.experiment import OptimConfig as OptimConfig
 from jaxlm.config.experiment import SampleConfig as SampleConfig
 from jaxlm.config.experiment import TrainConfig as TrainConfig
 from jaxlm.config.model import ModelConfig as ModelConfig
+from jaxlm.config.sampling import SamplingParams as SamplingParams

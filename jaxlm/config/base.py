@@ -1,4 +1,4 @@
-"""What every configuration is made of: a frozen dataclass that checks its fields and round-trips through JSON."""
+"""The base of every configuration: a frozen dataclass that checks its fields and converts to JSON and back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _Config = TypeVar("_Config", bound="Validated")
 
 
 def check_at_least(config: object, minimum: int, *names: str) -> None:
-    """Refuses a number below `minimum` in any of the named fields; None passes."""
+    """Raises UserError if one of the named fields is below `minimum`. None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not value >= minimum:
@@ -20,7 +20,7 @@ def check_at_least(config: object, minimum: int, *names: str) -> None:
 
 
 def check_rate(config: object, *names: str) -> None:
-    """Refuses a number outside [0, 1) in any of the named fields; None passes."""
+    """Raises UserError if one of the named fields is outside [0, 1). None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 <= value < 1:
@@ -28,14 +28,14 @@ def check_rate(config: object, *names: str) -> None:
 
 
 def check_seed(config: Any) -> None:
-    """Refuses a seed that is no non-negative 32-bit integer."""
+    """Raises UserError if the seed is outside 0 .. 2^31 - 1."""
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed = {config.seed!r} is out of range: give 0 <= seed < 2^31")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validated:
-    """Checks each field against its annotation when the config is made."""
+    """Checks each field against its annotation when a config is created."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -49,19 +49,19 @@ class Validated:
                 raise UserError(f"{name} = {value!r} has the wrong type: give {shown}") from None
             items = value if isinstance(value, tuple) else (value,)
             if any(isinstance(item, bool) for item in items) and hint is not bool and bool not in get_args(hint):
-                raise UserError(f"{name} = {value!r} has the wrong type: True and False are no numbers; give one")
+                raise UserError(f"{name} = {value!r} has the wrong type: give a number, not True or False")
 
 
 def to_dict(config: Validated) -> dict[str, Any]:
-    """A config as plain JSON types."""
+    """A config as JSON types: dicts, lists, strings, numbers."""
     return dataclasses.asdict(config)
 
 
 def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
-    """The config a JSON object describes.
+    """The config that a JSON object describes.
 
     Raises:
-      ValueError: an unknown or missing key, or a value its field does not accept; the message names them.
+      UserError: an unknown key, a missing key, or a value that its field does not accept; the message names it.
     """
     hints = get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
@@ -70,7 +70,7 @@ def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
     fields = dataclasses.fields(cls)
     required = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in data]
     if required:
-        raise UserError(f"{cls.__name__} lacks {', '.join(required)}: give a value")
+        raise UserError(f"{cls.__name__} needs {', '.join(required)}: give a value")
     values = {}
     for name, value in data.items():
         nested = hints[name]
@@ -82,13 +82,13 @@ def from_dict(cls: type[_Config], data: Mapping[str, Any]) -> _Config:
     return cls(**values)
 
 
-def difference(ours: Validated, theirs: Validated, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """The fields in which two configs of one class differ: (dotted name, our value, their value)."""
-    found = []
-    for field in dataclasses.fields(ours):
-        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+def difference(first: Validated, second: Validated, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The fields in which two configs of one class differ: (dotted name, first value, second value)."""
+    differences = []
+    for field in dataclasses.fields(first):
+        a, b = getattr(first, field.name), getattr(second, field.name)
         if isinstance(a, Validated):
-            found += difference(a, b, f"{prefix}{field.name}.")
+            differences += difference(a, b, f"{prefix}{field.name}.")
         elif a != b:
-            found.append((prefix + field.name, a, b))
-    return found
+            differences.append((prefix + field.name, a, b))
+    return differences

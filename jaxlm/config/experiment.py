@@ -4,12 +4,12 @@ Imports neither JAX nor torch, so the command line answers at once and torchref 
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxlm.config.base import Validated, check_at_least, check_rate, check_seed
 from jaxlm.config.model import ModelConfig as ModelConfig
+from jaxlm.config.sampling import SamplingParams
 from jaxlm.errors import UserError
 
 
@@ -162,53 +162,28 @@ class TrainConfig(Validated):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig(Validated):
-    """How text is drawn from a model."""
+class SampleConfig(SamplingParams):
+    """The prompt that text samples continue, how many there are, and how they are sampled."""
 
     prompt: str = "\n"
     """Text the samples continue."""
-    max_new_tokens: int = 500
-    """Tokens drawn after the prompt."""
-    temperature: float = 0.8
-    """Logits are divided by it; 0 is exactly greedy."""
-    top_k: int | None = None
-    """Keep the k likeliest tokens."""
-    top_p: float | None = None
-    """Keep the smallest set of likeliest tokens whose probability reaches top_p."""
-    min_p: float | None = None
-    """Keep the tokens at least min_p times as probable as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens of the prompt and those drawn become less likely."""
-    forbidden_tokens: tuple[int, ...] = ()
-    """Ids that are never drawn; transcripts forbid <pad> in any case."""
+    num_samples: int = 1
+    """Samples for the prompt."""
     stop: tuple[str, ...] = ()
     """Texts before which a sample ends."""
-    num_samples: int = 1
-    """Samples drawn from the prompt."""
-    seed: int = 0
-    """Seed of the draws."""
+    max_new_tokens: int = 500
+    """Tokens to generate after the prompt."""
+    temperature: float = 0.8
+    """The logits are divided by it; 0 is exactly greedy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
-        check_at_least(self, 0, "temperature")
-        check_seed(self)
-        for name in ("top_p", "min_p"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise UserError(f"{name} = {value!r} is out of range: give 0 < {name} <= 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UserError(
-                f"repetition_penalty = {self.repetition_penalty!r} is out of range: "
-                "give a number above 0; 1 changes nothing"
-            )
-        if any(token < 0 for token in self.forbidden_tokens):
-            raise UserError(f"forbidden_tokens = {self.forbidden_tokens!r} holds a negative id: give ids from 0 on")
+        check_at_least(self, 1, "num_samples")
         for text in self.stop:
-            if not text or any("\ud800" <= character <= "\udfff" for character in text):
-                raise UserError(
-                    f"stop = {self.stop!r} holds {'no UTF-8' if text else 'an empty text'}: give other texts"
-                )
+            if not text:
+                raise UserError(f"stop = {self.stop!r} holds an empty text: give other texts")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(f"stop = {self.stop!r} holds a text that is not UTF-8: give other texts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""ModelConfig: the architecture. Import it from jaxlm.config."""
+"""The architecture of a language model."""
 
 import dataclasses
 import math
@@ -11,110 +11,119 @@ Family = Literal["transformer", "bigram", "embedding_bigram", "recurrent"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
 Window = int | tuple[int | None, ...] | None
 
-_EVERY_FAMILY = {"family", "vocab_size", "max_seq_len", "init", "final_softcap", "dtype", "param_dtype"}
-_WITH_EMBEDDING = {"embed_dim", "tie_embeddings", "head_bias", "dropout", "embedding_dropout"}
-_WITH_CELLS = {"num_layers", "cell", "cell_activation", "scan_layers", "remat"}
+_TRANSFORMER = {"read_by": ("transformer",)}
+_RECURRENT = {"read_by": ("recurrent",)}
+_LAYERED = {"read_by": ("transformer", "recurrent")}
+_EMBEDDING = {"read_by": ("transformer", "embedding_bigram", "recurrent")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
-    """The architecture of a language model. Any two equal configs name the same function of the parameters.
+    """The architecture of a language model. Two equal configs describe the same function of the parameters.
 
-    None means "derived": the properties at the end give the resolved values.
+    A field whose metadata has `read_by` is read by these families alone; in a config of another family it must keep its
+    default. None means "derived from other fields": the properties at the end give the resolved values.
     """
 
     family: Family = "transformer"
     """transformer; bigram: a V x V table of logits; embedding_bigram: embedding and head, no context; recurrent: cells
-    on embeddings. A field that a family does not read must stay at its default."""
+    on top of an embedding."""
     vocab_size: int
-    """V, entries of the vocabulary."""
+    """V, the number of tokens in the vocabulary."""
     max_seq_len: int
     """Training context in tokens, and the size of a learned position table."""
-    num_layers: int = 4
+    num_layers: int = dataclasses.field(default=4, metadata=_LAYERED)
     """L, blocks (or recurrent layers)."""
-    embed_dim: int = 128
+    embed_dim: int = dataclasses.field(default=128, metadata=_EMBEDDING)
     """D, model width."""
-    num_heads: int = 4
+    num_heads: int = dataclasses.field(default=4, metadata=_TRANSFORMER)
     """N, query heads."""
-    num_kv_heads: int | None = None
+    num_kv_heads: int | None = dataclasses.field(default=None, metadata=_TRANSFORMER)
     """K, key/value heads; None = N, 1 = multi-query attention. N must be divisible by K."""
-    head_dim: int | None = None
+    head_dim: int | None = dataclasses.field(default=None, metadata=_TRANSFORMER)
     """H, width of a query and key head; None = D / N."""
-    value_head_dim: int | None = None
+    value_head_dim: int | None = dataclasses.field(default=None, metadata=_TRANSFORMER)
     """Width of a value head; None = H."""
-    mlp_dim: int | None = None
+    mlp_dim: int | None = dataclasses.field(default=None, metadata=_TRANSFORMER)
     """F, feed-forward width; None = 4 D, 0 = no MLP sublayer."""
-    activation: Activation = "gelu"
-    """Of the MLP. gelu is the exact (erf) form, gelu_tanh its approximation; swiglu and geglu (erf) gate with a third
-    matrix."""
-    norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
-    """Normalisation; moments in at least float32."""
-    norm_eps: float = 1e-5
+    activation: Activation = dataclasses.field(default="gelu", metadata=_TRANSFORMER)
+    """Activation of the MLP. gelu is the exact (erf) form, gelu_tanh the approximation; swiglu and geglu (erf) have a
+    gate, which needs a third matrix."""
+    norm: Literal["layernorm", "rmsnorm", "none"] = dataclasses.field(default="layernorm", metadata=_TRANSFORMER)
+    """Kind of normalisation. Its moments are computed in at least float32."""
+    norm_eps: float = dataclasses.field(default=1e-5, metadata=_TRANSFORMER)
     """Added to the variance (layernorm) or mean square (rmsnorm) inside the root."""
-    norm_order: Literal["pre", "post"] = "pre"
-    """pre normalises each sublayer's input and has a final norm; post normalises after each residual sum."""
-    residual: bool = True
+    norm_order: Literal["pre", "post"] = dataclasses.field(default="pre", metadata=_TRANSFORMER)
+    """pre: normalise the input of each sublayer, and once more before the head; post: normalise after each residual
+    sum."""
+    residual: bool = dataclasses.field(default=True, metadata=_TRANSFORMER)
     """Add each sublayer's input to its output."""
-    use_bias: bool = True
+    use_bias: bool = dataclasses.field(default=True, metadata=_TRANSFORMER)
     """Biases in linear layers and layer norms."""
-    qkv_bias: bool | None = None
-    """Biases of the query, key and value projections; None = use_bias."""
-    head_bias: bool = False
+    qkv_bias: bool | None = dataclasses.field(default=None, metadata=_TRANSFORMER)
+    """Biases in the query, key and value projections; None = use_bias."""
+    head_bias: bool = dataclasses.field(default=False, metadata=_EMBEDDING)
     """A bias in the vocabulary head (GPT-2 has none)."""
-    attention_out_proj: bool = True
-    """A linear layer after the heads are joined."""
+    attention_out_proj: bool = dataclasses.field(default=True, metadata=_TRANSFORMER)
+    """A linear layer after the heads are concatenated."""
     init: Literal["gpt2", "normal", "torch"] = "gpt2"
-    """gpt2: N(0, 0.02), residual projections scaled by 1/sqrt(2L); normal: N(0, 0.02); torch: PyTorch's defaults.
-    Recurrent cells and sinusoidal positions want torch: with 0.02 they begin to learn late."""
-    tie_embeddings: bool = True
-    """The vocabulary head is the embedding table, transposed."""
-    position: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
-    """How positions enter."""
-    rope_theta: float = 10000.0
-    """Base of the RoPE frequencies; like rope_layout read with position = "rope" alone."""
-    rope_layout: Literal["half", "interleaved"] = "half"
+    """Initialisation. gpt2: N(0, 0.02), with residual projections scaled by 1/sqrt(2L); normal: N(0, 0.02); torch:
+    PyTorch's defaults. Choose torch for recurrent cells and sinusoidal positions: with 0.02 they learn late."""
+    tie_embeddings: bool = dataclasses.field(default=True, metadata=_EMBEDDING)
+    """Use the transposed embedding table as the vocabulary head."""
+    position: Literal["learned", "sinusoidal", "rope", "none"] = dataclasses.field(
+        default="learned", metadata=_TRANSFORMER
+    )
+    """How the model knows positions: a learned table, sinusoids (both added to the embedding), RoPE, or not at all."""
+    rope_theta: float = dataclasses.field(default=10000.0, metadata=_TRANSFORMER)
+    """Base of the RoPE frequencies. It and rope_layout matter only with position = "rope"."""
+    rope_layout: Literal["half", "interleaved"] = dataclasses.field(default="half", metadata=_TRANSFORMER)
     """half rotates (x[:H/2], x[H/2:]) as Hugging Face does; interleaved rotates (x[2i], x[2i+1]) as Meta does."""
-    window: Window = None
-    """Keys a query sees, itself included; None = all. A tuple is cycled over the layers. (CMU 10-423's window w
-    means w/2 + 1 keys: its example w = 4 is window=3.)"""
-    kv_sharing: Literal["grouped", "mean_pooled", "summed_scores"] = "grouped"
-    """How G = N/K query heads share a key/value head. grouped: each attends with it; mean_pooled: N key/value heads are
-    projected and averaged in groups (parameters of full attention, cache of K heads); summed_scores: a group's scores
-    are added before one softmax, so there are K attention maps and K value heads."""
-    attention_score: Literal["dot", "multiplicative", "concat", "additive"] = "dot"
-    """dot: k^T q / sqrt(H); multiplicative: k^T W q / sqrt(H); concat: w^T [k; q]; additive: w^T tanh(W [k; q]); with
-    weights of each query head's own. (In concat the query's term cancels in the softmax, unless a soft cap comes
-    between.)"""
-    score_dim: int | None = None
+    window: Window = dataclasses.field(default=None, metadata=_TRANSFORMER)
+    """Sliding window: how many keys a query sees, itself included; None = all. A tuple is cycled over the layers.
+    (In CMU 10-423 a window w means w/2 + 1 keys: its example w = 4 is window=3.)"""
+    kv_sharing: Literal["grouped", "mean_pooled", "summed_scores"] = dataclasses.field(
+        default="grouped", metadata=_TRANSFORMER
+    )
+    """How G = N/K query heads share a key/value head. grouped: each query head attends with it; mean_pooled: N key and
+    value heads are projected, then averaged in groups (as many parameters as full attention, a cache of K heads);
+    summed_scores: the scores of a group are added before one softmax, so there are K attention maps."""
+    attention_score: Literal["dot", "multiplicative", "concat", "additive"] = dataclasses.field(
+        default="dot", metadata=_TRANSFORMER
+    )
+    """dot: k^T q / sqrt(H); multiplicative: k^T W q / sqrt(H); concat: w^T [k; q]; additive: w^T tanh(W [k; q]). Each
+    query head has its own weights. (In concat the query's term cancels in the softmax, unless there is a soft cap.)"""
+    score_dim: int | None = dataclasses.field(default=None, metadata=_TRANSFORMER)
     """Width of the additive score's hidden layer; None = H."""
-    qk_norm: bool = False
-    """RMS norm over H of queries and keys, with learned scales, before positions are rotated in."""
-    attention_softcap: float | None = None
-    """c: scores become c tanh(scores / c)."""
+    qk_norm: bool = dataclasses.field(default=False, metadata=_TRANSFORMER)
+    """RMS norm of queries and keys over H, with learned scales, before RoPE."""
+    attention_softcap: float | None = dataclasses.field(default=None, metadata=_TRANSFORMER)
+    """Soft cap c of the scores: they become c tanh(scores / c)."""
     final_softcap: float | None = None
-    """c: logits become c tanh(logits / c)."""
-    dropout: float = 0.0
-    """Rate after the embedding sum and after each sublayer."""
-    attention_dropout: float = 0.0
-    """Rate on the attention weights."""
-    embedding_dropout: float = 0.0
-    """Rate at which whole word types vanish for a pass (Gal & Ghahramani 2016)."""
-    cell: Literal["elman", "lstm", "gru"] = "elman"
-    """Cell of the recurrent family; each has its biases."""
-    cell_activation: Literal["tanh", "relu", "slide"] = "tanh"
+    """Soft cap c of the logits: they become c tanh(logits / c)."""
+    dropout: float = dataclasses.field(default=0.0, metadata=_EMBEDDING)
+    """Dropout rate after the embedding sum and after each sublayer."""
+    attention_dropout: float = dataclasses.field(default=0.0, metadata=_TRANSFORMER)
+    """Dropout rate on the attention weights."""
+    embedding_dropout: float = dataclasses.field(default=0.0, metadata=_EMBEDDING)
+    """Dropout rate on whole word types: a dropped one is zero wherever it occurs (Gal & Ghahramani 2016)."""
+    cell: Literal["elman", "lstm", "gru"] = dataclasses.field(default="elman", metadata=_RECURRENT)
+    """Cell of the recurrent family. Every cell has biases."""
+    cell_activation: Literal["tanh", "relu", "slide"] = dataclasses.field(default="tanh", metadata=_RECURRENT)
     """Activation of the Elman cell; slide(a) = min(1, max(0, a))."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the activations. float64 needs JAX_ENABLE_X64=1."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the parameters."""
-    attention_impl: Literal["auto", "reference", "local", "cudnn"] = "auto"
-    """Which implementation computes attention; the result is the same. reference: the whole T x T mask; local: windowed
-    layers in blocks, time and memory O(T W), the others as with reference; auto: local where it is faster; cudnn: the
-    fused kernel of an NVIDIA GPU (bfloat16, no attention dropout, no score variants; training only, cached decoding
-    uses auto)."""
-    scan_layers: bool = False
-    """One compiled block scanned over stacked parameters: compiles faster when deep."""
-    remat: bool = False
+    attention_impl: Literal["auto", "reference", "local", "cudnn"] = dataclasses.field(
+        default="auto", metadata=_TRANSFORMER
+    )
+    """Which implementation computes attention; the result is the same. reference: with the whole T x T mask; local:
+    windowed layers in blocks, in time and memory O(T W); auto: local where it is faster, else reference; cudnn: the
+    fused kernel of an NVIDIA GPU (bfloat16, no attention dropout, no score variants; cached decoding uses auto)."""
+    scan_layers: bool = dataclasses.field(default=False, metadata=_LAYERED)
+    """Compile one block and scan it over stacked parameters: deep models compile faster."""
+    remat: bool = dataclasses.field(default=False, metadata=_LAYERED)
     """Recompute each block in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
@@ -195,7 +204,7 @@ class ModelConfig(Validated):
     def _check_fields_of_family(self) -> None:
         idle = [f"{name} = {getattr(self, name)!r}" for name in idle_fields(self, self.family)]
         if idle:
-            raise UserError(f"family = {self.family!r} does not read {', '.join(idle)}: leave that out")
+            raise UserError(f"family = {self.family!r} does not read {', '.join(idle)}: leave it out")
         if self.cell_activation != "tanh" and self.cell != "elman":
             raise UserError(
                 f"cell_activation = {self.cell_activation!r} is for cell = 'elman', not {self.cell!r}: leave it out"
@@ -239,17 +248,30 @@ class ModelConfig(Validated):
 
     @property
     def has_position_table(self) -> bool:
-        """Whether positions come from a learned table, which ends at max_seq_len."""
+        """Whether positions come from a learned table, so that the model ends at max_seq_len."""
         return self.family == "transformer" and self.position == "learned"
+
+    def within_reach(self, num_tokens: int) -> int:
+        """How many of `num_tokens` the model has positions for: all, but at most max_seq_len with a learned table."""
+        return min(num_tokens, self.max_seq_len) if self.has_position_table else num_tokens
+
+    def check_reach(self, num_tokens: int, fix: str = "give fewer") -> None:
+        """Refuses more tokens than a learned position table has places; other models read any number.
+
+        Args:
+          fix: what the user can do, besides using a model with other positions.
+        """
+        if self.within_reach(num_tokens) < num_tokens:
+            raise UserError(
+                f"{num_tokens} tokens are beyond the learned position table, max_seq_len = {self.max_seq_len}: "
+                f"{fix}, or use a model with other positions"
+            )
 
 
 def idle_fields(cfg: ModelConfig, family: str) -> dict[str, Any]:
-    """The fields of a config that a family does not read and that are not at their default, with that default."""
-    fields = {field.name: field.default for field in dataclasses.fields(cfg)}
-    read = {
-        "transformer": fields.keys() - {"cell", "cell_activation"},
-        "bigram": _EVERY_FAMILY,
-        "embedding_bigram": _EVERY_FAMILY | _WITH_EMBEDDING,
-        "recurrent": _EVERY_FAMILY | _WITH_EMBEDDING | _WITH_CELLS,
-    }[family]
-    return {name: fields[name] for name in fields if name not in read and getattr(cfg, name) != fields[name]}
+    """The fields that a family does not read and that a config sets to other values, with their defaults."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(cfg)
+        if family not in field.metadata.get("read_by", (family,)) and getattr(cfg, field.name) != field.default
+    }

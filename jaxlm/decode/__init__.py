@@ -1,1 +1,1 @@
-"""Continuing, scoring and searching texts with a trained model."""
+"""Generating text with a model, scoring it, and searching for the best."""

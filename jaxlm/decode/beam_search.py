@@ -7,10 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlm.decode.prefill import apply_cached, capacities, start
-from jaxlm.decode.request import Request, power_of_two
+from jaxlm.config import SamplingParams
+from jaxlm.decode.capacity import cache_capacities, plan_capacity, power_of_two
+from jaxlm.decode.checks import check_count
+from jaxlm.decode.prefill import apply_cached, start
+from jaxlm.decode.request import check_prompts
 from jaxlm.errors import UserError
 from jaxlm.model.cache import Cache
 from jaxlm.model.layer_stack import unrolled
@@ -19,7 +23,7 @@ from jaxlm.types import Params, Tokens
 
 
 class Beams(NamedTuple):
-    """What `beam_search` found, W hypotheses a prompt, best first.
+    """The result of `beam_search`: W hypotheses for each prompt, best first.
 
     tokens: [B, W, n] int32; slots after a stop token hold it again.
     scores: [B, W] log-probability in nats over length ** length_penalty; -inf where there are fewer hypotheses.
@@ -31,15 +35,27 @@ class Beams(NamedTuple):
     lengths: Int[Array, "B W"]
 
 
+class Hypotheses(NamedTuple):
+    """Continuations of each prompt, best first; -inf in `scores` marks an empty place."""
+
+    tokens: Int[Array, "B W places"]
+    scores: Float[Array, "B W"]
+
+
 class _State(NamedTuple):
-    """The search after `step` tokens: live hypotheses by log-probability, finished ones by score."""
+    """The search after `step` new tokens.
+
+    cache: row b * W + w belongs to live hypothesis w of prompt b.
+    token: the last token of each live hypothesis, which the next step feeds.
+    live: hypotheses without a stop token, by log-probability. Places from `step` on hold what was there last.
+    finished: the best hypotheses that have ended with the stop token, by score (with the length penalty).
+    step: new tokens of each live hypothesis.
+    """
 
     cache: Cache
     token: Int[Array, "B W"]
-    live: Int[Array, "B W places"]
-    log_probs: Float[Array, "B W"]
-    finished: Int[Array, "B W places"]
-    scores: Float[Array, "B W"]
+    live: Hypotheses
+    finished: Hypotheses
     step: Int[Array, ""]
 
 
@@ -54,50 +70,43 @@ def beam_search(
     stop_token: int | None = None,
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
 ) -> Beams:
-    """The `beam_width` likeliest continuations that a beam search finds, each ended by the stop token or n long.
+    """The `beam_width` best continuations that a beam search finds, each ended by the stop token or n tokens long.
 
-    Each step extends the W live hypotheses and keeps, of the 2 W likeliest extensions, those that end with the stop
-    token among the W best finished ones, and the W likeliest others live. A hypothesis of m tokens (its stop token
-    included) scores log-probability / m ** length_penalty: 0 ranks by probability, more favours longer texts. At the
-    end live ones compete with finished ones; the search stops before when none of them could win.
+    Each step extends the W live hypotheses by every token and keeps the 2 W likeliest extensions. Those that end with
+    the stop token compete for a place among the W best finished hypotheses; the W likeliest others stay live. (At most
+    W of the 2 W can end, one for each live hypothesis, so W live ones remain.) A hypothesis of m tokens, its stop
+    token included, scores log-probability / m ** length_penalty: 0 ranks by probability, more favours longer texts.
+    At the end live hypotheses compete with finished ones; the search stops earlier when none of them could win.
 
     Raises:
-      UserError: as `jaxlm.generate`; a width or penalty out of range; a learned table that the tokens pass.
+      UserError: as `jaxlm.generate`; a width or penalty out of range; more tokens than a learned position table has.
 
     Source: Wu et al. 2016, https://arxiv.org/abs/1609.08144, section 7; the penalty is that of transformers.
     """
-    if beam_width < 1 or not 0 <= length_penalty < float("inf"):
-        raise UserError(
-            f"beam_width = {beam_width}, length_penalty = {length_penalty}: give a width of at least 1, a penalty of "
-            "at least 0"
-        )
-    request = Request(
-        model.cfg,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        key=jax.random.key(0),
-        temperature=0,
-        num_samples=beam_width,
-        stop_token=stop_token,
-        prompt_lengths=prompt_lengths,
-        on_overflow="error" if model.cfg.has_position_table else "continue",
-    )
+    check_count("beam_width", beam_width)
+    if not 0 <= length_penalty < float("inf"):
+        raise UserError(f"length_penalty = {length_penalty}: give a finite number of at least 0")
+    options = SamplingParams(max_new_tokens=max_new_tokens, stop_token=stop_token)
+    options.check_vocabulary(model.cfg.vocab_size)
+    prompts = check_prompts(model.cfg.vocab_size, prompt, prompt_lengths, num_samples=beam_width)
+    plan = plan_capacity(model.cfg, prompts.longest, max_new_tokens, on_overflow="roll")
     model, params = unrolled(model, params)
-    begin = start(model, params, request, capacities(model, params, request)[-1])
-    tokens, scores = _search(
+    capacity = cache_capacities(model.cfg, params, prompts.rows, prompts.longest, plan)[-1]
+    begin = start(model, params, prompts, capacity)
+    stop = np.asarray(-1 if stop_token is None else stop_token, np.int32)
+    best = _search(
         model,
         params,
         begin.cache,
         begin.token,
         np.asarray(length_penalty, np.float64),
-        request.settings.stop_token,
+        stop,
         max_new_tokens,
         places=power_of_two(max_new_tokens),
         width=beam_width,
     )
-    tokens = tokens[:, :, :max_new_tokens]
-    lengths = jnp.cumprod(tokens != request.settings.stop_token, axis=-1).sum(axis=-1)
-    return Beams(tokens, scores, lengths)
+    tokens = best.tokens[:, :, :max_new_tokens]
+    return Beams(tokens, best.scores, jnp.cumprod(tokens != stop, axis=-1).sum(axis=-1))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "places", "width"))
@@ -112,53 +121,57 @@ def _search(
     *,
     places: int,
     width: int,
-) -> tuple[Int[Array, "B W places"], Float[Array, "B W"]]:
+) -> Hypotheses:
+    """The best hypotheses of up to `steps` tokens, in `places` >= steps: other lengths share the program.
+
+    Args:
+      cache, token: of R = B * W rows, the W of a prompt alike.
+    """
     vocab_size = model.cfg.vocab_size
-    candidates = min(2 * width, width * vocab_size)
     dtype = jnp.promote_types(model.cfg.dtype, jnp.float32)
     batch = token.shape[0] // width
 
-    def scored(log_probs: Float[Array, "B some"], length: Int[Array, ""] | int) -> Float[Array, "B some"]:
+    def with_penalty(log_probs: Float[Array, "B some"], length: Int[Array, ""] | int) -> Float[Array, "B some"]:
         return log_probs / jnp.asarray(length, dtype) ** penalty.astype(dtype)
 
-    def best(
-        kept: tuple[Int[Array, "B W places"], Float[Array, "B W"]],
-        new: tuple[Int[Array, "B some places"], Float[Array, "B some"]],
-    ) -> tuple[Int[Array, "B W places"], Float[Array, "B W"]]:
-        texts, scores = (jnp.concatenate(pair, axis=1) for pair in zip(kept, new, strict=True))
-        scores, which = jax.lax.top_k(scores, width)
-        return jnp.take_along_axis(texts, which[..., None], axis=1), scores
+    def best_of(kept: Hypotheses, new: Hypotheses) -> Hypotheses:
+        tokens, scores = (jnp.concatenate(pair, axis=1) for pair in zip(kept, new, strict=True))
+        scores, chosen = jax.lax.top_k(scores, width)
+        return Hypotheses(jnp.take_along_axis(tokens, chosen[..., None], axis=1), scores)
 
     def extend(state: _State) -> _State:
-        logits, cache = apply_cached(model, params, state.token.reshape(-1), state.cache)
-        log_probs = jax.nn.log_softmax(logits).reshape(batch, width, vocab_size)
-        log_probs = (log_probs + state.log_probs[..., None]).reshape(batch, -1)
-        log_probs, which = jax.lax.top_k(log_probs, candidates)
-        parent, token = which // vocab_size, (which % vocab_size).astype(jnp.int32)
-        texts = jnp.take_along_axis(state.live, parent[..., None], axis=1)
-        texts = jnp.where(
-            jnp.arange(places)[None, None] >= state.step, token[..., None], texts
-        )  # a stop token fills up
-        stopped = token == stop_token
-        finished, scores = best(
-            (state.finished, state.scores),
-            (texts, jnp.where(stopped, scored(log_probs, state.step + 1), -jnp.inf)),
+        logits, cache = apply_cached(model, params, rearrange(state.token, "B W -> (B W)"), state.cache)
+        log_probs = rearrange(jax.nn.log_softmax(logits), "(B W) V -> B W V", W=width) + state.live.scores[..., None]
+        # The likeliest of all W * V extensions of a prompt: which hypothesis each extends, and by which token.
+        log_probs, extension = jax.lax.top_k(
+            rearrange(log_probs, "B W V -> B (W V)"), min(2 * width, width * vocab_size)
         )
-        log_probs, which = jax.lax.top_k(jnp.where(stopped, -jnp.inf, log_probs), width)
-        pick = functools.partial(jnp.take_along_axis, indices=which, axis=1)
-        rows = (jnp.arange(batch)[:, None] * width + pick(parent)).reshape(-1)
+        parent, token = extension // vocab_size, (extension % vocab_size).astype(jnp.int32)
+        tokens = jnp.take_along_axis(state.live.tokens, parent[..., None], axis=1)
+        # The new token fills all places from here on: later ones overwrite it, and a stop token is to be repeated.
+        tokens = jnp.where(jnp.arange(places)[None, None] >= state.step, token[..., None], tokens)
+        stops = token == stop_token
+        scores = jnp.where(stops, with_penalty(log_probs, state.step + 1), -jnp.inf)
+        finished = best_of(state.finished, Hypotheses(tokens, scores))
+        log_probs, chosen = jax.lax.top_k(jnp.where(stops, -jnp.inf, log_probs), width)
+        choose = functools.partial(jnp.take_along_axis, indices=chosen, axis=1)
+        # A hypothesis goes on from its parent's cache; one parent may have several children, another none.
+        rows = rearrange(jnp.arange(batch)[:, None] * width + choose(parent), "B W -> (B W)")
         cache = jax.tree.map(lambda leaf: leaf[rows], cache)
-        live = jnp.take_along_axis(texts, which[..., None], axis=1)
-        return _State(cache, pick(token), live, log_probs, finished, scores, state.step + 1)
+        live = Hypotheses(jnp.take_along_axis(tokens, chosen[..., None], axis=1), log_probs)
+        return _State(cache, choose(token), live, finished, state.step + 1)
 
-    def hopeful(state: _State) -> Bool[Array, ""]:
-        possible = scored(state.log_probs[:, :1], steps)  # a log-probability only falls, its divisor is at most this
-        return (state.step < steps) & jnp.any(possible > state.scores[:, -1:])
+    def may_improve(state: _State) -> Bool[Array, ""]:
+        # A log-probability (at most 0) only falls, and is divided by at most steps ** penalty: this bounds the score
+        # of everything that the best live hypothesis can become.
+        bound = with_penalty(state.live.scores[:, :1], steps)
+        return (state.step < steps) & jnp.any(bound > state.finished.scores[:, -1:])
 
-    texts = jnp.zeros((batch, width, places), jnp.int32)
-    nothing = jnp.full((batch, width), -jnp.inf, dtype)
-    one = nothing.at[:, 0].set(0.0)  # all begin alike: a single one is extended
-    state = _State(cache, token.reshape(batch, width), texts, one, texts, nothing, jnp.int32(0))
-    state = jax.lax.while_loop(hopeful, extend, state)
-    complete = jnp.where(state.step == steps, scored(state.log_probs, steps), -jnp.inf)
-    return best((state.finished, state.scores), (state.live, complete))
+    none = Hypotheses(jnp.zeros((batch, width, places), jnp.int32), jnp.full((batch, width), -jnp.inf, dtype))
+    # All W rows of a prompt begin alike. Only one may be extended, or the beam would hold each continuation W times.
+    first = Hypotheses(none.tokens, none.scores.at[:, 0].set(0.0))
+    state = _State(cache, rearrange(token, "(B W) -> B W", W=width), first, none, jnp.int32(0))
+    state = jax.lax.while_loop(may_improve, extend, state)
+    # Where the search stopped early, live hypotheses are too short to be an answer (and could not have won).
+    scores = jnp.where(state.step == steps, with_penalty(state.live.scores, steps), -jnp.inf)
+    return best_of(state.finished, Hypotheses(state.live.tokens, scores))

@@ -1,7 +1,7 @@
-"""From logits to a token: penalty, filters, draw.
+"""From logits to a token: penalty, filters, random choice.
 
-What is compiled in (`Rules`) is apart from the values (`Settings`), so that another temperature or top-k needs no
-other program.
+Which filters act (`FilterFlags`) is compiled in; their values (`FilterValues`) are arrays, so that another temperature
+or top-k needs no other program.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,14 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxlm.config import SamplingParams
+from jaxlm.decode.capacity import power_of_two
+
 TOP_P_CEILING = 1024
 """Top-p looks among this many of the likeliest tokens first: sorting 50,257 takes 20 times as long (docs/log.md)."""
 
 
-class Rules(NamedTuple):
+class FilterFlags(NamedTuple):
     """Which filters act; hashable, part of what a program is compiled for."""
 
     greedy: bool = False
@@ -27,9 +30,23 @@ class Rules(NamedTuple):
     repetition_penalty: bool = False
     forbidden: bool = False
 
+    @classmethod
+    def of(cls, sampling: SamplingParams, vocab_size: int) -> "FilterFlags":
+        """The filters that change anything. A top-k's ceiling is a power of two: near values share a program."""
+        is_greedy, top_p = sampling.temperature == 0, sampling.top_p
+        top_k = None if is_greedy or sampling.top_k is None or sampling.top_k >= vocab_size else sampling.top_k
+        return cls(
+            greedy=is_greedy,
+            top_k_ceiling=None if top_k is None else min(power_of_two(top_k), vocab_size),
+            top_p=not is_greedy and top_p is not None and top_p < 1,
+            min_p=not is_greedy and sampling.min_p is not None,
+            repetition_penalty=sampling.repetition_penalty != 1,
+            forbidden=len(sampling.forbidden_tokens) > 0,
+        )
 
-class Settings(NamedTuple):
-    """The values of the filters: arrays, so that a program serves them all."""
+
+class FilterValues(NamedTuple):
+    """The values of the filters, as arrays: one program serves them all. Values of filters that are off are unused."""
 
     temperature: Float[Array | np.ndarray, ""]
     top_k: Int[Array | np.ndarray, ""]
@@ -40,76 +57,93 @@ class Settings(NamedTuple):
     stop_token: Int[Array | np.ndarray, ""]
     """-1 = none."""
 
+    @classmethod
+    def of(cls, sampling: SamplingParams, vocab_size: int) -> "FilterValues":
+        """The values that a request asks for, floats in float64: the program rounds them to the type of the logits."""
+        forbidden = np.zeros(vocab_size, bool)
+        forbidden[list(sampling.forbidden_tokens)] = True
+        return cls(
+            temperature=np.asarray(sampling.temperature or 1.0, np.float64),
+            top_k=np.asarray(sampling.top_k or 1, np.int32),
+            top_p=np.asarray(1.0 if sampling.top_p is None else sampling.top_p, np.float64),
+            min_p=np.asarray(sampling.min_p or 0.0, np.float64),
+            repetition_penalty=np.asarray(sampling.repetition_penalty, np.float64),
+            forbidden=forbidden,
+            stop_token=np.asarray(-1 if sampling.stop_token is None else sampling.stop_token, np.int32),
+        )
 
-def choose(
+
+def sample_token(
     logits: Float[Array, "R V"],
     noise: Float[Array, "R V"] | None,
     seen: Bool[Array, "R V"] | None,
-    rules: Rules,
-    settings: Settings,
+    flags: FilterFlags,
+    values: FilterValues,
 ) -> Int[Array, " R"]:
-    """The token of each row: the likeliest after penalty and forbidden tokens if greedy, else a draw after all filters.
+    """The next token of each row.
 
     Args:
-      noise: standard Gumbel noise, with which the argmax is a draw from the softmax (`jax.random.categorical`).
+      noise: standard Gumbel noise. The argmax of logits + noise is a draw from their softmax, the same that
+        `jax.random.categorical` makes of the noise's key. None = greedy: the likeliest token that is not forbidden.
       seen: the tokens in each row's past, where a repetition penalty acts.
     """
-    logits = penalise(logits, seen, rules, settings)
+    logits = penalise(logits, seen, flags, values)
     if noise is not None:
-        logits = filter_logits(logits / settings.temperature.astype(logits.dtype), rules, settings) + noise
+        logits = filter_logits(logits / values.temperature.astype(logits.dtype), flags, values) + noise
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def penalise(
-    logits: Float[Array, "R V"], seen: Bool[Array, "R V"] | None, rules: Rules, settings: Settings
+    logits: Float[Array, "R V"], seen: Bool[Array, "R V"] | None, flags: FilterFlags, values: FilterValues
 ) -> Float[Array, "R V"]:
-    """Logits, those of tokens seen before divided by the penalty (times it, below 0), forbidden ones at -inf.
+    """The logits with the penalty on tokens seen before (positive logits divided by it, negative ones multiplied), and
+    -inf for forbidden tokens.
 
     Source of the penalty: Keskar et al. 2019, CTRL, https://arxiv.org/abs/1909.05858, section 4.1; negative logits as
     in transformers.
     """
-    if seen is not None and rules.repetition_penalty:
-        penalty = settings.repetition_penalty.astype(logits.dtype)
+    if seen is not None and flags.repetition_penalty:
+        penalty = values.repetition_penalty.astype(logits.dtype)
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
-    if rules.forbidden:
-        logits = jnp.where(settings.forbidden[None], -jnp.inf, logits)
+    if flags.forbidden:
+        logits = jnp.where(values.forbidden[None], -jnp.inf, logits)
     return logits
 
 
-def filter_logits(logits: Float[Array, "R V"], rules: Rules, settings: Settings) -> Float[Array, "R V"]:
-    """-inf for what top-k, then top-p, then min-p leave out; ties with the last one kept stay in.
+def filter_logits(logits: Float[Array, "R V"], flags: FilterFlags, values: FilterValues) -> Float[Array, "R V"]:
+    """The logits with -inf for tokens that top-k, then top-p, then min-p leave out; ties with the last kept stay in.
 
     top-k keeps the k largest; top-p (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751) the fewest largest whose
     probabilities among those left reach p; min-p (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082) those at least
     min_p times as probable as the likeliest.
     """
     vocab_size = logits.shape[-1]
-    head = logits
-    if rules.top_k_ceiling is not None or rules.top_p:
-        head = jax.lax.top_k(logits, min(rules.top_k_ceiling or TOP_P_CEILING, vocab_size))[0]
-    if rules.top_k_ceiling is not None:
-        last = jnp.take_along_axis(head, jnp.broadcast_to(settings.top_k - 1, (len(head), 1)), axis=-1)
+    head = logits  # the largest logits of each row in order: all that top-k needs, and nearly always enough for top-p
+    if flags.top_k_ceiling is not None or flags.top_p:
+        head = jax.lax.top_k(logits, min(flags.top_k_ceiling or TOP_P_CEILING, vocab_size))[0]
+    if flags.top_k_ceiling is not None:
+        last = jnp.take_along_axis(head, jnp.broadcast_to(values.top_k - 1, (len(head), 1)), axis=-1)
         logits, head = (jnp.where(x >= last, x, -jnp.inf) for x in (logits, head))
-    if rules.top_p:
+    if flags.top_p:
         total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        top_p = settings.top_p.astype(logits.dtype)
+        top_p = values.top_p.astype(logits.dtype)
 
         def last_kept(ordered: Float[Array, "R ordered"]) -> Float[Array, "R 1"]:
             probs = jnp.exp(ordered - total)
-            before = jnp.cumsum(probs, axis=-1) - probs  # what stands before has not reached top_p
+            before = jnp.cumsum(probs, axis=-1) - probs  # a token stays where those before it do not reach top_p
             kept = ((before < top_p) & (ordered > -jnp.inf)).at[:, 0].set(True)  # also where top_p is 0 in float32
             return jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
 
-        if rules.top_k_ceiling is not None or head.shape[-1] == vocab_size:
+        if flags.top_k_ceiling is not None or head.shape[-1] == vocab_size:
             last = last_kept(head)
-        else:  # the likeliest nearly always reach top_p; where a row's do not, sort them all
+        else:  # the first TOP_P_CEILING nearly always reach top_p; where those of some row do not, all are sorted
             enough = jnp.all(jnp.exp(head - total).sum(axis=-1) >= top_p)
             last = jax.lax.cond(
                 enough, lambda: last_kept(head), lambda: last_kept(jnp.sort(logits, axis=-1, descending=True))
             )
         logits = jnp.where(logits >= last, logits, -jnp.inf)
-    if rules.min_p:
-        least = logits.max(axis=-1, keepdims=True) + jnp.log(settings.min_p.astype(logits.dtype))
+    if flags.min_p:
+        least = logits.max(axis=-1, keepdims=True) + jnp.log(values.min_p.astype(logits.dtype))
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     return logits
 
@@ -117,7 +151,7 @@ def filter_logits(logits: Float[Array, "R V"], rules: Rules, settings: Settings)
 def gumbel_noise(
     row_keys: Key[Array, " R"], step: Int[Array, ""], count: int, vocab_size: int, dtype: DTypeLike
 ) -> Float[Array, "count R V"]:
-    """The noise of `count` steps from `step` on: row r takes that of fold_in(row_keys[r], step) for its draw."""
+    """The noise of `count` steps from `step` on: at step i, row r has that of fold_in(row_keys[r], i)."""
 
     def one(row_key: Key[Array, ""], step: Int[Array, ""]) -> Float[Array, " V"]:
         return jax.random.gumbel(jax.random.fold_in(row_key, step), (vocab_size,), dtype)

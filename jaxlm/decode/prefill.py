@@ -6,28 +6,27 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlm.decode.request import Request, power_of_two
-from jaxlm.model.cache import Cache, grow_cache, init_cache
+from jaxlm.decode.capacity import MIN_BUCKET, power_of_two
+from jaxlm.decode.request import Prompts
+from jaxlm.model.cache import Cache, grow_cache
 from jaxlm.model.layers import LanguageModel
-from jaxlm.types import Params, Tokens, tree_bytes
+from jaxlm.types import Params, Tokens
 
 PREFILL = 512
-"""Prompt tokens run at once; longer prompts go through in pieces."""
-
-
-MIN_BUCKET = 16
+"""Prompt tokens run at once; longer prompts go through in pieces, so that no program is wider."""
 
 
 class State(NamedTuple):
-    """What a step takes and leaves.
+    """What a step of cached decoding takes and returns.
 
-    cache: what came before `token`.
-    token: [R] the token each row feeds next.
+    cache: all that came before `token`.
+    token: [R] the token that each row feeds next.
     seen: [R, V] the tokens in each row's past; None without a repetition penalty.
-    done: [R] rows that drew the stop token.
-    step: [] which new token comes next, 0 = the first.
+    done: [R] rows that have their stop token.
+    step: [] index of the next new token, 0 = the first.
     """
 
     cache: Cache
@@ -37,28 +36,35 @@ class State(NamedTuple):
     step: Int[Array, ""]
 
 
-def start(model: LanguageModel, params: Params, request: Request, capacity: int) -> State:
-    """Runs all but the last token of each prompt into a new cache; every sample of a prompt gets a copy of it."""
-    ids, fed = request.ids, request.lengths - 1
-    cache = _empty(model, len(ids), capacity)
+def start(model: LanguageModel, params: Params, prompts: Prompts, capacity: int, with_seen: bool = False) -> State:
+    """The state before the first new token: every prompt is run once, and each of its samples gets a copy of its cache.
+
+    All but the last token of each prompt go into the cache. The last one is the first that a step feeds, so the first
+    new token is computed by the same program as the others.
+
+    Args:
+      with_seen: also note the prompt's tokens, for a repetition penalty.
+    """
+    ids, fed = prompts.ids, prompts.lengths - 1
+    cache = _empty_cache(model, len(ids), capacity)
     for begin in range(0, int(fed.max()), PREFILL):
-        width = min(PREFILL, max(MIN_BUCKET, power_of_two(int(fed.max()) - begin)))
-        if model.cfg.has_position_table:
-            width = min(width, model.cfg.max_seq_len)
-        piece = np.zeros((len(ids), width), np.int32)
-        some = ids[:, begin : begin + width]
-        piece[:, : some.shape[1]] = some
-        cache = _prefill(model, params, cache, piece, np.clip(fed - begin, 0, width))
-    if request.num_samples > 1:
-        cache = _repeat(cache, request.num_samples)
+        # Widths are powers of two, so that prompts of similar length share a program.
+        width = model.cfg.within_reach(min(PREFILL, max(MIN_BUCKET, power_of_two(int(fed.max()) - begin))))
+        padded = np.zeros((len(ids), width), np.int32)
+        piece = ids[:, begin : begin + width]
+        padded[:, : piece.shape[1]] = piece
+        # Of a shorter row, less or nothing of this piece is real: the model leaves padding out of the cache.
+        cache = _prefill(model, params, cache, padded, np.clip(fed - begin, 0, width))
+    if prompts.num_samples > 1:
+        cache = _repeat_rows(cache, prompts.num_samples)
     seen = None
-    if request.rules.repetition_penalty:
-        of_prompt = np.zeros((len(ids), model.cfg.vocab_size), bool)
-        for row, length in enumerate(request.lengths):
-            of_prompt[row, ids[row, :length]] = True
-        seen = jnp.asarray(np.repeat(of_prompt, request.num_samples, axis=0))
-    last = np.repeat(ids[np.arange(len(ids)), fed], request.num_samples)
-    return State(cache, jnp.asarray(last), seen, jnp.zeros(request.rows, bool), jnp.int32(0))
+    if with_seen:
+        in_prompt = np.zeros((len(ids), model.cfg.vocab_size), bool)
+        for row, length in enumerate(prompts.lengths):
+            in_prompt[row, ids[row, :length]] = True
+        seen = jnp.asarray(repeat(in_prompt, "B V -> (B samples) V", samples=prompts.num_samples))
+    last = repeat(ids[np.arange(len(ids)), fed], "B -> (B samples)", samples=prompts.num_samples)
+    return State(cache, jnp.asarray(last), seen, jnp.zeros(prompts.rows, bool), jnp.int32(0))
 
 
 def apply_cached(
@@ -69,31 +75,10 @@ def apply_cached(
     return logits[:, 0], cache
 
 
-def capacities(model: LanguageModel, params: Params, request: Request) -> list[int]:
-    """The capacities to go through: powers of two, each twice the one before, and the last that is needed.
-
-    A cache smaller than the weights is not worth a program of its own, so the first is at least so large.
-    """
-    cfg, needed = model.cfg, request.longest + request.cached_steps - 1
-    if cfg.family != "transformer":
-        return [1]
-    last = request.context
-    if not request.overflows:
-        last = power_of_two(max(needed, MIN_BUCKET))
-        if cfg.has_position_table:
-            last = min(last, cfg.max_seq_len)
-
-    def cache_size(capacity: int) -> int:
-        return tree_bytes(jax.eval_shape(functools.partial(init_cache, cfg, request.rows, capacity)))
-
-    first, weights = power_of_two(max(request.longest, MIN_BUCKET)), tree_bytes(params)
-    while first < last and cache_size(min(2 * first, last)) <= weights:
-        first *= 2
-    sizes = []
-    while first < last:
-        sizes.append(first)
-        first *= 2
-    return [*sizes, last]
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
+def grow(model: LanguageModel, cache: Cache, capacity: int) -> Cache:
+    """A copy of the cache with more slots, compiled."""
+    return grow_cache(model.cfg, cache, capacity)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
@@ -102,15 +87,10 @@ def _prefill(model: LanguageModel, params: Params, cache: Cache, ids: Tokens, le
 
 
 @functools.partial(jax.jit, static_argnames=("model", "batch_size", "capacity"))
-def _empty(model: LanguageModel, batch_size: int, capacity: int) -> Cache:
+def _empty_cache(model: LanguageModel, batch_size: int, capacity: int) -> Cache:
     return model.init_cache(batch_size, capacity)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "capacity"))
-def _grow(model: LanguageModel, cache: Cache, capacity: int) -> Cache:
-    return grow_cache(model.cfg, cache, capacity)
-
-
 @functools.partial(jax.jit, static_argnames="times")
-def _repeat(cache: Cache, times: int) -> Cache:
-    return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), cache)
+def _repeat_rows(cache: Cache, times: int) -> Cache:
+    return jax.tree.map(lambda leaf: repeat(leaf, "B ... -> (B times) ...", times=times), cache)

@@ -3,12 +3,13 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlm.decode.checks import check_ids
 from jaxlm.errors import UserError
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.loss import target_log_probs
 from jaxlm.types import Params, Tokens
 
 
@@ -24,11 +25,10 @@ def score(
     Raises:
       UserError: no targets, ids outside the vocabulary, weights of another shape, too many for a learned table.
     """
-    ids, vocab_size = np.asarray(tokens), model.cfg.vocab_size
+    ids = np.asarray(tokens)
     if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
         raise UserError(f"tokens has shape {ids.shape}: give [B, T] with B at least 1 and T at least 2")
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise UserError(f"tokens holds ids {ids.min()} to {ids.max()}: the vocabulary has 0 to {vocab_size - 1}")
+    check_ids("tokens", ids, model.cfg.vocab_size)
     targets = (len(ids), ids.shape[1] - 1)
     weights = np.ones(targets, np.float32) if weights is None else np.asarray(weights)
     if weights.shape != targets:
@@ -39,5 +39,4 @@ def score(
 @functools.partial(jax.jit, static_argnames="model")
 def _score(model: LanguageModel, params: Params, tokens: Tokens, weights: Float[Array, "B T1"]) -> Float[Array, " B"]:
     logits = model.apply({"params": params}, tokens[:, :-1])[0]
-    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
-    return (log_probs * weights).sum(axis=1)
+    return (target_log_probs(logits, tokens[:, 1:]) * weights).sum(axis=1)

@@ -1,17 +1,32 @@
-"""Tokens as they come, and rows that end with a string."""
+"""Tokens as they come, and rows that end with a stop string."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.decode.generate import blocks
-from jaxlm.decode.request import Block, Request
+from jaxlm.decode.generate import generate_blocks
+from jaxlm.decode.generation import TokenBlock
+from jaxlm.decode.request import request_from
+from jaxlm.decode.text_stream import TextStream
 from jaxlm.errors import UserError
 from jaxlm.model.layers import LanguageModel
 from jaxlm.types import Params, Tokens
+
+
+class Step(NamedTuple):
+    """One new token of every row.
+
+    tokens: [R] token ids; a row that is done has the stop token, or -1 where there is none.
+    log_probs: [R] log-probability of each in nats under the model itself; 0 where the row is done.
+    pieces: [R] text that this token makes certain; "" where the row is done.
+    """
+
+    tokens: Int[np.ndarray, " R"]
+    log_probs: Float[np.ndarray, " R"]
+    pieces: list[str]
 
 
 def stream(
@@ -25,40 +40,44 @@ def stream(
 ) -> Iterator[Int[np.ndarray, " R"]]:
     """The tokens of `generate`, one [R] array a step, as they come; it ends when every row is done.
 
-    A row is done after its stop token, or after the token with which its new text contains a stop string; it then
-    holds the stop token, or -1 where there is none. Tokens come in scans of up to 8 steps.
+    A row is done after its stop token, or after the token with which its new text contains a stop string; from then on
+    it holds the stop token, or -1 where there is none. Tokens come in scans of up to 8 steps.
 
     Args:
       stop_strings: texts that end a row; the last token may reach beyond one.
-      tokenizer: whose `decode` makes texts of tokens; needed for stop strings.
+      tokenizer: turns tokens into text, by its `decode`; needed for stop strings.
       arguments: those of `generate`, with its meaning and errors.
 
     Raises:
       UserError: as `generate`; stop strings without a tokenizer, or an empty one.
     """
-    request = Request(model.cfg, prompt, **arguments)
-    if stop_strings and (tokenizer is None or "" in stop_strings):
-        raise UserError(f"stop_strings = {list(stop_strings)!r}: give a tokenizer, and no empty string")
-    parts = blocks(model, params, request, 1)
-    return (tokens for tokens, _ in until_strings(request, parts, stop_strings, tokenizer))
+    request = request_from(model.cfg, prompt, **arguments)
+    texts: list[TextStream] = []
+    if stop_strings:
+        if tokenizer is None or "" in stop_strings:
+            raise UserError(f"stop_strings = {list(stop_strings)!r}: give a tokenizer, and no empty string")
+        texts = [TextStream(tokenizer.decode, stop_strings) for _ in range(request.prompts.rows)]
+    blocks = generate_blocks(model, params, request, 1)
+    return (step.tokens for step in steps_until_stop(blocks, int(request.values.stop_token), texts))
 
 
-def until_strings(
-    request: Request, parts: Iterable[Block], stop_strings: Sequence[str], tokenizer: Tokenizer | None
-) -> Iterator[tuple[Int[np.ndarray, " R"], Float[np.ndarray, " R"]]]:
-    """Each step's tokens and log-probabilities, rows ended by stop strings as by the stop token."""
-    stop = int(request.settings.stop_token)
-    done = np.zeros(request.rows, bool)
-    drawn: list[list[int]] = [[] for _ in range(request.rows)]
-    for part in parts:
-        for tokens, log_probs in zip(part.tokens.T, part.log_probs.T, strict=True):
-            tokens, log_probs = np.where(done, stop, tokens), np.where(done, 0, log_probs)
-            yield tokens, log_probs
-            done = done | (tokens == stop)
-            if stop_strings and tokenizer is not None:
-                for row in np.flatnonzero(~done):
-                    drawn[row].append(int(tokens[row]))
-                    text = tokenizer.decode(drawn[row])
-                    done[row] = any(string in text for string in stop_strings)
+def steps_until_stop(blocks: Iterable[TokenBlock], stop_token: int, texts: Sequence[TextStream] = ()) -> Iterator[Step]:
+    """The blocks step by step, until every row has its stop token or a stop string.
+
+    Args:
+      stop_token: -1 = none.
+      texts: the text of each row, which knows its stop strings; none = no stop strings, and no pieces.
+    """
+    done = np.array(False)
+    for block in blocks:
+        for tokens, log_probs in zip(block.tokens.T, block.log_probs.T, strict=True):
+            tokens, log_probs = np.where(done, stop_token, tokens), np.where(done, 0, log_probs)
+            at_stop_token = tokens == stop_token  # as it is in every row that is done
+            pieces = [""] * len(tokens)
+            for row, text in enumerate(texts):
+                if not at_stop_token[row]:
+                    pieces[row] = text.push(int(tokens[row]))
+            yield Step(tokens, log_probs, pieces)
+            done = at_stop_token | np.array([text.stopped for text in texts] or False)
             if done.all():
                 return

@@ -1,4 +1,4 @@
-"""Language models that judge texts: another run, or a Hugging Face folder."""
+"""Language models that score texts: a run, or a Hugging Face folder."""
 
 import json
 from collections.abc import Sequence
@@ -9,33 +9,33 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from jaxlm.data.tokenizer import prompt_ids
-from jaxlm.decode.request import power_of_two
+from jaxlm.decode.capacity import power_of_two
 from jaxlm.decode.score import score
 from jaxlm.errors import UserError
 from jaxlm.model.layers import LanguageModel
 from jaxlm.run.folder import Run, load_run
 from jaxlm.types import Params
 
-Judgement = tuple[Float[np.ndarray, " N"], Int[np.ndarray, " N"]]
-"""The log-probability of each text in nats, and its tokens."""
+TextScores = tuple[Float[np.ndarray, " N"], Int[np.ndarray, " N"]]
+"""The log-probability of each text in nats, and its length in tokens."""
 
 
 @runtime_checkable
-class Oracle(Protocol):
+class Scorer(Protocol):
     """A language model with a tokenizer of its own."""
 
-    def __call__(self, texts: Sequence[str]) -> Judgement:
-        """Judges each text. Its first token counts as certain where nothing precedes it."""
+    def __call__(self, texts: Sequence[str]) -> TextScores:
+        """Scores each text. Its first token counts as certain where nothing precedes it."""
 
 
-class RunOracle:
+class RunScorer:
     """A run of jaxlm; on transcripts <eos> precedes each text."""
 
     def __init__(self, run: Run, batch_size: int) -> None:
         self._run, self._batch_size = run, batch_size
 
-    def __call__(self, texts: Sequence[str]) -> Judgement:
-        """Judges each text, as the run's tokenizer encodes it."""
+    def __call__(self, texts: Sequence[str]) -> TextScores:
+        """Scores each text, as the run's tokenizer encodes it."""
         try:
             rows = [prompt_ids(text, self._run.tokenizer, "text") for text in texts]
             log_probs = row_log_probs(self._run.model, self._run.params, rows, self._batch_size)
@@ -44,10 +44,10 @@ class RunOracle:
         return log_probs, np.array([len(row) for row in rows])
 
 
-class HuggingFaceOracle:
+class HuggingFaceScorer:
     """A causal language model and its tokenizer, saved by Hugging Face's `save_pretrained`; on the CPU, in float32.
 
-    Where the tokenizer has a beginning-of-text token, that precedes each text; it adds no other special token.
+    Where the tokenizer has a beginning-of-text token, it precedes each text; no other special token is added.
     """
 
     def __init__(self, path: Path, batch_size: int) -> None:
@@ -60,30 +60,32 @@ class HuggingFaceOracle:
                 "pip install 'jaxlm[parity]'"
             ) from None
         transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()  # what is missing is refused below, in one line
+        transformers.utils.logging.set_verbosity_error()  # missing weights are refused below, in one line
         try:
             local = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 path, **local, dtype=torch.float32, output_loading_info=True
             )
-        except Exception as error:  # of whatever kind: a damaged file, unfit shapes, an unknown architecture
+        except Exception as error:  # of any kind: a damaged file, wrong shapes, an unknown architecture
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"oracle {path} cannot be loaded ({reason}): save its model and its tokenizer there"
             ) from None
-        model, how = loaded
-        if how["missing_keys"]:  # transformers fills them with random numbers
+        model, loading_info = loaded
+        if loading_info["missing_keys"]:  # transformers fills them with random numbers
+            missing = ", ".join(sorted(loading_info["missing_keys"]))
+            raise UserError(f"oracle {path} has no weights for {missing}: save a causal language model")
+        ids, embeddings = len(self._tokenizer), model.get_input_embeddings().weight.shape[0]
+        if ids > embeddings:
             raise UserError(
-                f"oracle {path} has no weights for {', '.join(sorted(how['missing_keys']))}: save a causal model"
+                f"oracle {path} has a tokenizer of {ids} ids but a model of {embeddings}: "
+                "save a model together with its own tokenizer"
             )
-        ids, rows = len(self._tokenizer), model.get_input_embeddings().weight.shape[0]
-        if ids > rows:
-            raise UserError(f"oracle {path} has a tokenizer of {ids} ids, a model of {rows}: save those of one model")
         self._path, self._model, self._batch_size = path, model.eval(), batch_size
 
-    def __call__(self, texts: Sequence[str]) -> Judgement:
-        """Judges each text, as the model's own tokenizer encodes it."""
+    def __call__(self, texts: Sequence[str]) -> TextScores:
+        """Scores each text, as the model's own tokenizer encodes it."""
         import torch
 
         rows = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
@@ -92,7 +94,9 @@ class HuggingFaceOracle:
         longest = max(map(len, rows))
         most = getattr(self._model.config, "max_position_embeddings", None)
         if most is not None and longest > most:
-            raise UserError(f"oracle {self._path} reads at most {most} tokens, a text has {longest}: give another one")
+            raise UserError(
+                f"oracle {self._path} reads at most {most} tokens, but a text has {longest}: give another model"
+            )
         log_probs = np.zeros(len(rows))
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         for start in range(0, len(order), self._batch_size):
@@ -104,26 +108,26 @@ class HuggingFaceOracle:
                 real[place, : len(rows[row])] = 1
             with torch.inference_mode():
                 logits = self._model(input_ids=tokens, attention_mask=real).logits[:, :-1].float()
-                chosen = logits.gather(-1, tokens[:, 1:, None])[..., 0] - logits.logsumexp(-1)
-            log_probs[batch] = (chosen.double() * real[:, 1:]).sum(-1).numpy()
+                per_token = logits.gather(-1, tokens[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+            log_probs[batch] = (per_token.double() * real[:, 1:]).sum(-1).numpy()
         return log_probs, np.array([len(row) for row in rows])
 
 
-def load_oracle(path: Path, batch_size: int) -> Oracle:
-    """The model a folder holds: a run that `jaxlm train` made, or one that Hugging Face's `save_pretrained` wrote.
+def load_scorer(path: Path, batch_size: int) -> Scorer:
+    """The model in a folder: a run that `jaxlm train` made, or what Hugging Face's `save_pretrained` wrote.
 
     Raises:
-      UserError: it is neither, or cannot be loaded.
+      UserError: the folder is neither, or cannot be loaded.
     """
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = {}
-    found = found if isinstance(found, dict) else {}
-    if "corpus_sha256" in found:
-        return RunOracle(load_run(path), batch_size)
-    if "model_type" in found:
-        return HuggingFaceOracle(path, batch_size)
+        config = None
+    keys = set(config) if isinstance(config, dict) else set()
+    if "corpus_sha256" in keys:
+        return RunScorer(load_run(path), batch_size)
+    if "model_type" in keys:
+        return HuggingFaceScorer(path, batch_size)
     raise UserError(
         f"oracle {path} is neither a run nor a Hugging Face folder: give a folder that `jaxlm train` made, or one with "
         "the config.json of a Hugging Face model"
@@ -139,36 +143,32 @@ def row_log_probs(
 ) -> Float[np.ndarray, " N"]:
     """The log-probability in nats of what follows the first `prompt` tokens of each row, given all before.
 
-    Rows are taken by length, as many at a time as `batch_size`, padded to a power of two: few programs serve them all.
+    Rows of similar length share a batch, padded to a power of two: few programs serve them all.
 
     Raises:
-      UserError: a row that a learned position table has no place for.
+      UserError: a row that is longer than a learned position table.
     """
     lengths = np.array([len(row) for row in rows])
-    cfg, longest = model.cfg, int(lengths.max())
-    if cfg.has_position_table and longest - 1 > cfg.max_seq_len:
-        raise UserError(
-            f"a row of {longest - 1} targets passes the learned position table of max_seq_len = {cfg.max_seq_len}: "
-            "use a model with a longer table, or with other positions"
-        )
-    found, order = np.zeros(len(rows)), np.argsort(lengths, kind="stable")
+    cfg = model.cfg
+    cfg.check_reach(int(lengths.max()) - 1, "use a model with a longer table")  # the last token is only a target
+    log_probs, order = np.zeros(len(rows)), np.argsort(lengths, kind="stable")
     for batch, real in batches(len(rows), batch_size):
         batch = order[batch]
-        width = power_of_two(max(int(lengths[batch].max()) - 1, 1))
-        if cfg.has_position_table:
-            width = min(width, cfg.max_seq_len)
+        width = cfg.within_reach(power_of_two(max(int(lengths[batch].max()) - 1, 1)))
         tokens = np.zeros((len(batch), width + 1), np.int32)
         for place, row in enumerate(batch):
             tokens[place, : lengths[row]] = rows[row]
         target = np.arange(1, width + 1)[None]
         weights = (target >= prompt) & (target < lengths[batch][:, None])
         scores = score(model, params, tokens, weights.astype(np.float32))
-        found[batch[:real]] = np.asarray(scores)[:real]
-    return found
+        log_probs[batch[:real]] = np.asarray(scores)[:real]
+    return log_probs
 
 
 def batches(count: int, batch_size: int) -> list[tuple[Int[np.ndarray, " b"], int]]:
-    """The rows 0 .. count - 1 in batches of one size: the last is filled up with its last row; how many are real."""
+    """The rows 0 to count - 1 in batches of one size, and how many of each batch are real: repeats of the last row fill
+    up the last batch.
+    """
     size = min(batch_size, count)
     return [
         (np.minimum(np.arange(start, start + size), count - 1), min(size, count - start))

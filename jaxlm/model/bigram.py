@@ -4,13 +4,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxlm.model.layers import LanguageModel, look_up, table_init
+from jaxlm.model.layers import LanguageModel, table_init
+from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import softcap
 from jaxlm.types import Logits, Tokens
 
 
 class Bigram(LanguageModel):
-    """Logits of the next token straight from a V x V table: row = the token before. Its cache is empty."""
+    """The logits of the next token are a row of a V x V table, chosen by the last token. The cache is empty."""
 
     @nn.compact
     def __call__(
@@ -24,12 +25,12 @@ class Bigram(LanguageModel):
         cfg = self.cfg
         shape = (cfg.vocab_size, cfg.vocab_size)
         table = self.param("table", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
-        logits = look_up(table.astype(cfg.dtype), tokens).astype(jnp.promote_types(cfg.dtype, jnp.float32))
-        return softcap(logits, cfg.final_softcap), cache
+        logits = wide_gradients.look_up(table, tokens).astype(cfg.dtype)
+        return softcap(logits.astype(jnp.promote_types(cfg.dtype, jnp.float32)), cfg.final_softcap), cache
 
 
 class EmbeddingBigram(LanguageModel):
-    """The same through D features: embedding, dropout, vocabulary head. Its cache is empty."""
+    """A bigram through D features: embedding, dropout, vocabulary head. The cache is empty."""
 
     @nn.compact
     def __call__(

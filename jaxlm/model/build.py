@@ -1,4 +1,4 @@
-"""From a config to a network of its family, and to fresh parameters."""
+"""Builds the network that a config describes, and its initial parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,10 @@ FAMILIES: dict[str, type[LanguageModel]] = {
 
 
 def build_model(cfg: ModelConfig) -> LanguageModel:
-    """The network a config describes: a Linen module under the contract of `LanguageModel`.
+    """The network that a config describes: a Linen module with the interface of `LanguageModel`.
 
     Raises:
-      ValueError: the config asks for float64 while JAX computes in 32 bits, or for cuDNN without an NVIDIA GPU.
+      UserError: the config asks for float64 while JAX computes in 32 bits, or for cuDNN without an NVIDIA GPU.
     """
     if "float64" in (cfg.dtype, cfg.param_dtype) and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
         raise UserError("dtype = 'float64' needs 64-bit JAX: set JAX_ENABLE_X64=1")
@@ -37,5 +37,5 @@ def build_model(cfg: ModelConfig) -> LanguageModel:
 
 
 def init_params(model: LanguageModel, key: Array) -> Params:
-    """Fresh parameters, a nested dict of arrays, drawn from `key`."""
+    """Initial parameters, a nested dict of arrays, sampled with `key`."""
     return jax.jit(model.init)(key, jnp.zeros((1, 1), jnp.int32))["params"]

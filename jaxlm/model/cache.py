@@ -1,23 +1,32 @@
-"""The key/value cache: explicit state that goes in and comes out.
+"""The key/value cache: explicit state that a call takes and returns.
 
-A layer with window W keeps min(capacity, W) slots; position p lives in slot p mod that number (a ring). What a
-slot holds is known from its stored position alone, so masks need nothing else.
+A layer with window W keeps min(capacity, W) slots in a ring: position p lives in slot p mod their number. Each slot
+stores its position, and masks are computed from these positions alone.
 """
 
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
 
 
+class KeyValues(NamedTuple):
+    """Some keys and values with their absolute positions; -1 marks padding or an empty slot."""
+
+    keys: Float[Array, "B S K H"]
+    values: Float[Array, "B S K Hv"]
+    positions: Int[Array, "#B S"]
+
+
 class LayerCache(NamedTuple):
     """One layer's keys and values, C slots a row. Position -1 marks an empty slot.
 
-    Stored is the layout in which a step reads fastest (docs/log.md): the slots of a key's feature, and the features
-    of a slot's value, lie side by side. `keys` and `values` show them as [B, C, K, H].
+    They are stored in the layout that a decoding step reads fastest (docs/log.md): the slots of one key feature are
+    contiguous, and so are the features of one value. `keys` and `values` show them as [B, C, K, H].
     """
 
     stored_keys: Float[Array, "B K H C"]
@@ -27,12 +36,12 @@ class LayerCache(NamedTuple):
     @property
     def keys(self) -> Float[Array, "B C K H"]:
         """The keys slot by slot."""
-        return jnp.transpose(self.stored_keys, (0, 3, 1, 2))
+        return rearrange(self.stored_keys, "b kv width slots -> b slots kv width")
 
     @property
     def values(self) -> Float[Array, "B C K Hv"]:
         """The values slot by slot."""
-        return jnp.transpose(self.stored_values, (0, 2, 1, 3))
+        return rearrange(self.stored_values, "b kv slots width -> b slots kv width")
 
     @property
     def slots(self) -> int:
@@ -42,9 +51,9 @@ class LayerCache(NamedTuple):
     def write(
         self, keys: Float[Array, "B T K H"], values: Float[Array, "B T K Hv"], positions: Int[Array, "B T"]
     ) -> "LayerCache":
-        """Stores new tokens; of those that share a slot the latest stays. Position -1 (padding) is not stored."""
+        """Stores new tokens. Of those that share a slot the latest stays; position -1 (padding) is not stored."""
         rows = jnp.arange(positions.shape[0])[:, None]
-        if positions.shape == (1, 1):  # twice, for XLA:CPU updates a lone slot in a copy of the whole cache
+        if positions.shape == (1, 1):  # written twice: XLA:CPU would copy the whole cache to update a single slot
             keys, values, positions = (jnp.repeat(x, 2, axis=1) for x in (keys, values, positions))
         newest = positions.max(axis=1, keepdims=True)
         kept = (positions >= 0) & (positions > newest - self.slots)
@@ -55,14 +64,32 @@ class LayerCache(NamedTuple):
             self.positions.at[rows, slots].set(positions, mode="drop"),
         )
 
-    def in_order(self) -> tuple[Float[Array, "B C K H"], Float[Array, "B C K Hv"], Int[Array, "B C"]]:
-        """Keys, values and positions sorted by position: empty slots, then the oldest to the latest."""
+    def extend(self, new: KeyValues, in_order: bool) -> tuple[tuple[KeyValues, ...], "LayerCache"]:
+        """What the queries of new tokens may see, in one or two parts, and the cache with the new tokens written.
+
+        A single token is written first and sees the slots. Several tokens see the old slots and themselves: writing
+        them may overwrite slots that the first of them still see.
+
+        Args:
+          in_order: sort the old slots by position, oldest first. A mask does not need that; blocks of keys do.
+        """
+        written = self.write(*new)
+        if new.keys.shape[1] == 1:
+            return (written.view(),), written
+        return (self.in_order() if in_order else self.view(), new), written
+
+    def view(self) -> KeyValues:
+        """All slots, in the order in which they are stored."""
+        return KeyValues(self.keys, self.values, self.positions)
+
+    def in_order(self) -> KeyValues:
+        """All slots sorted by position: the empty ones, then the oldest to the latest."""
         order = jnp.argsort(self.positions, axis=1)
         rows = jnp.arange(order.shape[0])[:, None]
-        return self.keys[rows, order], self.values[rows, order], self.positions[rows, order]
+        return KeyValues(self.keys[rows, order], self.values[rows, order], self.positions[rows, order])
 
     def grown(self, slots: int) -> "LayerCache":
-        """The same with more slots; right as long as none was written twice."""
+        """The same cache with more slots. Valid only while no slot has been overwritten."""
         more = slots - self.slots
         return LayerCache(
             jnp.pad(self.stored_keys, ((0, 0), (0, 0), (0, 0), (0, more))),
@@ -72,38 +99,35 @@ class LayerCache(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """The state of cached decoding: every layer's slots, and the position each row's next token takes."""
+    """The state of cached decoding: the slots of every layer, and the position of each row's next token."""
 
     layers: tuple[LayerCache, ...]
     next_position: Int[Array, " B"]
 
 
 class RecurrentCache(NamedTuple):
-    """Each layer's hidden state [B, D]; an LSTM layer has the pair (cell state, hidden state)."""
+    """The hidden state [B, D] of each layer; for an LSTM the pair (cell state, hidden state)."""
 
     layers: tuple[Any, ...]
 
 
 Cache: TypeAlias = KVCache | RecurrentCache | tuple[()]
-"""The state of any family: bigrams keep none."""
+"""The state of any family; bigrams have none."""
 
 
 def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> Cache:
     """An empty cache for `batch_size` rows.
 
     Args:
-      capacity: slots of an unwindowed attention layer, in tokens. Past it the oldest keys are overwritten, so the
-        model is the one whose every window is min(W, capacity). Other families' caches have one size.
+      capacity: slots of an attention layer without window, in tokens. Beyond it the oldest keys are overwritten, so the
+        model becomes the one with window min(W, capacity) in every layer. Other families ignore it.
 
     Raises:
-      ValueError: batch_size or capacity below 1, or a capacity that a learned position table cannot reach.
+      UserError: batch_size or capacity below 1, or a capacity beyond a learned position table.
     """
     if batch_size < 1 or capacity < 1:
         raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
-    if cfg.has_position_table and capacity > cfg.max_seq_len:
-        raise UserError(
-            f"capacity = {capacity} is beyond the learned position table: give at most max_seq_len = {cfg.max_seq_len}"
-        )
+    cfg.check_reach(capacity, "give a smaller capacity")
     dtype = jnp.dtype(cfg.dtype)
     if cfg.family == "recurrent":
         return zero_state(cfg, batch_size)
@@ -122,7 +146,7 @@ def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> Cache:
 
 
 def grow_cache(cfg: ModelConfig, cache: Cache, capacity: int) -> Cache:
-    """The same cache with a larger capacity; exact as long as no row has more tokens than the old one."""
+    """The same cache with a larger capacity. Exact while no row has more tokens than the old capacity."""
     if not isinstance(cache, KVCache):
         return cache
     layers = zip(cache.layers, cfg.layer_windows, strict=True)

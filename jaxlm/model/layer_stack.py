@@ -1,7 +1,7 @@
-"""Layers on top of one another: unrolled or scanned, kept or recomputed, and their parameters either way.
+"""The stack of layers: unrolled or scanned, with or without recomputation, and the conversion of their parameters.
 
-Unrolled parameters are block_0, block_1, ...; stacked ones are layers/block_j, every leaf with a leading axis: entry
-k of layers/block_j is block_{k * period + j}, the period being that of the window pattern.
+Unrolled parameters are named block_0, block_1, ... Stacked ones are named layers/block_j, and each leaf has a leading
+axis: entry k of layers/block_j is block_{k * period + j}, where period is the length of the window pattern.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def _in_turn(
     caches: Sequence[Any] | None,
     train: bool,
 ) -> tuple[Float[Array, "B T D"], tuple[Any, ...] | None]:
-    """A layer for each window, named block_0, block_1, ...; each layer's cache goes in and comes out."""
+    """One layer for each window, named block_0, block_1, ...; each takes its cache and returns the new one."""
     new = []
     if cfg.remat:
         layer = nn.remat(layer, prevent_cse=not cfg.scan_layers, static_argnums=(4,))
@@ -39,7 +39,7 @@ def _in_turn(
 
 
 class Period(nn.Module):
-    """One period of the window pattern, the body of the scan over layers."""
+    """One period of the window pattern: the body of the scan over layers."""
 
     layer: type[nn.Module]
     cfg: ModelConfig
@@ -63,8 +63,8 @@ def apply_layers(
 ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
     """The L layers of a model, called inside its compact method; `layer(cfg, window)(x, positions, cache, train)`.
 
-    With scan_layers one period is compiled and scanned over stacked parameters; the caches stay one a layer, which
-    costs a copy of them in and out.
+    With scan_layers, one period is compiled and scanned over stacked parameters. The caches stay separate, which costs
+    a copy of them on the way in and out.
     """
     if not cfg.scan_layers:
         x, new = _in_turn(layer, cfg, cfg.layer_windows, x, positions, caches, train)
@@ -88,10 +88,10 @@ def apply_layers(
 
 
 def stack_params(cfg: ModelConfig, params: Params) -> Params:
-    """Parameters of the model with scan_layers, from those of the model without.
+    """Parameters for the model with scan_layers, from those of the model without it.
 
     Raises:
-      UserError: a layer is missing, there is one too many, or layers of a period place differ in shape.
+      UserError: a layer is missing or surplus, or layers at the same place in the period differ in shape.
     """
     period = len(cfg.window_period)
     blocks = _take_blocks(cfg, params, [f"block_{i}" for i in range(cfg.num_layers)])
@@ -103,16 +103,16 @@ def stack_params(cfg: ModelConfig, params: Params) -> Params:
     for j, block in enumerate(blocks):
         ours, theirs = (jax.tree.map(jnp.shape, tree) for tree in (block, blocks[j % period]))
         if ours != theirs:
-            raise UserError(f"block_{j} has not the parameters of block_{j % period}: {ours} against {theirs}")
+            raise UserError(f"block_{j} has other parameters than block_{j % period}: {ours} against {theirs}")
     layers = {f"block_{j}": _stacked(blocks[j::period]) for j in range(period)}
     return {**{name: leaf for name, leaf in params.items() if not name.startswith("block_")}, "layers": layers}
 
 
 def unstack_params(cfg: ModelConfig, params: Params) -> Params:
-    """Parameters of the model without scan_layers, from those of the model with it: the inverse of `stack_params`.
+    """Parameters for the model without scan_layers, from those of the model with it: the inverse of `stack_params`.
 
     Raises:
-      UserError: the parameters are not stacked, or not as many layers as the config has.
+      UserError: the parameters are not stacked, or their number of layers is not that of the config.
     """
     period = len(cfg.window_period)
     if "layers" not in params:
@@ -129,7 +129,7 @@ def unstack_params(cfg: ModelConfig, params: Params) -> Params:
 
 
 def unrolled(model: nn.Module, params: Params) -> tuple[Any, Params]:
-    """The same model and parameters without scan_layers: a decoding step then copies no cache."""
+    """The same model and parameters without scan_layers, so that a decoding step does not copy the cache."""
     if not model.cfg.scan_layers:
         return model, params
     cfg = model.cfg

@@ -1,4 +1,4 @@
-"""The Linen modules every family is made of, and the contract they share."""
+"""The layers that all families share, and the interface of a language model."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxlm.config import ModelConfig
 from jaxlm.model.cache import Cache, init_cache
+from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import softcap
 from jaxlm.ops.matmul import matmul
 from jaxlm.types import Logits, Tokens
@@ -19,34 +20,34 @@ Initializer = Callable[..., Array]
 
 
 class LanguageModel(nn.Module):
-    """What every family is: `apply({"params": params}, tokens, cache, lengths, train) -> (logits, cache)`.
+    """The interface of every family: `apply({"params": params}, tokens, cache, lengths, train) -> (logits, cache)`.
 
     Args:
-      tokens: [B, T] int32 below V; one outside gives NaN logits.
-      cache: what came before; None = nothing. With a cache T >= 1 is a prefill, a chunk or a single step alike.
-      lengths: [B] real tokens of each right-padded row; padding is neither seen nor cached.
-      train: dropout on; needs `rngs={"dropout": key}` where a rate is above 0.
+      tokens: [B, T] int32 ids below V. An id outside the vocabulary gives NaN logits.
+      cache: the tokens so far; None = none. With a cache the same call serves a prefill, a chunk and a single step.
+      lengths: [B] number of real tokens in each right-padded row. Padding is neither seen nor cached.
+      train: switches dropout on, which needs `rngs={"dropout": key}` if a rate is above 0.
 
     Returns:
-      Logits [B, T, V] of the token after each position, in at least float32, and the cache with the tokens added
-      (None without one).
+      Logits [B, T, V] of the token after each position, in at least float32, and the cache with these tokens added
+      (None if there was none).
 
     Raises:
-      ValueError: T beyond a learned position table.
+      UserError: more tokens than a learned position table has.
     """
 
     cfg: ModelConfig
 
     @nn.nowrap
     def init_cache(self, batch_size: int, capacity: int) -> Cache:
-        """An empty cache, `jaxlm.cache.init_cache` of this model's config."""
+        """An empty cache: `jaxlm.model.cache.init_cache` with this model's config."""
         return init_cache(self.cfg, batch_size, capacity)
 
     @nn.nowrap
     def _embed(self, tokens: Tokens, train: bool) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
-        """The vectors of some tokens, and the table they come from.
+        """The embedding vectors of tokens, and the table they come from.
 
-        Embedding dropout takes whole rows out of the table, so a dropped word vanishes wherever it stands.
+        Embedding dropout zeroes whole rows of the table, so a dropped word vanishes wherever it occurs.
         Source: Gal & Ghahramani 2016, https://arxiv.org/abs/1512.05287, section 4.2.
         """
         cfg = self.cfg
@@ -56,7 +57,7 @@ class LanguageModel(nn.Module):
         if train and cfg.embedding_dropout:
             kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - cfg.embedding_dropout, (cfg.vocab_size, 1))
             looked_up = table * kept / (1 - cfg.embedding_dropout)
-        return look_up(looked_up, tokens).astype(cfg.dtype), table
+        return wide_gradients.look_up(looked_up, tokens).astype(cfg.dtype), table
 
     @nn.nowrap
     def _logits(self, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Logits:
@@ -66,24 +67,18 @@ class LanguageModel(nn.Module):
         return softcap(head(x, table.T if cfg.tie_embeddings else None), cfg.final_softcap)
 
 
-def look_up(table: Float[Array, "rows D"], tokens: Tokens) -> Float[Array, "B T D"]:
-    """Rows of a table; an id outside gives NaN, where JAX would clamp it or count a negative one from the end."""
-    outside = jnp.where(tokens < 0, table.shape[0], tokens)
-    return table.at[outside].get(mode="fill", fill_value=jnp.nan)
-
-
 def table_init(cfg: ModelConfig) -> Initializer:
-    """How embedding tables begin: N(0, 1) with init "torch", else N(0, 0.02)."""
+    """The initializer of embedding tables: N(0, 1) with init "torch", else N(0, 0.02)."""
     return nn.initializers.normal(1.0 if cfg.init == "torch" else 0.02)
 
 
 def weight_init(cfg: ModelConfig, fan_in: int, std: float = 0.02) -> Initializer:
-    """How a weight over `fan_in` features begins: U(+-1/sqrt(fan_in)) with init "torch", else N(0, std)."""
+    """The initializer of a weight over `fan_in` features: U(+-1/sqrt(fan_in)) with init "torch", else N(0, std)."""
     return uniform_init(fan_in) if cfg.init == "torch" else nn.initializers.normal(std)
 
 
 def bias_init(cfg: ModelConfig, fan_in: int) -> Initializer:
-    """How a bias begins: U(+-1/sqrt(fan_in)) with init "torch", else 0."""
+    """The initializer of a bias: U(+-1/sqrt(fan_in)) with init "torch", else 0."""
     return uniform_init(fan_in) if cfg.init == "torch" else nn.initializers.zeros
 
 
@@ -96,7 +91,7 @@ def uniform_init(fan_in: int) -> Initializer:
 class Dense(nn.Module):
     """x @ kernel + bias, kernel [in, out].
 
-    `to_residual` marks the projections that write into the residual stream, which init "gpt2" scales down.
+    `to_residual` marks projections into the residual stream, whose initial weights init "gpt2" scales down.
     """
 
     cfg: ModelConfig
@@ -109,7 +104,7 @@ class Dense(nn.Module):
     def __call__(
         self, x: Float[Array, "*rows in"], kernel: Float[Array, "in out"] | None = None
     ) -> Float[Array, "*rows out"]:
-        """Multiplies by the given kernel, or by a parameter of its own."""
+        """Multiplies by the given kernel; None = by a parameter of its own."""
         cfg, fan_in = self.cfg, x.shape[-1]
         std = 0.02 / math.sqrt(2 * cfg.num_layers) if cfg.init == "gpt2" and self.to_residual else 0.02
         if kernel is None:
@@ -119,7 +114,7 @@ class Dense(nn.Module):
         out = matmul(x.astype(cfg.dtype), kernel.astype(cfg.dtype), dtype)
         if self.use_bias:
             bias = self.param("bias", bias_init(cfg, fan_in), (self.features,), jnp.dtype(cfg.param_dtype))
-            out += jnp.expand_dims(bias.astype(dtype), range(out.ndim - 1))
+            out = wide_gradients.add(out, jnp.expand_dims(bias, range(out.ndim - 1)))
         return out
 
 
@@ -128,7 +123,7 @@ class Norm(nn.Module):
 
     cfg: ModelConfig
     kind: str | None = None
-    """None = that of the config."""
+    """None = the kind that the config has."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:

@@ -1,4 +1,4 @@
-"""The other families: bigram tables and recurrent networks, under the transformer's contract."""
+"""Recurrent networks with the transformer's interface: the hidden states are the cache."""
 
 import functools
 from typing import Any
@@ -24,7 +24,7 @@ CELL_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "slide": slide}
 
 
 class RecurrentLayer(nn.Module):
-    """One Linen cell over the sequence, then dropout; padding leaves the state as it is."""
+    """One Linen cell over the sequence, then dropout. Padding leaves the state unchanged."""
 
     cfg: ModelConfig
     window: None
@@ -33,7 +33,7 @@ class RecurrentLayer(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: Any, train: bool
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """The hidden state of every token; the last real token's state is the new cache."""
+        """The hidden state of every token, and that of the last real token as the new cache."""
         cell = self._cell()
 
         def step(cell: nn.RNNCellBase, state: Any, inputs: tuple[Array, Array]) -> tuple[Any, Array]:
@@ -66,7 +66,7 @@ class Recurrent(LanguageModel):
     """Embedding, L recurrent layers of width D, vocabulary head; the hidden states are the cache.
 
     Sources: Elman 1990 (Cognitive Science 14); LSTM: Hochreiter & Schmidhuber 1997 (Neural Computation 9); GRU: Cho et
-    al. 2014, https://arxiv.org/abs/1406.1078. The cells are Linen's: the LSTM has one bias a gate where torch has two.
+    al. 2014, https://arxiv.org/abs/1406.1078. The cells are Linen's: an LSTM has one bias for each gate (torch: two).
     """
 
     @nn.compact

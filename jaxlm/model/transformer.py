@@ -3,17 +3,19 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
-from jaxlm.errors import UserError
-from jaxlm.model.cache import KVCache, LayerCache
+from jaxlm.model.cache import KeyValues, KVCache, LayerCache
 from jaxlm.model.layer_stack import apply_layers
-from jaxlm.model.layers import Dense, LanguageModel, Norm, look_up, table_init, weight_init
+from jaxlm.model.layers import Dense, LanguageModel, Norm, table_init, weight_init
+from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import attend, cudnn_attend
 from jaxlm.ops.attention_scores import Score, additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
 from jaxlm.ops.masks import attention_mask
@@ -22,12 +24,14 @@ from jaxlm.ops.sliding_window import local_attend
 from jaxlm.types import Logits, Tokens
 
 LOCAL_FROM_WINDOWS, LOCAL_FROM_TOKENS = 3, 128
-"""attention_impl "auto" goes local where there are at least as many queries: below, the whole mask is as fast."""
+"""attention_impl "auto" uses blocks from this many queries on (in windows, in tokens); below, a mask is as fast."""
 
 
 def _gelu(x: Array) -> Array:
-    """As PyTorch computes it, in at least float32. The erfc of jax.nn.gelu is finer far below zero, where the result is
-    next to nothing, and slower: a decoding step of 32 rows took 1.09 times as long.
+    """GELU by PyTorch's formula, in at least float32.
+
+    The erfc in jax.nn.gelu is more precise far below zero, where the result is almost zero, but slower: a decoding step
+    of 32 rows took 1.09 times as long.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
@@ -43,9 +47,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 GATED = ("swiglu", "geglu")
 
+Implementation = Literal["cudnn", "local", "reference"]
+
 
 class Attention(nn.Module):
-    """Self-attention of one layer: projections, positions, cache, heads joined."""
+    """Self-attention of one layer: projections, positions, cache, output projection."""
 
     cfg: ModelConfig
     window: int | None
@@ -54,67 +60,77 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | None, train: bool
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Attends from x to itself and to what the cache holds; returns the cache with x's keys written."""
+        """Attends from x to the cache and to x itself. Returns the cache with the keys and values of x written."""
         cfg = self.cfg
-        queries, keys, values = self._project(x, positions)
-        dropout = nn.Dropout(cfg.attention_dropout, deterministic=False) if train and cfg.attention_dropout else None
-        window, new_cache = self.window, None
-        if cache is not None:
-            new_cache = cache.write(keys, values, positions)
-            window = cache.slots  # min(W, capacity)
-
-        score, cap = self._score(), cfg.attention_softcap
-        if cfg.attention_impl == "cudnn" and cache is None:
-            out = cudnn_attend(queries, keys, values, window)
-        elif window is not None and self._goes_local(x.shape[1], window):
-            key_positions = positions
-            if cache is not None:
-                new = keys, values, jnp.broadcast_to(positions, x.shape[:2])
-                pairs = zip(cache.in_order(), new, strict=True)
-                keys, values, key_positions = (jnp.concatenate(pair, axis=1) for pair in pairs)
-            at = positions, key_positions, window
-            out = local_attend(queries, keys, values, *at, score=score, cap=cap, on_weights=dropout)
-        else:
-
-            def watched(weights: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
-                self.sow("intermediates", "attention_weights", weights)  # a no-op unless asked for
-                return dropout(weights) if dropout else weights
-
-            past, key_positions = None, positions
-            if new_cache is not None and x.shape[1] == 1:
-                keys, values, key_positions = new_cache.keys, new_cache.values, new_cache.positions
-            elif cache is not None:  # the old slots, for new tokens may overwrite what the first of them still see
-                past = cache.keys, cache.values
-                key_positions = jnp.concatenate([cache.positions, positions], axis=1)
-            mask = attention_mask(positions, key_positions, window)
-            out = attend(queries, keys, values, mask, past=past, score=score, cap=cap, on_weights=watched)
-        out = out.reshape(*x.shape[:2], cfg.attention_maps * cfg.value_width)
+        queries, new = self._project(x, positions)
+        window = self.window if cache is None else cache.slots  # min(W, capacity)
+        implementation = self._implementation(x.shape[1], window, cached=cache is not None)
+        seen, new_cache = ((new,), None) if cache is None else cache.extend(new, in_order=implementation == "local")
+        out = self._attend(queries, positions, seen, window, implementation, train)
+        out = rearrange(out, "b t maps h -> b t (maps h)")
         if cfg.attention_out_proj:
             out = Dense(cfg, cfg.embed_dim, cfg.use_bias, to_residual=True, name="out")(out)
         return out, new_cache
 
     @nn.nowrap
-    def _goes_local(self, length: int, window: int) -> bool:
-        if length == 1 or self.cfg.attention_impl == "reference":
-            return False
-        return self.cfg.attention_impl == "local" or length >= max(LOCAL_FROM_WINDOWS * window, LOCAL_FROM_TOKENS)
+    def _attend(
+        self,
+        queries: Float[Array, "B T N H"],
+        positions: Int[Array, "#B T"],
+        seen: tuple[KeyValues, ...],
+        window: int | None,
+        implementation: Implementation,
+        train: bool,
+    ) -> Float[Array, "B T maps Hv"]:
+        """What the queries read from one or two parts of keys and values, the tokens' own part last."""
+        cfg, own = self.cfg, seen[-1]
+        if implementation == "cudnn":
+            return cudnn_attend(queries, own.keys, own.values, window)
+        dropout = nn.Dropout(cfg.attention_dropout, deterministic=False) if train and cfg.attention_dropout else None
+        options: dict[str, Any] = {"score": self._score(), "cap": cfg.attention_softcap}
+        if implementation == "local":
+            assert window is not None
+            joined = _joined(seen)
+            at = positions, joined.positions, window
+            return local_attend(queries, joined.keys, joined.values, *at, **options, on_weights=dropout)
+
+        def watched(weights: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
+            self.sow("intermediates", "attention_weights", weights)  # does nothing unless asked for
+            return dropout(weights) if dropout else weights
+
+        key_positions = jnp.concatenate([part.positions for part in seen], axis=1)
+        mask = attention_mask(positions, key_positions, window)
+        past = (seen[0].keys, seen[0].values) if len(seen) > 1 else None
+        return attend(queries, own.keys, own.values, mask, past=past, **options, on_weights=watched)
+
+    @nn.nowrap
+    def _implementation(self, length: int, window: int | None, cached: bool) -> Implementation:
+        """Which function computes the attention of `length` queries under this window."""
+        asked = self.cfg.attention_impl
+        if asked == "cudnn" and not cached:
+            return "cudnn"
+        if asked == "reference" or window is None or length == 1:
+            return "reference"
+        long_enough = length >= max(LOCAL_FROM_WINDOWS * window, LOCAL_FROM_TOKENS)
+        return "local" if asked == "local" or long_enough else "reference"
 
     @nn.nowrap
     def _project(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
-    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K Hv"]]:
+    ) -> tuple[Float[Array, "B T N H"], KeyValues]:
+        """Queries, and the keys and values of the same tokens, rotated to their positions where RoPE is used."""
         cfg = self.cfg
-        pooled = cfg.kv_sharing == "mean_pooled"
         bias = cfg.use_bias if cfg.qkv_bias is None else cfg.qkv_bias
 
         def heads(name: str, count: int, width: int) -> Float[Array, "B T heads width"]:
-            return Dense(cfg, count * width, bias, name=name)(x).reshape(*x.shape[:2], count, width)
+            projected = Dense(cfg, count * width, bias, name=name)(x)
+            return rearrange(projected, "b t (heads width) -> b t heads width", heads=count)
 
         def shared(name: str, width: int) -> Float[Array, "B T K width"]:
-            if not pooled:
+            if cfg.kv_sharing != "mean_pooled":
                 return heads(name, cfg.kv_heads, width)
             full = heads(name, cfg.num_heads, width)
-            return full.reshape(*x.shape[:2], cfg.kv_heads, -1, width).mean(axis=3)
+            return rearrange(full, "b t (kv group) width -> b t kv group width", kv=cfg.kv_heads).mean(axis=3)
 
         queries, keys = heads("query", cfg.num_heads, cfg.head_width), shared("key", cfg.head_width)
         values = shared("value", cfg.value_width)
@@ -124,11 +140,11 @@ class Attention(nn.Module):
         if cfg.position == "rope":
             angles = rope_angles(positions, cfg.head_width, cfg.rope_theta, jnp.promote_types(cfg.dtype, jnp.float32))
             queries, keys = (apply_rope(a, angles, cfg.rope_layout) for a in (queries, keys))
-        return queries, keys, values
+        return queries, KeyValues(keys, values, positions)
 
     @nn.nowrap
     def _score(self) -> Score:
-        """The configured score with its parameters, which every query head has of its own."""
+        """The configured score with its parameters, one set for each query head."""
         cfg = self.cfg
         width, hidden = cfg.head_width, cfg.score_dim or cfg.head_width
 
@@ -149,14 +165,22 @@ class Attention(nn.Module):
         return summed(score) if cfg.kv_sharing == "summed_scores" else score
 
 
+def _joined(parts: tuple[KeyValues, ...]) -> KeyValues:
+    """The parts one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = [part._replace(positions=jnp.broadcast_to(part.positions, part.keys.shape[:2])) for part in parts]
+    return KeyValues(*(jnp.concatenate(leaves, axis=1) for leaves in zip(*rows, strict=True)))
+
+
 class MLP(nn.Module):
-    """Feed-forward sublayer; the gated kinds multiply the activation by a second projection."""
+    """Feed-forward sublayer. Gated activations multiply the activation by a second projection."""
 
     cfg: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Each token on its own."""
+        """Transforms each token separately."""
         cfg = self.cfg
         hidden = ACTIVATIONS[cfg.activation](
             Dense(cfg, cfg.mlp_width, cfg.use_bias, name="gate" if cfg.activation in GATED else "up")(x)
@@ -167,7 +191,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with its norm, dropout and residual."""
+    """Attention and MLP, each with norm, dropout and residual connection."""
 
     cfg: ModelConfig
     window: int | None
@@ -213,8 +237,7 @@ class Transformer(LanguageModel):
         """See LanguageModel."""
         cfg = self.cfg
         length = tokens.shape[1]
-        if cfg.position == "learned" and length > cfg.max_seq_len:
-            raise UserError(f"{length} tokens are beyond the learned position table, max_seq_len = {cfg.max_seq_len}")
+        cfg.check_reach(length)
         offsets = jnp.arange(length, dtype=jnp.int32)[None]
         positions = offsets if cache is None else offsets + cache.next_position[:, None]
         added = jnp.int32(length)
@@ -226,8 +249,8 @@ class Transformer(LanguageModel):
         if cfg.position == "learned":
             shape = (cfg.max_seq_len, cfg.embed_dim)
             places = self.param("position_embedding", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
-            at = places[None, :length] if cache is None else look_up(places, jnp.maximum(positions, 0))
-            x += at.astype(cfg.dtype)
+            at = places[None, :length] if cache is None else wide_gradients.look_up(places, jnp.maximum(positions, 0))
+            x = wide_gradients.add(x, at)
         elif cfg.position == "sinusoidal":
             x += sinusoids(positions, cfg.embed_dim, jnp.promote_types(cfg.dtype, jnp.float32)).astype(cfg.dtype)
         x = nn.Dropout(cfg.dropout, deterministic=not train)(x)

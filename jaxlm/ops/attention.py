@@ -1,10 +1,11 @@
-"""Attention as pure functions: grouped queries, softmax in at least float32, masks from positions."""
+"""Attention as pure functions: grouped queries, softmax in at least float32, boolean masks."""
 
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from jaxlm.ops.attention_scores import Score, dot_scores
@@ -12,10 +13,10 @@ from jaxlm.ops.attention_scores import Score, dot_scores
 
 @jax.custom_vjp
 def masked_softmax(scores: Float[Array, "*rows S"], mask: Bool[Array, "*#rows S"]) -> Float[Array, "*rows S"]:
-    """Softmax over the last axis among the scores where `mask` is True; a row without any gives zeros.
+    """Softmax over the last axis among the scores where `mask` is True; a row that is all False gives zeros.
 
-    Reverse mode only. The backward pass takes its row sum as a product of vectors: XLA:CPU runs that five times
-    as fast as the multiply-and-reduce that autodiff writes.
+    Reverse mode only. The backward pass computes its row sum as a product of vectors: XLA:CPU runs that five times
+    as fast as the multiply-and-reduce that autodiff produces.
     """
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
     return jnp.where(mask, weights, 0)
@@ -35,7 +36,7 @@ masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def softcap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
-    """Cap * tanh(x / cap): bounded by cap, almost x where x is small; None leaves x as it is.
+    """Cap * tanh(x / cap): bounded by cap, and almost x where x is small. None leaves x unchanged.
 
     Source: Gemma 2, https://arxiv.org/abs/2408.00118, section 2.
     """
@@ -53,22 +54,21 @@ def attend(
     cap: float | None = None,
     on_weights: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T maps Hv"]:
-    """softmax(scores) V, query head n reading key/value head n // G; the type of `values` is kept.
+    """softmax(scores) V, where query head n reads key/value head n // G. The result has the type of `values`.
 
     Args:
-      mask: True where a query may see a key, those of the past first. A query that sees none gives zeros.
-      past: keys and values before these. Scores are joined, not keys: a cache is read where it lies.
-      score: the score of a query and a key; one that adds up a group (`scores.summed`) leaves K maps instead of N.
+      mask: True where a query may see a key; the keys of the past come first. A query that sees no key gives zeros.
+      past: keys and values that precede these. Their scores are concatenated, not the keys, so that a cache is not
+        copied.
+      score: the score of a query and a key; one that sums over a group (`attention_scores.summed`) leaves K maps.
       cap: soft cap of the scores.
-      on_weights: what becomes of the attention weights [B, K, G, T, C + S] before they meet the values (dropout).
+      on_weights: applied to the attention weights [B, K, G, T, C + S] before they multiply the values (dropout).
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouping: Ainslie et al. 2023,
     https://arxiv.org/abs/2305.13245. torch.nn.functional.scaled_dot_product_attention gives NaN, not zeros, for
     a query that sees nothing.
     """
-    batch, length, heads, width = queries.shape
-    kv_heads = keys.shape[2]
-    grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    grouped = rearrange(queries, "b t (kv group) width -> b t kv group width", kv=keys.shape[2])
     scores = score(grouped, keys)
     if past is not None:
         scores = jnp.concatenate([score(grouped, past[0]), scores], axis=-1)
@@ -81,7 +81,7 @@ def attend(
     else:
         slots = past[1].shape[1]
         out = _mix(weights[..., :slots], past[1]) + _mix(weights[..., slots:], values)
-    return out.reshape(batch, length, -1, values.shape[-1])
+    return rearrange(out, "b t kv group width -> b t (kv group) width")
 
 
 def _mix(weights: Float[Array, "B K G T S"], values: Float[Array, "B S K Hv"]) -> Float[Array, "B T K G Hv"]:
@@ -97,9 +97,9 @@ def cudnn_attend(
     window: int | None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B T N H"]:
-    """Causal attention of whole sequences by `jax.nn.dot_product_attention`, cuDNN's fused kernel unless told.
+    """Causal attention of whole sequences by `jax.nn.dot_product_attention`, by default cuDNN's fused kernel.
 
-    Rows are right-padded at most: padding comes after every real token, and what stands there is not defined.
+    Rows may be padded on the right only. The result at padding is undefined.
     """
     return jax.nn.dot_product_attention(
         queries,

@@ -1,7 +1,7 @@
-"""How well a key answers a query: the four attention scores.
+"""The four attention scores: how well a key matches a query.
 
-They are summed and returned in at least float32; what multiplicative and additive scores compute before the last sum
-is in the type of the queries.
+Scores are accumulated and returned in at least float32. What multiplicative and additive scores compute before the
+last sum has the type of the queries.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlm.ops import wide_gradients
 from jaxlm.ops.matmul import wide_einsum
 
 Score: TypeAlias = Callable[[Array, Array], Array]
@@ -22,7 +23,7 @@ def dot_scores(queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"]
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
     wide = _wide(queries)
-    if queries.shape[1] == 1:  # a step of decoding: in this order XLA:CPU reads the cache where it lies
+    if queries.shape[1] == 1:  # one decoding step: with this order of operands XLA:CPU does not copy the cache
         scores = wide_einsum("bskh,btkgh->bkgts", keys, queries, wide)
     else:
         scores = wide_einsum("btkgh,bskh->bkgts", queries, keys, wide)
@@ -32,7 +33,7 @@ def dot_scores(queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"]
 def multiplicative_scores(
     queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"], weight: Float[Array, "K G H H"]
 ) -> Float[Array, "B K G T S"]:
-    """k^T W q / sqrt(H), one W [key feature, query feature] a query head.
+    """k^T W q / sqrt(H), with one W [key feature, query feature] for each query head.
 
     Source: Luong et al. 2015 ("general"), https://arxiv.org/abs/1508.04025, here scaled.
     """
@@ -45,7 +46,7 @@ def concat_scores(
     key_weight: Float[Array, "K G H"],
     query_weight: Float[Array, "K G H"],
 ) -> Float[Array, "B K G T S"]:
-    """w^T [k; q], w in halves. The query's term is the same for all keys: the softmax, if uncapped, cancels it."""
+    """w^T [k; q], with w in two halves. The query's term is equal for all keys, so a softmax without cap cancels it."""
     wide = _wide(queries)
     of_queries = wide_einsum("btkgh,kgh->bkgt", queries, query_weight, wide)
     of_keys = wide_einsum("bskh,kgh->bkgs", keys, key_weight, wide)
@@ -59,20 +60,20 @@ def additive_scores(
     query_weight: Float[Array, "K G H A"],
     out_weight: Float[Array, "K G A"],
 ) -> Float[Array, "B K G T S"]:
-    """w^T tanh(W [k; q]), W cut into its halves; A hidden features a query head, so memory is A times the scores'.
+    """w^T tanh(W [k; q]), with W in two halves and A hidden features a head: A times the memory of the scores.
 
     Source: Bahdanau et al. 2014, https://arxiv.org/abs/1409.0473, appendix A.1.2.
     """
     wide = _wide(queries)
     of_queries = jnp.einsum("btkgh,kgha->bkgta", queries, query_weight)
     of_keys = jnp.einsum("bskh,kgha->bkgsa", keys, key_weight)
-    hidden = jnp.tanh(of_queries[..., :, None, :] + of_keys[..., None, :, :])
+    hidden = jnp.tanh(wide_gradients.add(of_queries[..., :, None, :], of_keys[..., None, :, :]))
     return wide_einsum("bkgtsa,kga->bkgts", hidden, out_weight, wide)
 
 
 def summed(score: Score) -> Score:
-    """The score of a whole group: its heads' scores added, one row [B, K, 1, T, S] a key/value head."""
-    if score is dot_scores:  # linear in the query: add the queries, at a G-th of the cost
+    """The score of a whole group: the sum of its heads' scores, [B, K, 1, T, S]."""
+    if score is dot_scores:  # linear in the query, so adding the queries costs a G-th
         return lambda queries, keys: dot_scores(queries.sum(axis=3, keepdims=True), keys)
     return lambda queries, keys: score(queries, keys).sum(axis=2, keepdims=True)
 

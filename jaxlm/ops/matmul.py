@@ -1,4 +1,4 @@
-"""Products as XLA's CPU backend runs them fast, or at all."""
+"""Matrix products in the forms that XLA's CPU backend runs fast, or runs at all."""
 
 import functools
 
@@ -12,11 +12,10 @@ from jaxtyping import Array, Float
 def matmul(
     x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], dtype: DTypeLike | None = None
 ) -> Float[Array, "*rows O"]:
-    """X @ kernel, accumulated and returned in `dtype` (None: the operands' type). Reverse mode only (no jvp).
+    """x @ kernel, accumulated and returned in `dtype` (None = the operands' type). Reverse mode only (no jvp).
 
-    Left alone, XLA:CPU fuses the recomputation of the activation (erf) into the transposing copies of the two
-    backward products and runs them on one thread: half of a training step. The barrier keeps both operands
-    apart from what made them.
+    Without the barrier in the backward pass, XLA:CPU fuses the recomputation of the activation (erf) into the
+    transposed copies of the operands and runs it on one thread, which took half of a training step.
     """
     return wide_einsum("...i,io->...o", x, kernel, dtype)
 
@@ -24,10 +23,10 @@ def matmul(
 def wide_einsum(
     equation: str, x: Float[Array, "*left"], y: Float[Array, "*right"], dtype: DTypeLike | None = None
 ) -> Float[Array, "*result"]:
-    """`jnp.einsum`, summed and returned in `dtype` (None: the operands' type).
+    """`jnp.einsum`, accumulated and returned in `dtype` (None = the operands' type).
 
-    On CPU the operands of a wider result are widened first: XLA:CPU cannot run every product of bfloat16 into float32
-    ("Unsupported element type for DotThunk").
+    If the result is wider, the operands are converted first on CPU: XLA:CPU cannot run every product of bfloat16 into
+    float32 ("Unsupported element type for DotThunk").
     """
     if dtype is None or dtype == x.dtype == y.dtype:
         return jnp.einsum(equation, x, y)

@@ -1,8 +1,9 @@
-"""Rotary and sinusoidal position encodings (pure functions of absolute positions)."""
+"""Rotary (RoPE) and sinusoidal position encodings, as functions of absolute positions."""
 
 from typing import Literal
 
 import jax.numpy as jnp
+from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -16,7 +17,7 @@ def rope_angles(
       positions: absolute positions in tokens.
       head_width: H, even.
       theta: base of the frequencies.
-      dtype: type of the result; at least float32 keeps far positions apart.
+      dtype: type of the result; float32 or wider, so that distant positions stay distinct.
 
     Source: Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
     """
@@ -29,7 +30,7 @@ def apply_rope(
     angles: Float[Array, "#B T half"],
     layout: Literal["half", "interleaved"] = "half",
 ) -> Float[Array, "B T heads H"]:
-    """Rotates pairs of features by their angles; the type of x is kept.
+    """Rotates pairs of features by their angles. The result has the type of x.
 
     layout "half" pairs feature i with i + H/2 (Hugging Face), "interleaved" pairs 2i with 2i + 1 (Meta).
     Weights trained with one layout are wrong under the other until their columns are permuted.
@@ -41,7 +42,7 @@ def apply_rope(
         rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     else:
         a, b = wide[..., 0::2], wide[..., 1::2]
-        rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+        rotated = rearrange([a * cos - b * sin, b * cos + a * sin], "pair b t heads half -> b t heads (half pair)")
     return rotated.astype(x.dtype)
 
 
@@ -51,4 +52,4 @@ def sinusoids(positions: Int[Array, "#B T"], embed_dim: int, dtype: DTypeLike = 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.5.
     """
     angles = rope_angles(positions, embed_dim, 10000.0, dtype)
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*angles.shape[:2], embed_dim)
+    return rearrange([jnp.sin(angles), jnp.cos(angles)], "pair b t half -> b t (half pair)")

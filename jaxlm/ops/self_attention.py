@@ -12,7 +12,7 @@ from jaxlm.ops.matmul import wide_einsum
 
 
 class SelfAttentionGrads(NamedTuple):
-    """Derivatives of a loss L inside `self_attention`, in the order in which the backward pass meets them.
+    """Derivatives of a loss L inside `self_attention`, in the order in which the backward pass computes them.
 
     A_w is Q K^T before scaling, A_sig its softmax after scaling and masking.
     """
@@ -36,10 +36,10 @@ def self_attention(
     W_v: Float[Array, "D Dv"],
     causal: bool = False,
 ) -> Float[Array, "*batch T Dv"]:
-    """One attention head, softmax(Q K^T / sqrt(D_k)) V with K = X W_k, Q = X W_q, V = X W_v; derivative by hand.
+    """One attention head, softmax(Q K^T / sqrt(D_k)) V, with K = X W_k, Q = X W_q, V = X W_v.
 
-    The softmax is in at least float32. The backward pass is `self_attention_grads`, not autodiff (reverse mode only).
-    Any number of batch axes.
+    The softmax is in at least float32. The backward pass is written by hand (`self_attention_grads`), not by autodiff;
+    reverse mode only. X may have any number of batch axes.
 
     Args:
       causal: token t sees tokens 0 .. t only.
@@ -57,7 +57,7 @@ def self_attention_grads(
     dLdXnew: Float[Array, "*batch T Dv"],
     causal: bool = False,
 ) -> SelfAttentionGrads:
-    """The derivatives of a loss in every quantity inside `self_attention`, given that in its result."""
+    """The derivatives of a loss with respect to every quantity inside `self_attention`, given that of its result."""
     return _self_attention_grads(_self_attention(X, W_k, W_q, W_v, causal)[1], dLdXnew)
 
 

@@ -11,8 +11,8 @@ from jaxlm.ops.attention_scores import Score, dot_scores
 from jaxlm.ops.masks import attention_mask
 
 CHUNK = 2048
-"""Queries computed at once, where no dropout acts: the chunks' weights are recomputed in the backward pass. At 16,384
-tokens that took 0.7 of the time and 0.4 of the memory (docs/log.md)."""
+"""Queries computed at once when there is no dropout. The backward pass recomputes the weights of a chunk: at 16,384
+tokens this took 0.7 of the time and 0.4 of the memory (docs/log.md)."""
 
 
 def local_attend(
@@ -31,14 +31,15 @@ def local_attend(
 ) -> Float[Array, "B T maps Hv"]:
     """`attention.attend` under a sliding window, in time and memory O(T W) instead of O(T S).
 
-    The queries are cut into blocks; each sees its own block and as many keys before it as the window reaches back,
-    masked by positions as ever. The last T keys must be the queries' own tokens and the keys before them (a cache)
-    must end right there: token by token, oldest first. Padding (position -1) may stand before all or after all of them.
+    The queries are cut into blocks. A block reads its own keys and as many before them as the window reaches back; the
+    usual mask of positions decides inside. The last T keys must be those of the queries' own tokens, and any keys
+    before them (from a cache) must lead up to them without a gap, oldest first. Padding (position -1) may come before
+    or after all of them.
 
     Args:
       window: keys a query sees, itself included.
-      block: queries a block; None = about half the window, fastest for windows of 32 to 256 (docs/log.md).
-      chunk: queries computed at once; None = CHUNK, or all where `on_weights` is given, which may draw random numbers.
+      block: queries in a block; None = about half the window, which is fastest for windows of 32 to 256 (docs/log.md).
+      chunk: queries computed at once; None = CHUNK, or all if `on_weights` is given, which may draw random numbers.
     """
     length, window = queries.shape[1], min(window, keys.shape[1])
     query_positions, key_positions = (
@@ -74,16 +75,16 @@ def local_attend(
 
 
 def _cut(x: Shaped[Array, "B S *rest"], size: int, seen: int, length: int, fill: int = 0) -> Array:
-    """[B, pieces, seen, ...]: the last `length` entries in pieces of `size`, each with the seen - size before it.
+    """[B, pieces, seen, ...]: the last `length` entries in pieces of `size`, after seen - size earlier entries each.
 
-    What is missing in front and at the end is `fill`. Made of shifted pieces, as few as reach that far: so its
-    derivative is a sum of few terms.
+    `fill` stands for entries missing at the start and at the end. The result is built from shifted copies, as few as
+    are needed, so that its derivative is a sum of few terms.
     """
     pieces, shifts = -(-length // size), -(-(seen - size) // size)
     missing = shifts * size - (x.shape[1] - length)
     widths = [(0, 0), (max(missing, 0), pieces * size - length), *[(0, 0)] * (x.ndim - 2)]
     whole = jnp.pad(x[:, max(-missing, 0) :], widths, constant_values=fill).reshape(len(x), -1, size, *x.shape[2:])
     shifted = [whole[:, i : i + pieces] for i in range(shifts + 1)]
-    if shifts:  # of the first of them only the end is seen
+    if shifts:  # only the end of the first one is needed
         shifted[0] = shifted[0][:, :, shifts * size + size - seen :]
     return jnp.concatenate(shifted, axis=2)

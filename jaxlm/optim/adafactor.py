@@ -20,7 +20,7 @@ FactoredEps = Literal["variance", "squares", "floor"]
 
 
 class Factored(NamedTuple):
-    """The second moment of a matrix as two factors, in at least float32, the axes they lack kept with length 1."""
+    """The second moment of a matrix as two factors, in at least float32. Reduced axes are kept with length 1."""
 
     rows: Float[Array, "..."]
     """The mean of g^2 over the outputs: a number for each input."""
@@ -29,14 +29,14 @@ class Factored(NamedTuple):
 
 
 class FactoredAxes(NamedTuple):
-    """The axes of each factor, counted from the end; none where a leaf keeps its moment whole."""
+    """The axes of each factor, counted from the end; empty for a leaf that keeps its whole second moment."""
 
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
 
 
 class ScaleByFactoredRmsState(NamedTuple):
-    """The state of Adafactor's scaling: for each leaf a `Factored`, or its whole second moment."""
+    """The state of Adafactor's scaling: for each leaf either `Factored` or the whole second moment."""
 
     count: Int[Array, ""]  # type: ignore[assignment]  # optax's name for it, and a method of tuples
     nu: optax.Updates
@@ -53,7 +53,7 @@ def scale_by_factored_rms(
     min_dim_size_to_factor: int = 1,
     kinds: Any = None,
 ) -> optax.GradientTransformation:
-    r"""Gradients over the root of a second moment that a matrix keeps as one row and one column.
+    r"""Gradients divided by the root of a second moment, which a matrix keeps as one row and one column.
 
     With t from 1, i the inputs and j the outputs of a matrix::
 
@@ -64,12 +64,12 @@ def scale_by_factored_rms(
         floor:     g / max(sqrt V, eps), mean_i R at least eps        (torch)
 
     Args:
-      decay_exponent: the paper's decay b2 = 1 - t^-decay_exponent (0.8) in place of the constant; it needs no
-        correction and has none.
+      decay_exponent: use the paper's decay b2 = 1 - t^-decay_exponent (0.8) instead of a constant. It needs no bias
+        correction and gets none.
       factors: which axes are factored: "kinds" the inputs against the outputs of linear maps and the last two axes of
         tables; "last" the last two axes of any leaf (Hugging Face, torch); "largest" the two longest (optax).
-      min_dim_size_to_factor: leaves with a shorter factor than this keep V whole (optax: 128). It decides shapes, so
-        `optax.inject_hyperparams` needs it among its static_args.
+      min_dim_size_to_factor: leaves with a factor shorter than this keep the whole V (optax: 128). It decides shapes,
+        so `optax.inject_hyperparams` needs it among its static_args.
       kinds: as in `scale_by_adamsn`.
 
     Source: Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235, algorithms 4 and 5.
@@ -180,8 +180,8 @@ def adafactor(
 ) -> optax.GradientTransformation:
     """Adafactor: p -= rate * `scale_by_factored_rms`, by default without momentum; with options the paper's.
 
-    In this order: scaled, clipped, times the rate, times the parameter's scale, averaged, decayed. What other libraries
-    compute, given lr and with their weight decay, 0 by default, as weight_decay:
+    The order is: scale, clip, multiply by the rate and by the parameter's scale, average, decay. These arguments give
+    what other libraries compute for a rate lr (pass their weight decay as weight_decay; it is 0 by default):
 
     * `optax.adafactor(lr)`: eps=1e-30, eps_placement="squares", decay_exponent=0.8, factors="largest",
       min_dim_size_to_factor=128, clipping_threshold=1, multiply_by_parameter_scale=True, weight_decay_rate=1;
@@ -195,15 +195,15 @@ def adafactor(
 
     Args:
       learning_rate: the rate, or a schedule from the number of steps taken.
-      weight_decay: decoupled decay; multiplied by weight_decay_rate, or if that is None by the rate (and by the
-        parameter's scale where the step is).
+      weight_decay: decoupled decay. It is multiplied by weight_decay_rate; if that is None, by the rate (and by the
+        parameter's scale, if steps are).
       mask: the leaves that decay, as in `adamw`.
-      momentum: decay rate of an average of the steps; None = none.
-      clipping_threshold: largest RMS of a scaled gradient, a parameter at a time; None = no clipping.
+      momentum: decay rate of an average of the steps; None = no average.
+      clipping_threshold: largest RMS of the scaled gradient of a parameter; None = no clipping.
       multiply_by_parameter_scale: steps relative to the RMS of each parameter, at least min_parameter_scale.
       mu_dtype: the type of the average; None = at least float32.
 
-    The rest is as in `scale_by_factored_rms`.
+    The other arguments are those of `scale_by_factored_rms`.
     """
     parts = [
         scale_by_factored_rms(

@@ -1,4 +1,4 @@
-"""Adam and AdamW, and the two moments they share with AdamSN."""
+"""Adam and AdamW, with the two moments that they share with AdamSN."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ EpsPlacement = Literal["outside", "uncorrected", "inside"]
 
 
 class Subsets(NamedTuple):
-    """How a leaf is cut into the subsets that share one second moment: seen in `shape`, each runs along `axes`."""
+    """How a leaf is cut into subsets that share a second moment: after a reshape to `shape`, a subset spans `axes`."""
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
@@ -27,8 +27,8 @@ class Subsets(NamedTuple):
 class ScaleByAdamState(NamedTuple):
     """The state of Adam and AdamSN.
 
-    `mu` has the shapes of the parameters; `nu` too, or an axis of length 1 where a subset shares a number. Both are in
-    at least float32 (`mu` in mu_dtype if one is given).
+    `mu` has the shapes of the parameters; so has `nu`, except for axes of length 1 where a subset shares one number.
+    Both are in at least float32 (`mu` in mu_dtype if that is given).
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # optax's name for it, and a method of tuples
@@ -45,7 +45,7 @@ def scale_by_adam(
     bias_correction: bool = True,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
-    r"""The direction of Adam, to be multiplied by minus the rate.
+    r"""The direction of Adam, which is then multiplied by minus the learning rate.
 
     With t from 1, all operations elementwise::
 
@@ -55,8 +55,8 @@ def scale_by_adam(
         uncorrected:  (sqrt(1 - b2^t) / (1 - b1^t)) u / (sqrt(v) + eps)
         inside:       u_hat / sqrt(v_hat + eps)
 
-    Moments are at least float32 whatever the gradients are; updates have the gradients' dtypes. The corrections keep
-    full precision: `optax.scale_by_adam` computes 1 - 0.999^t in float32, which at t = 1 is wrong by 1e-5.
+    Moments are at least float32, whatever the gradients are; updates have the gradients' types. The bias corrections
+    keep full precision: `optax.scale_by_adam` computes 1 - 0.999^t in float32, which at t = 1 is wrong by 1e-5.
 
     Args:
       b1: decay rate of the first moment.
@@ -84,7 +84,7 @@ def scale_by_moments(
     bias_correction: bool,
     mu_dtype: DTypeLike | None,
 ) -> optax.GradientTransformation:
-    """`scale_by_adam` whose second moment is of the sum of g^2 over each of the subsets of every leaf."""
+    """`scale_by_adam` whose second moment averages the sum of g^2 over each subset of a leaf."""
     if eps_placement not in ("outside", "uncorrected", "inside"):
         raise UserError(f"eps_placement = {eps_placement!r} is unknown: choose outside, uncorrected or inside")
 
@@ -172,9 +172,9 @@ def adamw(
     Args:
       learning_rate: the rate, or a schedule from the number of steps taken.
       weight_decay: decoupled decay; 1e-2 is torch's default, optax has 1e-4.
-      mask: the leaves that decay, a tree of bools or a function of the parameters; None = `decay_mask`, matrices
-        only, where optax and torch decay all.
-      kinds: what `decay_mask` goes by, as in `scale_by_adamsn`.
+      mask: the leaves that decay, as a tree of bools or a function of the parameters; None = `decay_mask`, matrices
+        only (optax and torch decay every leaf).
+      kinds: the kinds that `decay_mask` uses, as in `scale_by_adamsn`.
 
     Source: Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101, algorithm 2.
     """
@@ -186,7 +186,7 @@ def adamw(
 
 
 def add_decay(weight_decay: Number, mask: Any, kinds: Any) -> optax.GradientTransformation:
-    """Adds weight_decay * p to directions; a decay of 0 does nothing and needs no parameters."""
+    """Adds weight_decay * p to the direction. A decay of 0 does nothing and needs no parameters."""
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         return optax.identity()
     return optax.add_decayed_weights(weight_decay, mask_or_default(mask, kinds))

@@ -28,16 +28,16 @@ def scale_by_adamsn(
     bias_correction: bool = True,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
-    """`scale_by_adam` whose second moment of a linear map is one number a subset: that of the *sum* of g^2 over it.
+    """`scale_by_adam` with one second moment for each subset of a linear map: that of the *sum* of g^2 over the subset.
 
-    The sum makes steps sqrt(size of a subset) times smaller than Adam's: the rate is to be that much larger.
+    Because of the sum, steps are sqrt(subset size) times smaller than Adam's, so the rate must be that much larger.
     Parameters that are not linear keep Adam's second moment.
 
     Args:
-      subset: "per_output" sums over the inputs of each output, "per_input" over the outputs of each input, "auto" (the
-        authors' rule) is per_output where there are at least as many outputs as inputs, else per_input.
-      subset_size: how many of them a subset holds; None = all; 1 is Adam. They must be one axis and it divide them. It
-        decides shapes, so `optax.inject_hyperparams` needs it among its static_args.
+      subset: "per_output" sums over the inputs of each output, "per_input" over the outputs of each input. "auto", the
+        authors' rule, is per_output where there are at least as many outputs as inputs, else per_input.
+      subset_size: how many of them a subset holds; None = all, 1 = Adam. They must form one axis, and the size must
+        divide it. It decides shapes, so `optax.inject_hyperparams` needs it among its static_args.
       kinds: which leaves are linear and along which axes, as `param_kinds(cfg)` says; None = by name (`kind_of`): a
         `kernel`'s last axis is its output.
       eps_placement: as in `scale_by_adam`; "uncorrected" with eps 1e-6 is the authors' code, "inside" the form
@@ -48,7 +48,7 @@ def scale_by_adamsn(
     if subset not in ("per_output", "per_input", "auto"):
         raise UserError(f"subset = {subset!r} is unknown: choose per_output, per_input or auto")
     if subset_size is not None and subset_size < 1:
-        raise UserError(f"subset_size = {subset_size} is no size: give at least 1 (Adam), or None for whole rows")
+        raise UserError(f"subset_size = {subset_size} is not a size: give at least 1 (Adam), or None for whole rows")
 
     def subsets(path: KeyPath, leaf: Any, kind: ParamKind) -> Subsets:
         axes = _summed_axes(kind, leaf.shape, subset)
@@ -97,12 +97,12 @@ def adamsn(
 
     Args:
       learning_rate: the rate of linear maps, or a schedule from the number of steps taken.
-      weight_decay: decoupled decay, p -= rate * adam_lr_ratio * weight_decay * p: on linear maps too it goes with
-        Adam's rate, so it means what it means to `adamw`.
+      weight_decay: decoupled decay, p -= rate * adam_lr_ratio * weight_decay * p. It is multiplied by Adam's rate on
+        linear maps too, so the number means the same as in `adamw`.
       mask: the leaves that decay, as in `adamw`.
-      adam_lr_ratio: Adam's rate as a share of the rate: steps over subsets want about ten times Adam's.
+      adam_lr_ratio: Adam's rate as a share of the rate. Steps over subsets need a rate about ten times Adam's.
 
-    The rest is as in `scale_by_adamsn`.
+    The other arguments are those of `scale_by_adamsn`.
     """
     options: dict[str, Any] = {
         "subset": subset,
@@ -121,7 +121,7 @@ def adamsn(
 
 
 def _scale_others(ratio: Number, kinds: Any) -> optax.GradientTransformation:
-    """Multiplies the updates of what is not linear by `ratio`."""
+    """Multiplies the updates of parameters that are not linear by `ratio`."""
 
     def scaled(update: Array, kind: ParamKind) -> Array:
         return update if kind.name == "linear" else (update * ratio).astype(update.dtype)

@@ -23,25 +23,25 @@ from jaxlm.types import Params, tree_bytes
 Factory = Callable[..., optax.GradientTransformation]
 
 OURS: dict[str, Factory] = {"sgd": sgd, "adam": adamw, "adamw": adamw, "adamsn": adamsn, "adafactor": adafactor}
-"""All decay by weight_decay, so Adam's name means AdamW."""
+"""Every one applies weight_decay, so "adam" means AdamW."""
 
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
-"""Values of arguments that a user of Python may spell so; as a text "False" would be true."""
+"""Python's spelling of values that JSON spells otherwise. As a string, "False" would count as true."""
 
 
 def build_optimizer(cfg: OptimConfig, steps: int, params: Params | None = None) -> optax.GradientTransformation:
-    """Clipping by global norm, then the optimizer with its schedule over `steps` steps and decoupled decay.
+    """Clipping by global norm, then the optimizer with its schedule over `steps` steps and decoupled weight decay.
 
     The optimizer is jaxlm's of that name, else Optax's (`optax.NAME`, then `optax.contrib.NAME`). With max_nonfinite
-    all of it is inside `skip_nonfinite`; without, a gradient that is not finite reaches the parameters, and whoever
-    trains has to stop, as `jaxlm.train` does.
+    the whole chain is wrapped in `skip_nonfinite`. Without it, a gradient that is not finite reaches the parameters,
+    and the training loop must stop, as `jaxlm.train` does.
 
     Args:
-      params: parameters, or their shapes, to try a step on, so that what cannot run fails here.
+      params: parameters, or their shapes. One step is traced on them, so that an optimizer that cannot run fails here.
 
     Raises:
-      UserError: no optimizer has the name, or it does not work with these arguments, a schedule and `params`; a
-        schedule that does not fit `steps`.
+      UserError: no optimizer has this name; it does not work with these arguments, a schedule and `params`; the
+        schedule does not fit `steps`.
     """
     schedule = build_schedule(cfg, steps)
     make, arguments = _factory(cfg.name), _arguments(cfg)
@@ -64,7 +64,7 @@ def build_optimizer(cfg: OptimConfig, steps: int, params: Params | None = None) 
 
 
 def state_bytes(tx: optax.GradientTransformation, params: Params) -> int:
-    """Bytes of an optimizer's state for these parameters (arrays or their shapes): what its init makes, summed."""
+    """Bytes of an optimizer's state for these parameters (arrays or their shapes), counted from what `init` returns."""
     return tree_bytes(jax.eval_shape(tx.init, params))
 
 
@@ -79,14 +79,14 @@ def _factory(name: str) -> Factory:
     if name not in known:
         close = difflib.get_close_matches(name, [*OURS, *known], n=1)
         raise UserError(
-            f"optim.name = {name!r} is no optimizer of jaxlm or Optax: choose one of {', '.join(OURS)}, or one of "
+            f"optim.name = {name!r} is not an optimizer of jaxlm or Optax: choose one of {', '.join(OURS)}, or one of "
             f"Optax's, such as {close[0] if close else 'lion'}"
         )
     return known[name]
 
 
 def _fits(name: str, found: Any) -> bool:
-    """Whether something in Optax is an optimizer whose first argument is the rate."""
+    """Whether an object in Optax is an optimizer whose first argument is the learning rate."""
     whole = found.func if isinstance(found, functools.partial) else found  # nadamw is a partial adamw
     if not inspect.isfunction(whole) or name.startswith(("_", "scale_by")):
         return False
@@ -94,7 +94,7 @@ def _fits(name: str, found: Any) -> bool:
 
 
 def _arguments(cfg: OptimConfig) -> dict[str, Any]:
-    """The optimizer's further arguments, each NAME=VALUE, the value as JSON, as one of PYTHON_WORDS, or else a text."""
+    """The optimizer's further arguments. Each is NAME=VALUE, with a value in JSON, one of PYTHON_WORDS, or a string."""
     own = {"learning_rate", "weight_decay", *optimizer_fields(cfg.name)}
     known = [name for name in inspect.signature(_factory(cfg.name)).parameters if name not in {*own, "mask", "kinds"}]
     made = {}
@@ -113,7 +113,7 @@ def _arguments(cfg: OptimConfig) -> dict[str, Any]:
 
 
 def _try_out(tx: optax.GradientTransformation, params: Params) -> None:
-    """Traces a step on shapes alone, so that what cannot work fails before anything is written."""
+    """Traces one step on shapes alone, so that an optimizer that cannot work fails before anything is written."""
 
     def step(params: Params) -> Params:
         updates, _ = tx.update(params, tx.init(params), params)

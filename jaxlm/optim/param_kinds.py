@@ -1,4 +1,4 @@
-"""What each parameter is: by it optimizers choose their subsets and factors, and weight decay its leaves."""
+"""The kind of each parameter. Optimizers choose subsets and factors by it, and weight decay its leaves."""
 
 import dataclasses
 import functools
@@ -16,47 +16,47 @@ KeyPath = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True)
 class ParamKind:
-    """What a parameter is, and which of its axes are what. A leaf of trees of kinds.
+    """The kind of a parameter and the meaning of its axes; a leaf of a tree of kinds.
 
-    Axes count from the end, so they hold for stacked layers too. An axis of a linear map that is neither input nor
-    output counts maps of the same shape: layers, attention heads.
+    Axes are counted from the end, so they stay right when layers are stacked. An axis of a linear map that is neither
+    input nor output counts maps of the same shape: layers or attention heads.
     """
 
     name: Literal["linear", "embedding", "norm", "bias"]
     inputs: tuple[int, ...] = ()
-    """Input axes of a linear map: what is summed over when it is applied."""
+    """Input axes of a linear map: those that its product sums over."""
     outputs: tuple[int, ...] = ()
     """Output axes of a linear map."""
     stacked: bool = False
-    """Whether the leading axis counts layers, each a parameter of its own."""
+    """Whether the leading axis counts layers. Each layer then counts as a parameter of its own."""
 
     def __post_init__(self) -> None:
         axes = (*self.inputs, *self.outputs)
         if len(set(axes)) < len(axes) or (self.name == "linear" and not self.inputs):
-            raise UserError(f"{self} is no kind: give a linear map its input axes, and name no axis twice")
+            raise UserError(f"{self} is not a valid kind: give a linear map its input axes, and name no axis twice")
 
     @property
     def decays(self) -> bool:
-        """Whether weight decay is meant for it: linear maps and tables."""
+        """Whether weight decay applies: it does to linear maps and tables."""
         return self.name in ("linear", "embedding")
 
     def axes(self, ndim: int) -> tuple[int, ...]:
-        """The axes of one parameter: all but that of stacked layers."""
+        """The axes of a single parameter: all but the axis of stacked layers."""
         return tuple(range(int(self.stacked), ndim))
 
 
 SCORE_AXES = {"score_weight": ((-1,), (-2,)), "score_out": ((-1,), ())}
-"""(inputs, outputs) of the weights of attention scores that are not as in kernels; each query head has its own."""
+"""(inputs, outputs) of those weights of attention scores that are not laid out like a kernel."""
 
 
 def kind_of(path: KeyPath, leaf: Any) -> ParamKind:
     """The kind of a leaf by its name and its number of axes.
 
-    `kernel` is linear with the last axis as output and the one before as input (a kernel with more axes, such as one
-    of a convolution or of DenseGeneral, with all before as inputs); so are the weights of attention scores, a head
-    at a time. `scale` is a norm and `bias` a bias; other leaves of two axes or more are embeddings, what is left is a
-    bias. The first axis of what lies under layers/block_j, where `scan_layers` puts it, counts layers; layers that
-    another module stacks need kinds of their own, or a stack counts as one kernel.
+    A `kernel` is linear: its last axis is the output, all axes before it are inputs (more than one for a convolution or
+    DenseGeneral). The weights of attention scores are linear too, one map for each head. `scale` is a norm, `bias` is a
+    bias. Any other leaf with two or more axes is an embedding, and what remains is a bias. Under layers/block_j, where
+    `scan_layers` stacks parameters, the first axis counts layers. If another module stacks its layers, give kinds of
+    your own; otherwise a whole stack counts as one kernel.
     """
     names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
     name = names[-1] if names else ""
@@ -74,15 +74,15 @@ def kind_of(path: KeyPath, leaf: Any) -> ParamKind:
 
 
 def param_kinds(cfg: ModelConfig) -> Params:
-    """The kind of every parameter of a model, a tree like its parameters; nothing is computed."""
+    """A tree like the parameters of a model, with the kind of each. Nothing is computed."""
     model = build_model(cfg)
     return kinds_like(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
 
 
 def kinds_like(tree: Any, kinds: Any = None) -> Any:
-    """A tree of kinds of the structure of `tree`: those of `kinds` at the same paths, by default by name (`kind_of`).
+    """A tree of kinds with the structure of `tree`: those of `kinds` at the same paths; None = by name (`kind_of`).
 
-    `tree` may lack leaves that `kinds` has, as it does inside `optax.masked`.
+    `tree` may lack leaves that `kinds` has, as happens inside `optax.masked`.
 
     Raises:
       UserError: `kinds` has no ParamKind for a leaf, or one whose axes the leaf does not have.
@@ -105,13 +105,13 @@ def kinds_like(tree: Any, kinds: Any = None) -> Any:
 
 
 def decay_mask(params: Params, kinds: Any = None) -> Params:
-    """True for the leaves weight decay shrinks: matrices (kernels, tables, weights of scores), not biases and scales.
+    """True for leaves that weight decay shrinks: matrices (kernels, tables, weights of scores), not biases or scales.
 
-    Layers stacked by scan_layers decay as they would one by one.
+    Stacked layers decay exactly as separate ones do.
     """
     return jax.tree.map(lambda kind: kind.decays, kinds_like(params, kinds))
 
 
 def mask_or_default(mask: Any, kinds: Any) -> Any:
-    """The mask given to an optimizer, or `decay_mask` by its kinds."""
+    """The mask that an optimizer was given; None = `decay_mask` with these kinds."""
     return functools.partial(decay_mask, kinds=kinds) if mask is None else mask

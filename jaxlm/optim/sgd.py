@@ -19,16 +19,16 @@ def sgd(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
-    """SGD: p -= rate * g; with momentum m = momentum m + g takes the place of g. Equal to `torch.optim.SGD`.
+    """SGD: p -= rate * g. With momentum, m = momentum m + g replaces g. Equal to `torch.optim.SGD`.
 
     Args:
       learning_rate: the rate, or a schedule from the number of steps taken.
       momentum: None = none.
-      weight_decay: decoupled decay, p -= rate * weight_decay * p; torch adds weight_decay * p to the gradient, so with
-        momentum the two differ.
+      weight_decay: decoupled decay, p -= rate * weight_decay * p. torch adds weight_decay * p to the gradient, which
+        differs from this with momentum.
       mask: the leaves that decay, as in `adamw`.
-      nesterov: g + momentum m takes the place of m.
-      mu_dtype: the type m is kept in; None = at least float32, where `optax.sgd` has that of the parameters.
+      nesterov: use g + momentum m instead of m.
+      mu_dtype: the type of m; None = at least float32 (`optax.sgd` keeps the type of the parameters).
     """
     if nesterov and momentum is None:
         raise UserError("nesterov = True has no effect without momentum: give momentum, such as 0.9, or leave it out")

@@ -1,4 +1,4 @@
-"""What happens to a step between its direction and the parameters: clipping, scaling, averaging, decay, skipping."""
+"""Transformations between an optimizer's direction and the update: clipping, scaling, momentum, decay, skipping."""
 
 from typing import Any, NamedTuple
 
@@ -13,17 +13,17 @@ from jaxlm.types import Number
 
 
 def at_least_float32(x: Array) -> jnp.dtype:
-    """The type in which what an optimizer keeps of a leaf is computed."""
+    """The type in which an optimizer computes: float32, or wider if the leaf is."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def rms(x: Array, kind: ParamKind) -> Float[Array, "..."]:
-    """Root mean square of each parameter of a leaf, its axes kept with length 1, in at least float32."""
+    """Root mean square of each parameter in a leaf, in at least float32; the reduced axes are kept with length 1."""
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(at_least_float32(x))), kind.axes(x.ndim), keepdims=True))
 
 
 def clip_by_rms(threshold: Number, kinds: Any = None) -> optax.GradientTransformation:
-    """Shrinks the update of each parameter whose RMS is above `threshold` to that RMS."""
+    """Scales each parameter's update down so that its RMS is at most `threshold`."""
 
     def clipped(update: Array, kind: ParamKind) -> Array:
         return (update / jnp.maximum(1, rms(update, kind) / threshold)).astype(update.dtype)
@@ -32,7 +32,7 @@ def clip_by_rms(threshold: Number, kinds: Any = None) -> optax.GradientTransform
 
 
 def scale_by_parameter_rms(minimum: Number, kinds: Any = None) -> optax.GradientTransformation:
-    """Multiplies the update of each parameter by the parameter's RMS, or by `minimum` if that is more."""
+    """Multiplies each parameter's update by the RMS of the parameter, but at least by `minimum`."""
 
     def scaled(update: Array, param: Array, kind: ParamKind) -> Array:
         return (update * jnp.maximum(rms(param, kind), minimum)).astype(update.dtype)
@@ -49,10 +49,9 @@ class MomentumState(NamedTuple):
 def accumulate(
     decay: Number, share: Number = 1, *, nesterov: bool = False, mu_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformation:
-    """Replaces updates by m = decay m + share update; with nesterov by decay m + share update, m the new one.
+    """Replaces updates by m = decay m + share update; with nesterov by decay m + share update again, with the new m.
 
-    m is kept in mu_dtype, by default in at least float32, where `optax.trace` and `optax.ema` have the type of the
-    parameters.
+    m is kept in mu_dtype, by default in at least float32. (`optax.trace` and `optax.ema` keep the parameters' type.)
     """
 
     def init(params: optax.Params) -> MomentumState:
@@ -76,7 +75,7 @@ def accumulate(
 
 
 class DecayState(NamedTuple):
-    """The steps taken, by which the rate is scheduled."""
+    """The number of steps taken, from which a schedule computes the rate."""
 
     count: Int[Array, ""]  # type: ignore[assignment]  # optax's name for it, and a method of tuples
 
@@ -88,12 +87,12 @@ def decay_parameters(
     minimum_scale: Number | None = None,
     kinds: Any = None,
 ) -> optax.GradientTransformation:
-    """Decoupled weight decay after any optimizer: steps, which are about to be added, lose rate * weight_decay * p.
+    """Decoupled weight decay after any optimizer: subtracts rate * weight_decay * p from the updates.
 
     Args:
       rate: a number or a schedule from the number of steps taken.
       mask: the leaves that decay, a tree of bools or a function of the parameters; None = `decay_mask`.
-      minimum_scale: if given, p also counts by its RMS, at least this, as in `scale_by_parameter_rms`.
+      minimum_scale: if given, the decay is also multiplied by the RMS of p, at least this (`scale_by_parameter_rms`).
     """
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         return optax.identity()
@@ -119,16 +118,16 @@ def decay_parameters(
 
 
 class SkipState(NamedTuple):
-    """The steps skipped so far, and the state of the optimizer that was spared them."""
+    """The number of steps skipped so far, and the state of the wrapped optimizer, which did not see them."""
 
     skipped: Int[Array, ""]
     guarded: optax.ApplyIfFiniteState
 
 
 def skip_nonfinite(tx: optax.GradientTransformation, most: int) -> optax.GradientTransformation:
-    """`optax.apply_if_finite` that counts what it skipped: a step of a gradient that is not finite is zero.
+    """`optax.apply_if_finite` with a counter: a gradient that is not finite gives an update of zero.
 
-    `tx` does not see it, unless more than `most` come in a row: that one is applied, and not counted as skipped.
+    `tx` does not see such a gradient, unless more than `most` come in a row: then the next is applied, not skipped.
     """
     guarded = optax.apply_if_finite(tx, most)
 
@@ -146,5 +145,5 @@ def skip_nonfinite(tx: optax.GradientTransformation, most: int) -> optax.Gradien
 
 
 def skipped_steps(state: optax.OptState) -> Int[Array, ""]:
-    """How many steps an optimizer with `skip_nonfinite` outermost has skipped; of any other 0."""
+    """How many steps were skipped, if `skip_nonfinite` is the outermost transformation; otherwise 0."""
     return state.skipped if isinstance(state, SkipState) else jnp.zeros((), jnp.int32)

@@ -1,82 +1,21 @@
 """The tasks of `jaxlm eval`, against the same numbers computed row by row."""
 
-import contextlib
 import dataclasses
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
-from support import apply, command
-from tolerances import FLOAT32
+from held_out import LINES, log_probs_of, logits_of, row_of
+from support import command
 
-from jaxlm.config import DataConfig
-from jaxlm.data.tokenizer import CharTokenizer
-from jaxlm.decode.score import score
+from jaxlm.config import DataConfig, SamplingParams
+from jaxlm.data.corpus import read_transcripts
+from jaxlm.errors import PositionTableWarning, UserError
 from jaxlm.evals import tasks
 from jaxlm.evals.loss import evaluate
-from jaxlm.evals.scorers import RunOracle, load_oracle
-from jaxlm.run.folder import load_run
 
-LINES = [
-    "THE SEA WAS CALM AND THE OLD MAN SLEPT",  # too short for every task but likelihood
-    "NO ONE COULD SAY WHERE THE ROAD HAD BEEN",  # 40 characters: nothing follows the longer prompt
-    "THE SHIP CAME IN AT DAWN WITH ITS SAILS TORN AND NOT A SOUL ON BOARD TO TELL OF THE NIGHT",
-    "IT WAS THE SAME ROAD THAT THEY HAD TAKEN THE YEAR BEFORE AND",
-    "WHO HAD LEFT THE DOOR OPEN SHE ASKED AND NOBODY SPOKE A WORD TO HER THAT EVENING OR THE NEXT",
-    "",
-    "THEN THE RAIN BEGAN TO FALL ON THE ROOFS OF",
-]
-TRAIN = ["train", "tiny", "--data.tokenizer", "transcript", "--data.path", "train.csv", "--data.val-path", "val.csv"]
-SMALL = ["--model.num-layers", "1", "--model.max-seq-len", "96", "--model.position", "rope", "--train.steps", "20"]
-RATE = ["--optim.learning-rate", "0.03", "--optim.warmup-steps", "2"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A working folder with transcripts of its own and runs/tiny-1, trained once."""
-    root = tmp_path_factory.mktemp("work")
-    for name, lines in (("train", LINES * 4), ("val", LINES)):
-        (root / f"{name}.csv").write_text("id,transcript\n" + "".join(f"{i},{line}\n" for i, line in enumerate(lines)))
-    with contextlib.chdir(root):
-        code, _, err = command(*TRAIN, *SMALL, *RATE)
-    assert code == 0, err
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(folder):
-    return load_run(folder / "runs/tiny-1")
-
-
-@pytest.fixture(scope="module")
-def text_run(folder, trained):
-    """The same network as a model of characters: the text is the transcripts' lines."""
-    text = "\n".join(LINES * 5)
-    (folder / "text.txt").write_text(text)
-    made = CharTokenizer(text + "0123456789"[: 30 - len(set(text))])  # as many as the model has
-    cfg = dataclasses.replace(trained.config, data=DataConfig(path=str(folder / "text.txt")))
-    sha256 = tasks.load_corpus(cfg.data, 32).sha256
-    return dataclasses.replace(trained, config=cfg, tokenizer=made, corpus_sha256=sha256)
-
-
-def row_of(line, tokenizer):
-    return [28, *tokenizer.encode(line).tolist()]
-
-
-def logits_of(trained, row):
-    """[len(row), V] after each token: one program, whatever the length, as the model is causal."""
-    padded = np.array([[*row, *[0] * (96 - len(row))]])
-    return np.asarray(apply(trained.model, trained.params, padded)[0][0], np.float64)[: len(row)]
-
-
-def log_probs_of(trained, row):
-    """The log-probability of each of row[1:], in numpy."""
-    logits = logits_of(trained, row[:-1])
-    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return np.take_along_axis(log_probs, np.array(row[1:])[:, None], axis=-1)[:, 0]
-
+THIRTY = SamplingParams(max_new_tokens=30)
 
 # Prediction ----------------------------------------------------------------------------------------------------------
 
@@ -143,17 +82,18 @@ def test_likelihood_of_a_text_is_its_validation_loss(text_run):
     assert -found["log_prob_per_token"] == pytest.approx(losses["val_loss"], rel=1e-5)
 
 
-# Generation and oracles ----------------------------------------------------------------------------------------------
+# Generation -----------------------------------------------------------------------------------------------------------
 
 
-def test_generation_is_judged_by_the_model_and_by_an_oracle(trained, folder):
-    found = tasks.generation(trained, batch_size=2, temperature=0.9, seed=3, oracle=folder / "runs/tiny-1")
+def test_generation_is_scored_by_the_model_and_by_an_oracle(trained, folder):
+    sampling = SamplingParams(max_new_tokens=30, temperature=0.9, seed=3)
+    found = tasks.generation(trained, sampling, batch_size=2, oracle=folder / "runs/tiny-1")
     prompts = [line[:40] for line in LINES if len(line) >= 40]
     assert [example["prompt"] for example in found["examples"]] == prompts
     assert [example["truth"] for example in found["examples"]] == [line[40:70] for line in LINES if len(line) >= 40]
-    drawn = [example["generation"] for example in found["examples"]]
-    assert all(len(text) == 30 and "<" not in text for text in drawn)
-    ours = [log_probs_of(trained, row_of(p + d, trained.tokenizer))[40:] for p, d in zip(prompts, drawn, strict=True)]
+    new = [example["generation"] for example in found["examples"]]
+    assert all(len(text) == 30 and "<" not in text for text in new)
+    ours = [log_probs_of(trained, row_of(p + n, trained.tokenizer))[40:] for p, n in zip(prompts, new, strict=True)]
     truths = [log_probs_of(trained, row_of(line[:70], trained.tokenizer))[40:] for line in LINES if len(line) > 40]
     mean, true_mean = np.mean(ours), np.concatenate(truths).mean()
     assert found["log_prob_per_token"] == pytest.approx(mean, rel=1e-4)
@@ -164,13 +104,13 @@ def test_generation_is_judged_by_the_model_and_by_an_oracle(trained, folder):
     assert found["true_perplexity"] == pytest.approx(np.exp(-true_mean), rel=1e-4)
     assert found["true_nats_per_character"] == pytest.approx(-true_mean, rel=1e-4)
     assert (found["rows"], found["true_rows"]) == (5, 4)
-    whole = tasks.generation(trained, temperature=0.9, seed=3)
+    whole = tasks.generation(trained, sampling)
     assert whole["examples"] == found["examples"]  # in one batch, too
     assert "perplexity" not in whole
-    assert tasks.generation(trained, temperature=0.9, seed=4)["examples"] != found["examples"]
+    assert tasks.generation(trained, dataclasses.replace(sampling, seed=4))["examples"] != found["examples"]
 
 
-def test_generation_takes_the_filters(trained, monkeypatch):
+def test_generation_takes_the_options_of_sampling(trained, monkeypatch):
     asked = {}
 
     def generate(model, params, prompt, *, key, **arguments):
@@ -178,10 +118,19 @@ def test_generation_takes_the_filters(trained, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(tasks, "generate", generate)
+    options = {"temperature": 0.5, "top_k": 7, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.5}
+    options["max_new_tokens"] = 12
     with pytest.raises(InterruptedError):
-        tasks.generation(trained, temperature=0.5, top_k=7, top_p=0.8)
-    filters = {"temperature": 0.5, "top_k": 7, "top_p": 0.8, "forbidden_tokens": [28, 29]}
-    assert asked == {"prompt": (5, 41), "keys": (5,), "max_new_tokens": 30, **filters}
+        tasks.generation(trained, SamplingParams(forbidden_tokens=(3,), **options))
+    assert asked == {"prompt": (5, 41), "keys": (5,), "forbidden_tokens": [3, 28, 29], **options}
+
+
+def test_generation_of_fewer_tokens_is_compared_with_as_many(trained):
+    found = tasks.generation(trained, SamplingParams(max_new_tokens=7, temperature=0))
+    assert [example["truth"] for example in found["examples"]] == [line[40:47] for line in LINES if len(line) >= 40]
+    assert {len(example["generation"]) for example in found["examples"]} == {7}
+    with pytest.raises(UserError, match="stop_token = 27: the task generates rows of one length; leave it out"):
+        tasks.generation(trained, SamplingParams(max_new_tokens=7, stop_token=27))
 
 
 def test_generation_past_a_position_table_leaves_the_true_figure_out(text_run):
@@ -193,40 +142,8 @@ def test_generation_past_a_position_table_leaves_the_true_figure_out(text_run):
         model=text_run.model.clone(cfg=learned),
         params={**text_run.params, "position_embedding": table},
     )
-    with pytest.warns(UserWarning, match=r"prompt 40 \+ 30 new tokens pass the learned position table"):
-        found = tasks.generation(short, limit=1)
-    assert found["true_log_prob_per_token"] is None
-    with pytest.raises(ValueError, match=r"oracle .*: a row of 69 targets passes .* table of max_seq_len = 48"):
-        RunOracle(short, 8)(["A" * 70])
-    log_probs, _ = RunOracle(short, 8)(["A" * 49])  # padded to a power of two, it would not fit
-    expected = score(short.model, short.params, short.tokenizer.encode("A" * 49)[None])
-    np.testing.assert_allclose(log_probs, expected, rtol=100 * FLOAT32)
-
-
-def test_an_oracle_names_what_it_cannot_read(trained):
-    oracle = RunOracle(trained, 8)
-    with pytest.raises(ValueError, match=r"oracle .*tiny-1: characters 'é' are outside the vocabulary"):
-        oracle(["CAFé"])
-    log_probs, tokens = oracle(["NO", "YES WE CAN", "A"])
-    assert tokens.tolist() == [3, 11, 2]
-    for text, log_prob in zip(["NO", "YES WE CAN", "A"], log_probs, strict=True):
-        expected = log_probs_of(trained, row_of(text, trained.tokenizer)).sum()
-        np.testing.assert_allclose(log_prob, expected, rtol=100 * FLOAT32)
-
-
-def test_a_folder_that_is_no_oracle_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"is neither a run nor a Hugging Face folder"):
-        load_oracle(tmp_path, 8)
-    (tmp_path / "config.json").write_text('{"vocab_size": 5}')
-    with pytest.raises(ValueError, match=r"is neither a run nor a Hugging Face folder"):
-        load_oracle(tmp_path, 8)
-
-
-def test_a_hugging_face_oracle_without_its_packages_names_the_extra(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"for which torch is missing: pip install 'jaxlm\[parity\]'"):
-        load_oracle(tmp_path, 8)
+    with pytest.warns(PositionTableWarning, match=r"prompt 40 \+ 30 new tokens pass the learned position table"):
+        assert tasks.generation(short, THIRTY, limit=1)["true_log_prob_per_token"] is None
 
 
 # What is refused, and the command -----------------------------------------------------------------------------------
@@ -239,9 +156,9 @@ def test_too_short_rows_and_changed_data_are_refused(trained, text_run, folder):
     other = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data=data))
     with pytest.raises(ValueError, match="the data are not those of the run"):
         tasks.prediction(other)
-    other = dataclasses.replace(other, corpus_sha256=tasks.read_transcripts(data).sha256)
+    other = dataclasses.replace(other, corpus_sha256=read_transcripts(data).sha256)
     with pytest.raises(ValueError, match=r"no held-out transcript has 40 characters \(the longest has 7\)"):
-        tasks.generation(other)
+        tasks.generation(other, THIRTY)
     data = dataclasses.replace(text_run.config.data, val_fraction=0.01)
     short = dataclasses.replace(text_run, config=dataclasses.replace(text_run.config, data=data))
     with pytest.raises(ValueError, match=r"the validation split has 19 tokens, fewer than the 40 of a row"):
@@ -255,15 +172,15 @@ def test_the_command_says_what_the_tasks_find(trained, folder, monkeypatch):
         assert code == 0, err
         expected = getattr(tasks, task)(trained, limit=4)
         assert json.loads(out) == {"run": "runs/tiny-1", "step": 20, "task": task, **expected}
-    drawing = ["eval", "runs/tiny-1", "--task", "generation", "--top-k", "5", "--seed", "2", "--oracle", "runs/tiny-1"]
-    code, out, err = command(*drawing, "--json")
+    sampling = ["eval", "runs/tiny-1", "--task", "generation", "--top-k", "5", "--seed", "2", "--oracle", "runs/tiny-1"]
+    code, out, err = command(*sampling, "--json")
     assert code == 0, err
-    expected = tasks.generation(trained, top_k=5, seed=2, oracle=folder / "runs/tiny-1")
+    expected = tasks.generation(trained, dataclasses.replace(THIRTY, top_k=5, seed=2), oracle=folder / "runs/tiny-1")
     found = json.loads(out)
     assert {name: found[name] for name in expected} == expected
     assert (found["top_k"], found["seed"], found["temperature"]) == (5, 2, 1.0)
     assert found["oracle"] == "runs/tiny-1"
-    code, out, _ = command(*drawing)
+    code, out, _ = command(*sampling)
     assert code == 0
     assert f"{expected['perplexity']:.6g}" in out
     assert expected["examples"][1]["truth"].split()[0] in out

@@ -92,7 +92,7 @@ def test_every_scanned_layer_drops_units_of_its_own():
         (
             stack_params,
             lambda p: {**p, "block_2": {"mlp": p["block_2"]["mlp"]}},
-            "block_2 has not the parameters of block_0",
+            "block_2 has other parameters than block_0",
         ),
         (unstack_params, lambda p: p, "not stacked"),
         (unstack_params, lambda p: {"layers": {"block_0": p["block_0"]}}, "need block_0, block_1"),

@@ -104,7 +104,7 @@ def test_windowed_layers_keep_no_more_than_their_window():
     cfg = ModelConfig(vocab_size=5, max_seq_len=30, num_layers=3, embed_dim=6, num_heads=2, window=(4, None, 40))
     cache = init_cache(cfg, 7, 11)
     assert [entry.positions.shape for entry in cache.layers] == [(7, 4), (7, 11), (7, 11)]
-    with pytest.raises(ValueError, match="capacity = 31 .* max_seq_len = 30"):
+    with pytest.raises(ValueError, match="31 tokens are beyond .* max_seq_len = 30: give a smaller capacity"):
         init_cache(cfg, 1, 31)
 
 

@@ -53,8 +53,8 @@ def test_the_update_is_that_of_adamw():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "lino"}, "optim.name = 'lino' is no optimizer of jaxlm or Optax.*such as lion"),
-        ({"name": "scale_by_adam"}, "is no optimizer"),
+        ({"name": "lino"}, "optim.name = 'lino' is not an optimizer of jaxlm or Optax.*such as lion"),
+        ({"name": "scale_by_adam"}, "is not an optimizer"),
         ({"name": "schedule_free_adamw"}, "evaluates other parameters"),
         ({"name": "lbfgs"}, "'lbfgs' does not run: .* 'value'"),
         (
@@ -66,7 +66,7 @@ def test_the_update_is_that_of_adamw():
         ({"name": "adamsn", "arguments": ("subset_size=4",)}, r"subset_size = 4 does not divide the \[3\] of kernel"),
         ({"name": "sgd", "arguments": ("nesterov=true",)}, "nesterov = True has no effect without momentum"),
         ({"name": "sgd", "arguments": ("mask=true",)}, "argument 'mask' of sgd is unknown"),
-        ({"name": "polyak_sgd"}, "'polyak_sgd' is no optimizer"),
+        ({"name": "polyak_sgd"}, "'polyak_sgd' is not an optimizer"),
         ({"arguments": ("mu_dtype=bfloat17",)}, "'adamw' does not run with mu_dtype=bfloat17"),
     ],
 )

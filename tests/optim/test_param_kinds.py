@@ -227,7 +227,9 @@ def test_kinds_that_do_not_fit_are_refused(kinds, message):
 
 @pytest.mark.parametrize(("inputs", "outputs"), [((-1,), (-1,)), ((-2, -2), (-1,)), ((), (-1,))])
 def test_a_kind_without_a_meaning_is_refused(inputs, outputs):
-    with pytest.raises(UserError, match="is no kind: give a linear map its input axes, and name no axis twice"):
+    with pytest.raises(
+        UserError, match="is not a valid kind: give a linear map its input axes, and name no axis twice"
+    ):
         ParamKind("linear", inputs, outputs)
 
 
@@ -237,7 +239,7 @@ def test_a_kind_without_a_meaning_is_refused(inputs, outputs):
         ({"subset_size": 2}, (3, 5), r"subset_size = 2 does not divide the \[3\] of kernel: give a divisor or None"),
         ({"subset_size": 3, "subset": "per_input"}, (3, 5), r"does not divide the \[5\] of kernel"),
         ({"subset_size": 2}, (2, 2, 5), r"does not divide the \[2, 2\] of kernel"),
-        ({"subset_size": 0}, (3, 5), "subset_size = 0 is no size: give at least 1"),
+        ({"subset_size": 0}, (3, 5), "subset_size = 0 is not a size: give at least 1"),
     ],
 )
 def test_subset_sizes_that_do_not_divide_are_refused(options, shape, message):

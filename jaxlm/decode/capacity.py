@@ -1,0 +1,108 @@
+"""How many tokens a cache must hold, and what happens past that."""
+
+import functools
+import math
+import warnings
+from typing import Literal, NamedTuple
+
+import jax
+
+from jaxlm.config import ModelConfig
+from jaxlm.decode.checks import check_count
+from jaxlm.errors import PositionTableWarning, UserError
+from jaxlm.model.cache import init_cache
+from jaxlm.types import Params, tree_bytes
+
+MIN_BUCKET = 16
+"""Smaller prompts and caches are padded to this: fewer programs, and no slower."""
+
+
+class CapacityPlan(NamedTuple):
+    """How far the cache of a request reaches.
+
+    capacity: tokens that a layer without a window sees at most.
+    overflows: whether some layer would see more.
+    cached_steps: new tokens that come from the cache. All but where a learned position table ends: what follows there
+      is recomputed token by token.
+    """
+
+    capacity: int
+    overflows: bool
+    cached_steps: int
+
+
+def plan_capacity(
+    cfg: ModelConfig,
+    longest: int,
+    new_tokens: int,
+    capacity: int | None = None,
+    on_overflow: Literal["continue", "roll", "error"] = "continue",
+) -> CapacityPlan:
+    """The plan for prompts of up to `longest` tokens, each continued by `new_tokens`.
+
+    Args:
+      capacity: None = min(longest + new_tokens, max_seq_len).
+      on_overflow: "error" refuses; "roll" refuses where the cache cannot roll, which is with a learned position table;
+        "continue" goes on in any case, with a warning where a table ends.
+
+    Raises:
+      UserError: a capacity that is not a whole number or beyond a learned position table; an overflow that is refused.
+    """
+    if capacity is None:
+        capacity = min(longest + new_tokens, cfg.max_seq_len)
+    check_count("capacity", capacity)
+    cfg.check_reach(capacity, "give a smaller capacity")
+    if cfg.family != "transformer":  # their state has one size
+        return CapacityPlan(capacity, False, new_tokens)
+    fed = longest + new_tokens - 1  # the last new token is never fed back
+    widest = max(math.inf if window is None else window for window in cfg.layer_windows)
+    # A full cache may drop what no window reaches any more. A learned table runs out of places whatever the windows.
+    overflows = capacity < (fed if cfg.has_position_table else min(widest, fed))
+    if not overflows:
+        return CapacityPlan(capacity, False, new_tokens)
+    numbers = f"prompt {longest} + {new_tokens} new tokens"
+    if on_overflow == "error" or (on_overflow == "roll" and cfg.has_position_table):
+        fix = ", a larger capacity, or on_overflow = 'continue'" if on_overflow == "error" else ""
+        raise UserError(f"{numbers} pass the capacity {capacity}: give fewer{fix}")
+    if not cfg.has_position_table:
+        return CapacityPlan(capacity, True, new_tokens)
+    warnings.warn(
+        f"{numbers} pass the learned position table (capacity {capacity}, max_seq_len = {cfg.max_seq_len}): from there "
+        f"on, each token takes a forward pass over the latest {capacity}",
+        PositionTableWarning,
+        stacklevel=5,  # who called generate: above it stand request_from and make_request
+    )
+    # A prompt that fills the table still gives one token from the cache, which is not fed back.
+    return CapacityPlan(capacity, True, min(max(capacity - longest + 1, 0), new_tokens))
+
+
+def cache_capacities(cfg: ModelConfig, params: Params, rows: int, longest: int, plan: CapacityPlan) -> list[int]:
+    """The capacities that the cache goes through as it fills: each twice the one before, up to the last that is needed.
+
+    A step reads every slot, filled or not, and all weights. So the first cache is about as large as the weights: a
+    smaller one would hardly make a step faster, and needs a program of its own. From there on the cache doubles as it
+    fills. Capacities are powers of two (but for a given one, or the end of a position table), so that requests of
+    similar length share programs.
+    """
+    if cfg.family != "transformer":
+        return [1]
+    last = plan.capacity
+    if not plan.overflows:
+        last = cfg.within_reach(power_of_two(max(longest + plan.cached_steps - 1, MIN_BUCKET)))
+
+    def cache_size(capacity: int) -> int:
+        return tree_bytes(jax.eval_shape(functools.partial(init_cache, cfg, rows, capacity)))
+
+    first, weights = power_of_two(max(longest, MIN_BUCKET)), tree_bytes(params)
+    while first < last and cache_size(min(2 * first, last)) <= weights:
+        first *= 2
+    capacities = []
+    while first < last:
+        capacities.append(first)
+        first *= 2
+    return [*capacities, last]
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()

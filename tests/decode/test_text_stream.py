@@ -1,0 +1,136 @@
+"""The text of tokens that come one at a time."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer
+from jaxlm.decode.text_stream import WINDOW, TextStream
+
+BPE = BPETokenizer.train(["naïve café: the other thé there, then this 🦜 " * 20], 290)
+
+
+def pieces_of(tokens, tokenizer, stop_strings=()):
+    stream = TextStream(tokenizer.decode, stop_strings)
+    return [*(stream.push(token) for token in tokens), stream.finish()], stream.stopped
+
+
+CHARACTER = BPE.encode("🦜").tolist()
+
+
+@given(st.lists(st.integers(0, BPE.vocab_size - 1) | st.sampled_from(BPE.encode("🦜é€�").tolist()), max_size=40))
+@example(CHARACTER)
+@example([*CHARACTER[:2], *CHARACTER])
+@example(CHARACTER[:-1])
+def test_pieces_join_to_the_text_and_are_never_taken_back(tokens):
+    pieces, _ = pieces_of(tokens, BPE)
+    whole = BPE.decode(tokens)
+    assert "".join(pieces) == whole
+    for end in range(len(tokens)):  # what is shown by then stays true, whatever follows
+        shown = "".join(pieces[: end + 1])
+        assert whole.startswith(shown)
+        assert len(BPE.decode(tokens[: end + 1])) - len(shown) <= 1
+
+
+def test_half_a_character_is_held_back():
+    tokens = BPE.encode("a🐙b").tolist()
+    assert len(tokens) > 3
+    pieces, _ = pieces_of(tokens, BPE)
+    assert [piece for piece in pieces if piece] == ["a", "🐙", "b"]
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+@example("aab", ["ab"])
+@example("abab", ["abb", "ba"])
+@example("baa", ["a", "baa"])
+@example("ab", ["b", "ab"])
+def test_a_text_ends_before_its_first_stop_string_and_shows_nothing_of_it(text, stop_strings):
+    tokenizer = CharTokenizer("ab")
+    pieces, stopped = pieces_of(tokenizer.encode(text).tolist(), tokenizer, stop_strings)
+    places = [(text.find(string) + len(string), text.find(string)) for string in stop_strings if string in text]
+    expected = text[: min(places)[1]] if places else text  # the first to be whole ends it
+    assert ("".join(pieces), stopped) == (expected, bool(places))
+    for end in range(len(text)):
+        seen, shown = text[: end + 1], "".join(pieces[: end + 1])
+        if not any(string in seen for string in stop_strings):  # all is shown but what may begin a stop string
+            assert (
+                shown
+                + next(
+                    held
+                    for start in range(len(seen) + 1)
+                    if not (held := seen[start:]) or any(string.startswith(held) for string in stop_strings)
+                )
+                == seen
+            )
+
+
+def test_a_stop_string_may_end_in_the_middle_of_a_token():
+    tokens = BPE.encode("the other there").tolist()
+    assert not any(BPE.decode(tokens[:end]).endswith("e oth") for end in range(len(tokens)))
+    pieces, stopped = pieces_of(tokens, BPE, ["e oth"])
+    assert ("".join(pieces), stopped) == ("th", True)
+    pieces, _ = pieces_of(tokens, BPE, ["ther", "oth"])  # both in one token
+    assert "".join(pieces) == "the "
+
+
+class Counting:
+    """A tokenizer of bytes that notes how many tokens each call decodes."""
+
+    def __init__(self):
+        self.lengths = []
+
+    def decode(self, ids):
+        self.lengths.append(len(ids))
+        return bytes(ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("tokens", [b"abc ", "🦜é".encode(), b"\x80", b"\xf0\x9f", b"\xe2"], ids=str)
+def test_the_work_for_a_token_does_not_grow_with_the_text(tokens):
+    tokenizer, count = Counting(), 400
+    stream = TextStream(tokenizer.decode, ["never", "x" * 30])
+    pieces = [stream.push(token) for token in tokens * count]
+    calls = len(tokenizer.lengths)
+    assert calls <= 1.2 * count * len(tokens)
+    assert max(tokenizer.lengths) <= WINDOW
+    pieces.append(stream.finish())
+    assert "".join(pieces) == (tokens * count).decode(errors="replace")
+
+
+@given(st.lists(st.integers(0, 255) | st.sampled_from([*"🦜é€".encode()]), max_size=60))
+def test_bytes_join_to_what_they_spell_whatever_they_are(tokens):
+    pieces, _ = pieces_of(tokens, Counting())
+    assert "".join(pieces) == bytes(tokens).decode(errors="replace")
+
+
+class Words:
+    """A tokenizer that leaves out the space before the first word it decodes, as SentencePiece's does."""
+
+    WORDS = (" the", " cat", "s", " sat", " on", " mat", ".")
+
+    def decode(self, ids):
+        return "".join(self.WORDS[i] for i in ids).removeprefix(" ")
+
+
+@given(st.lists(st.integers(0, 6), max_size=50))
+@example([0, 1, 3, 4, 0, 5] * 8)
+def test_a_tokenizer_may_decode_a_token_otherwise_alone_than_after_others(tokens):
+    pieces, _ = pieces_of(tokens, Words())
+    assert "".join(pieces) == Words().decode(tokens)
+
+
+def test_a_stop_string_across_many_tokens_is_found_past_the_window():
+    text = "ab" * 20 + "STOP" * 9 + "c"
+    stop = "b" + "STOP" * 9
+    tokenizer = CharTokenizer(set(text))
+    pieces, stopped = pieces_of(tokenizer.encode(text).tolist(), tokenizer, [stop])
+    assert len(stop) > 2 * WINDOW
+    assert ("".join(pieces), stopped) == ("ab" * 19 + "a", True)
+
+
+def test_the_first_bytes_of_a_character_are_no_stop_string():
+    parrot = "🦜".encode()
+    stream = TextStream(Counting().decode, ["\ufffd"])
+    assert [stream.push(token) for token in parrot] == ["", "", "", "🦜"]
+    assert not stream.stopped
+    assert (stream.push(0x80), stream.stopped) == ("", False)
+    assert (stream.push(0x41), stream.stopped) == ("", True)  # now no later byte completes it
