@@ -372,7 +372,8 @@ def test_the_share_of_the_warm_up_stays(config, tmp_path):
     cpu = dataclasses.replace(preset("nanogpt-cpu"), model=config.model, data=config.data)
     with pytest.warns(UserWarning, match="warmup_steps = 200 does not fit into steps = 200: using 20, the same share"):
         train(shortened(cpu, 200), tmp_path / "a")
-    mine = dataclasses.replace(config, preset="mine")  # no preset: the default warm-up is 100
+    model = dataclasses.replace(config.model, vocab_size=58)  # that of the text, as no preset gives another
+    mine = dataclasses.replace(config, preset="mine", model=model)  # the default warm-up is 100
     with pytest.warns(UserWarning, match="warmup_steps = 100 does not fit into steps = 60: using 3"):
         train(shortened(mine, 60, warmup_steps=100), tmp_path / "b")
     train(shortened(cpu, 201), tmp_path / "c")  # it fits
