@@ -204,21 +204,32 @@ def by_fill(path: str, tokens: int, window: int, batch: int, rounds: int) -> Non
     """The figure, and a table of its points on both sides of the powers of two, where the cache grows."""
     from matplotlib.figure import Figure  # half a second to import: only when a plot is made
 
-    axes = Figure(figsize=(7, 4), layout="constrained").add_subplot()
-    fills, columns = np.arange(BIN, tokens - BIN + 1, BIN), []
-    for name, span, color in (("global", None, "tab:blue"), (f"window {window}", window, "tab:orange")):
+    from jaxlm.run.plots import BLUE, ORANGE, label_ends, style
+
+    fills, columns, curves = np.arange(BIN, tokens - BIN + 1, BIN), [], []
+    for name, span, color in (("global", None, BLUE), (f"window {window}", window, ORANGE)):
         cfg = jaxlm.ModelConfig(vocab_size=65, max_seq_len=tokens, position="rope", window=span)
         times = token_times(cfg, batch, rounds)
         sizes = np.array([moved_bytes(cfg, batch, int(n) + BIN // 2) for n in fills])
-        axes.plot(fills + BIN / 2, times, color=color, label=f"{name}, measured")
-        axes.plot(
-            fills + BIN / 2, times[0] * sizes / sizes[0], "--", color=color, label=f"{name}, bytes to read (scaled)"
-        )
+        curves += [
+            (times, "-", f"{name}, measured", color),
+            (times[0] * sizes / sizes[0], "--", f"{name}, by bytes read", color),
+        ]
         columns += [times, sizes / 1e6]
-    axes.set(xlabel="tokens so far", ylabel=f"ms a step of {batch} rows", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    axes.figure.savefig(path, dpi=120)
+    with style():
+        figure = Figure(figsize=(8, 4.5))
+        axes = figure.add_subplot()
+        for values, line, _, color in curves:
+            axes.plot(fills + BIN / 2, values, line, color=color)
+        axes.set(xlabel="tokens so far", ylabel=f"ms a step of {batch} rows", ylim=(0, None))
+        figure.suptitle("Time of a decoding step (benchmarks/decode.py --figure)")
+        axes.set_title(
+            "dashed: the first value, scaled by the bytes that a step reads (weights and filled cache)",
+            fontsize=8,
+        )
+        axes.grid(alpha=0.3)
+        label_ends(axes, [(values[-1], name, color) for values, _, name, color in curves])
+        figure.savefig(path)
     print(f"batch {batch}\ntokens so far  global ms      MB  window {window} ms      MB")
     for n, *values in zip(fills, *columns, strict=True):
         if any(i & (i - 1) == 0 for i in (n // BIN, n // BIN + 1)):

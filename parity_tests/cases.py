@@ -1,5 +1,6 @@
-"""The configurations under which jaxlm and torchref are compared; as a program: compares them all, prints a table."""
+"""The configurations under which jaxlm and torchref are compared. Run as a program it compares them all."""
 
+import argparse
 import itertools
 import sys
 import typing
@@ -15,10 +16,10 @@ PAIRED = {
     "position": ("learned", "sinusoidal", "rope", "none"),
     "window": (None, 3, (2, None)),
 }
-"""What interacts in attention. The cache is in every case: a prefill and steps, past the wrap of each window, and past
-the capacity wherever positions can go on."""
+"""Fields that interact in attention. Every case also uses the cache: a prefill and steps, past the wrap of each window,
+and past the capacity wherever positions can go on."""
 
-# kv_sharing, attention_score, position, window; then other fields, spread over the rows
+# kv_sharing, attention_score, position, window, and then other fields, spread over the rows
 ROWS = [
     ("grouped", "dot", "learned", None, {}),
     ("grouped", "dot", "rope", 3, {"num_kv_heads": 1, "norm": "rmsnorm", "activation": "swiglu", "use_bias": False}),
@@ -52,7 +53,7 @@ ROWS = [
 
 
 def transformer(row) -> ModelConfig:
-    """The config of a row; 4 heads on 2, as wide as rope and the embedding need."""
+    """The config of a row: 4 query heads on 2 key heads, of a width that RoPE can rotate."""
     *paired, others = row
     fields = {"num_heads": 4, "num_kv_heads": 2, **dict(zip(PAIRED, paired, strict=True)), **others}
     if fields["position"] == "rope" and "head_dim" not in others:
@@ -78,14 +79,14 @@ NARROW = [
     transformer(("summed_scores", "additive", "learned", None, {"dtype": "bfloat16", "param_dtype": "bfloat16"})),
     ModelConfig(family="recurrent", cell="gru", dtype="bfloat16", **SMALL),
 ]
-"""Those that compute in bfloat16."""
+"""Configs that compute in bfloat16."""
 
 NOT_HERE = {("attention_impl", "cudnn"), ("dtype", "float64"), ("param_dtype", "float64")}
 """cuDNN needs a GPU; float64 is computed in every case."""
 
 
 def pairs_missing(configs) -> set:
-    """Pairs of values of PAIRED, and of each with a cache of each kind, that no config has."""
+    """Pairs of values of PAIRED that no config has."""
     wanted = {
         frozenset({(a, x), (b, y)}) for a, b in itertools.combinations(PAIRED, 2) for x in PAIRED[a] for y in PAIRED[b]
     }
@@ -98,7 +99,7 @@ def pairs_missing(configs) -> set:
 
 
 def values_missing(configs) -> set:
-    """Values of fields with a few of them, and fields with one value only, that no config has."""
+    """Values that no config has, of fields with few values; of other fields those that never vary."""
     missing = set()
     for name, hint in typing.get_type_hints(ModelConfig).items():
         had = {getattr(config, name) for config in configs}
@@ -111,7 +112,12 @@ def values_missing(configs) -> set:
 
 
 def main() -> None:
-    """Compares every case in full and prints, by type and quantity, how many there are and the worst of them."""
+    """Compares every case in full and prints a Markdown table of the worst errors, by type and quantity."""
+    parser = argparse.ArgumentParser(
+        description="Compare every configuration with PyTorch in full (many minutes) and print a Markdown table of the "
+        "worst errors, by type and quantity."
+    )
+    parser.parse_args()
     from jaxlm import parity
 
     rows: dict[tuple[str, str], list] = {}
@@ -120,17 +126,15 @@ def main() -> None:
         for row in report.rows:
             rows.setdefault((cfg.dtype, row.quantity), []).append(row)
         print(f"{i + 1}: {'equal' if report.passed else report}", file=sys.stderr, flush=True)
-    print(
-        "| type | quantity | cases | not same | worst in float64 | our worst error | torch's | ours by torch's, RMS |"
-    )
+    print("| type | quantity | cases | not same | worst in float64 | JAX's worst error | torch's | JAX / torch, RMS |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for (dtype, quantity), found in rows.items():
-        exact = max(row.float64_rel for row in found if row.float64_rel is not None)
-        failed = sum(not row.passed for row in found)
-        rounded = np.array([(row.our_error, row.torch_error) for row in found if row.our_error is not None])
-        (ours, theirs), rms = rounded.max(axis=0), np.sqrt((rounded**2).mean(axis=0))
-        shown = f"{exact:.1e} | {ours:.1e} | {theirs:.1e} | {rms[0] / rms[1]:.2f}"
-        print(f"| {dtype} | {quantity} | {len(found)} | {failed} | {shown} |")
+    for (dtype, quantity), compared in rows.items():
+        exact = max((row.float64_rel for row in compared if row.float64_rel is not None), default=np.nan)
+        failed = sum(not row.passed for row in compared)
+        errors = np.array([(row.jax_error, row.torch_error) for row in compared if row.jax_error is not None])
+        (in_jax, in_torch), rms = errors.max(axis=0), np.sqrt((errors**2).mean(axis=0))
+        shown = f"{exact:.1e} | {in_jax:.1e} | {in_torch:.1e} | {rms[0] / rms[1]:.2f}"
+        print(f"| {dtype} | {quantity} | {len(compared)} | {failed} | {shown} |")
     print(f"{len(CASES) + len(NARROW)} configurations, {sum(map(len, rows.values()))} cases")
 
 

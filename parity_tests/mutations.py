@@ -1,6 +1,6 @@
-"""Classic bugs, and what the comparison with PyTorch must say of each; as a program: plants them, prints a table."""
+"""Classic bugs, and what the comparison with PyTorch must say about each. Run as a program it plants them all."""
 
-import sys
+import argparse
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ from jaxlm.decode.prefill import start
 from jaxlm.model import cache, transformer
 from jaxlm.model.layer_stack import apply_layers, unstack_params
 from jaxlm.model.layers import Dense, LanguageModel, Norm
-from jaxlm.ops import attention, loss, masks
+from jaxlm.ops import attention, loss, masks, wide_gradients
 from jaxlm.ops.attention_scores import dot_scores, multiplicative_scores
 from jaxlm.ops.matmul import _backward, matmul
 from jaxlm.ops.positions import apply_rope, rope_angles, sinusoids
@@ -26,18 +26,23 @@ from torchref import layers as torch_layers
 
 
 def bug(name: str, layer: str, cause: str, *edits: Edit, **fields: Any) -> Mutation:
-    """One that shows in the forward pass."""
+    """A bug that shows in the forward pass."""
     return Mutation(name, layer, cause, edits, fields)
 
 
 def later(quantity: str, name: str, layer: str, cause: str, *edits: Edit, **fields: Any) -> Mutation:
-    """One that the forward pass does not show."""
+    """A bug that the forward pass does not show."""
     return Mutation(name, layer, cause, edits, fields, quantity)
 
 
 def of_optimizer(optimizer: str, name: str, layer: str, cause: str, *edits: Edit) -> Mutation:
-    """One in the step of an optimizer."""
+    """A bug in the step of an optimizer."""
     return Mutation(name, layer, cause, edits, ROPE | BARE, "update", optimizer)
+
+
+def coarse(quantity: str, name: str, layer: str, cause: str, *edits: Edit, **fields: Any) -> Mutation:
+    """A formula that is right but computed too coarsely: float64 does not show it."""
+    return Mutation(name, layer, cause, edits, fields, quantity, None, "rounding")
 
 
 ROPE: dict[str, Any] = {"position": "rope"}
@@ -199,8 +204,8 @@ LAYERS = [
         edit(turned, 'if path.endswith("/kernel")',
              'if path.endswith("/kernel") and array.shape != array.shape[::-1]'),
     ),
-    bug(
-        "products of 11 bits (TF32)", "block_0/attention/query", "TF32",
+    coarse(
+        "activation", "products of 11 bits (TF32)", "block_0/attention/query", "TF32",
         edit(matmul, "return wide", 'x = jax.lax.reduce_precision(x, 8, 10) if x.dtype == "float32" else x\n'
              "    return wide"),
     ),
@@ -309,13 +314,40 @@ REST = [
     ),
 ]  # fmt: skip
 
-MUTATIONS = [*LAYERS, *REST]
+COARSE = [
+    coarse(
+        "activation", "softmax in bfloat16, of a float32 model", ATTENTION, "softmax",
+        edit(attention.attend, "masked_softmax(softcap(scores, cap)",
+             'masked_softmax(softcap(scores, cap).astype(scores.dtype if scores.dtype == "float64" else "bfloat16")'),
+    ),
+    coarse(
+        "activation", "softmax in bfloat16, of a bfloat16 model", ATTENTION, "softmax",
+        edit(attention.attend, "masked_softmax(softcap(scores, cap), mask[:, None, None])",
+             "masked_softmax(softcap(scores, cap).astype(values.dtype), mask[:, None, None]).astype(scores.dtype)"),
+        dtype="bfloat16", **ROPE,
+    ),
+    coarse(
+        "gradient", "gradients of biases summed in bfloat16", "block_1/attention/value", "long sum",
+        edit(wide_gradients.add, "x.dtype == _at_least_float32(x)", "True"), dtype="bfloat16",
+    ),
+]  # fmt: skip
+
+MUTATIONS = [*LAYERS, *COARSE, *REST]
 
 
 def main() -> None:
-    """A Markdown table of all bugs, or of those whose names contain an argument."""
-    words = sys.argv[1:] or [""]
-    chosen = [mutation for mutation in MUTATIONS if any(word in mutation.name for word in words)]
+    """Prints a Markdown table of the bugs that were planted and what caught them."""
+    parser = argparse.ArgumentParser(
+        description="Plant each bug in jaxlm's source, run the comparison with PyTorch on "
+        "it, and print a Markdown table of what caught it and which cause was named."
+    )
+    parser.add_argument("words", nargs="*", metavar="WORD", help="plant only the bugs whose names contain one of these")
+    words = parser.parse_args().words
+    chosen = [mutation for mutation in MUTATIONS if not words or any(word in mutation.name for word in words)]
+    if not chosen:
+        parser.error(
+            f"no bug's name contains {' or '.join(map(repr, words))}: the names are in parity_tests/mutations.py"
+        )
     print("| bug | caught by | first divergence | cause named |\n|---|---|---|---|")
     right = 0
     for mutation in chosen:
@@ -323,8 +355,8 @@ def main() -> None:
         first, wrong = report.first, missed(mutation, report)
         right += not wrong
         layer = "none" if first is None else first.layer
-        words = f"WRONG: {'; '.join(wrong)}" if wrong else named(mutation, report)
-        print(f"| {mutation.name} | {mutation.quantity} | {layer} | {words} |", flush=True)
+        cause = f"WRONG: {'; '.join(wrong)}" if wrong else named(mutation, report)
+        print(f"| {mutation.name} | {mutation.quantity} | {layer} | {cause} |", flush=True)
     print(f"\n{right} of {len(chosen)} caught and named")
 
 

@@ -1,4 +1,4 @@
-"""Bugs planted in the source, and what the comparison with PyTorch says of them."""
+"""Plants bugs in the source and runs the comparison with PyTorch on them."""
 
 import contextlib
 import dataclasses
@@ -12,20 +12,21 @@ from typing import Any
 from unittest import mock
 
 import jax
+import numpy as np
 
 from jaxlm.config import ModelConfig
-from jaxlm.parity import Report, check, random_params, updates
+from jaxlm.parity import Report, check, optimizer_steps, random_params
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """Texts of a function, each found there once, and what stands there instead."""
+    """A change to a function: texts that occur in it once, each with its replacement."""
 
     function: Callable[..., Any]
     changes: tuple[tuple[str, str], ...]
 
     def code(self) -> CodeType:
-        """The function compiled from its file with the changes made; the file stays as it is."""
+        """Compiles the function from its file with the changes made; the file itself is not changed."""
         function = inspect.unwrap(self.function)
         path = Path(function.__code__.co_filename)
         lines = path.read_text().splitlines(keepends=True)
@@ -40,20 +41,20 @@ class Edit:
 
 
 def edit(function: Callable[..., Any], *texts: str) -> Edit:
-    """Old and new texts in turn."""
+    """An edit from old and new texts, alternating."""
     return Edit(function, tuple(zip(texts[::2], texts[1::2], strict=True)))
 
 
 @contextlib.contextmanager
 def planted(edits: tuple[Edit, ...]) -> Iterator[None]:
-    """Runs with the edits made. The function object is the same, so whoever imported it has the bug too."""
+    """Makes the edits for a while. The function object stays the same, so modules that imported it have the bug too."""
     functions = [inspect.unwrap(edit.function) for edit in edits]
     sound = [function.__code__ for function in functions]
     wrong = [edit.code() for edit in edits]
     try:
         for function, code in zip(functions, wrong, strict=True):
             function.__code__ = code
-        jax.clear_caches()  # what was compiled has no bug
+        jax.clear_caches()  # programs compiled before do not have the bug
         yield
     finally:
         for function, code in zip(functions, sound, strict=True):
@@ -63,35 +64,42 @@ def planted(edits: tuple[Edit, ...]) -> Iterator[None]:
 
 SMALL = {"vocab_size": 13, "max_seq_len": 16, "num_layers": 2, "embed_dim": 12, "num_heads": 2, "mlp_dim": 20}
 PARTS = {"gradient": ("gradients",), "update": ("updates",), "decoding": ("decoding", "sampling")}
-"""What is compared besides the forward pass, by the quantity in which a bug shows first."""
+"""What is compared besides the forward pass, by the quantity in which the bug shows first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """A bug, and what `jaxlm.parity.check` must say of it."""
+    """A bug, and what `jaxlm.parity.check` must say about it."""
 
     name: str
     layer: str
-    """Pattern of the layer to be named; * = any, where the bug is in all."""
+    """Pattern of the layer that must be named; * = any, for a bug that is in all of them."""
     cause: str
-    """Part of a cause to be named; with "!" at its end, of the first one, which was tried out."""
+    """Part of a cause that must be named; with "!" at its end, of the first cause, which must have been tried."""
     edits: tuple[Edit, ...]
     fields: dict[str, Any]
-    """Of the config, where the bug shows."""
+    """Fields of a config in which the bug shows."""
     quantity: str = "activation"
     optimizer: str | None = None
+    """The only optimizer to compare."""
+    verdict: str = "DIFFERS"
 
     @property
     def case(self) -> tuple[ModelConfig, tuple[Any, ...], str | None]:
-        """The model it is planted in, the parts compared, and the one optimizer among them."""
+        """The model in which the bug is planted, the parts compared, and the only optimizer among them."""
         return ModelConfig(**{**SMALL, **self.fields}), PARTS.get(self.quantity, ()), self.optimizer
 
 
-def compared(cfg: ModelConfig, parts: tuple[Any, ...], optimizer: str | None) -> Report:
-    """The comparison, of one optimizer only if it is given."""
-    names = updates.OPTIMIZERS if optimizer is None else {optimizer: updates.OPTIMIZERS[optimizer]}
-    with mock.patch.object(updates, "OPTIMIZERS", names):
-        return check(cfg, random_params(cfg), draws=1, parts=parts)
+def compared(
+    cfg: ModelConfig, parts: tuple[Any, ...], optimizer: str | None, tokens: np.ndarray | None = None
+) -> Report:
+    """Runs the comparison; of one optimizer only, or on given tokens as `--text` does, if there are any."""
+    every = optimizer_steps.OPTIMIZERS
+    with mock.patch.object(
+        optimizer_steps, "OPTIMIZERS", every if optimizer is None else {optimizer: every[optimizer]}
+    ):
+        prompt = None if tokens is None else tokens[:, :5]
+        return check(cfg, random_params(cfg), tokens, prompt=prompt, draws=1, parts=parts)
 
 
 @functools.cache
@@ -100,14 +108,14 @@ def sound(case: tuple[ModelConfig, tuple[Any, ...], str | None]) -> Report:
     return compared(*case)
 
 
-def run(mutation: Mutation) -> Report:
-    """The comparison with the bug in place."""
+def run(mutation: Mutation, tokens: np.ndarray | None = None) -> Report:
+    """Runs the comparison with the bug in place."""
     with planted(mutation.edits):
-        return compared(*mutation.case)
+        return compared(*mutation.case, tokens)
 
 
 def missed(mutation: Mutation, report: Report) -> list[str]:
-    """What the report should say of the bug, and does not."""
+    """Lists what the report should say about the bug but does not."""
     first = report.first
     if report.passed or first is None:
         return ["that there is a bug"]
@@ -116,6 +124,8 @@ def missed(mutation: Mutation, report: Report) -> list[str]:
         wrong.append(f"{mutation.quantity}: it says {first.quantity}")
     if not fnmatch.fnmatchcase(first.layer, mutation.layer):
         wrong.append(f"{mutation.layer}: it says {first.layer}")
+    if first.verdict != mutation.verdict:
+        wrong.append(f"{mutation.verdict}: it says {first.verdict}")
     if not first.inputs_agree:
         wrong.append("that the layer's inputs agree")
     if mutation.optimizer is not None and f" by {mutation.optimizer} " not in first.where:
@@ -126,7 +136,7 @@ def missed(mutation: Mutation, report: Report) -> list[str]:
 
 
 def named(mutation: Mutation, report: Report) -> str | None:
-    """The cause that names the bug."""
+    """Returns the cause that names the bug, if the report has it."""
     causes = report.first.causes if report.first else ()
     wanted, tried, _ = mutation.cause.partition("!")
     if tried:
@@ -135,10 +145,10 @@ def named(mutation: Mutation, report: Report) -> str | None:
 
 
 def _find(code: CodeType, name: str) -> CodeType:
-    found = [inner for inner in _all(code) if inner.co_qualname == name]
-    if len(found) != 1:
-        raise ValueError(f"{name} is there {len(found)} times, not once")
-    return found[0]
+    codes = [inner for inner in _all(code) if inner.co_qualname == name]
+    if len(codes) != 1:
+        raise ValueError(f"{name} is defined {len(codes)} times, not once")
+    return codes[0]
 
 
 def _all(code: CodeType) -> Iterator[CodeType]:

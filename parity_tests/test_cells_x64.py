@@ -9,6 +9,7 @@ from support import built, random_tokens
 from tolerances import FLOAT64, assert_close
 
 from jaxlm.config import ModelConfig
+from jaxlm.convert.tensors import to_tensor
 from jaxlm.ops.attention import softcap
 from jaxlm.ops.self_attention import self_attention
 
@@ -30,8 +31,8 @@ def torch_network(kind, activation, params, width, layers):
                 parts = [cell[f"{side}{gate}"] for gate in GATES[kind]]
                 kernels = np.concatenate([part["kernel"].T for part in parts])
                 biases = np.concatenate([part.get("bias", np.zeros(width)) for part in parts])
-                getattr(network, f"weight_{name}_l{layer}").copy_(torch.tensor(kernels))
-                getattr(network, f"bias_{name}_l{layer}").copy_(torch.tensor(biases))
+                getattr(network, f"weight_{name}_l{layer}").copy_(to_tensor(kernels))
+                getattr(network, f"bias_{name}_l{layer}").copy_(to_tensor(biases))
     return network
 
 
@@ -52,10 +53,10 @@ def test_recurrent_networks_are_those_of_torch(kind, activation):
     )
     model, params = built(cfg)
     tokens, weight = random_tokens(cfg, 3, 9), np.random.default_rng(0).standard_normal((3, 9, 11))
-    table = torch.tensor(np.asarray(params["embedding"]), requires_grad=True)
-    hidden, state = torch_network(kind, activation, params, 6, 2)(table[torch.tensor(np.asarray(tokens))])
+    table = to_tensor(params["embedding"]).requires_grad_()
+    hidden, state = torch_network(kind, activation, params, 6, 2)(table[to_tensor(tokens)])
     expected = hidden @ table.T
-    expected.backward(torch.tensor(weight))
+    expected.backward(to_tensor(weight))
 
     def loss(table):
         return (model.apply({"params": {**params, "embedding": table}}, tokens)[0] * weight).sum()
@@ -73,7 +74,7 @@ def test_self_attention_and_its_derivative_are_torchs():
     x, w_k, w_q, w_v = (torch.tensor(a, requires_grad=True) for a in inputs)
     expected = torch.nn.functional.scaled_dot_product_attention(x @ w_q, x @ w_k, x @ w_v, is_causal=True)
     upstream = rng.standard_normal(expected.shape)
-    expected.backward(torch.tensor(upstream))
+    expected.backward(to_tensor(upstream))
     value, pull = jax.vjp(lambda *a: self_attention(*a, True), *map(jnp.asarray, inputs))
     assert_close(value, expected.detach(), FLOAT64)
     for ours, theirs in zip(pull(jnp.asarray(upstream)), (x, w_k, w_q, w_v), strict=True):

@@ -7,6 +7,7 @@ import pytest
 from support import command
 
 from jaxlm.model import transformer
+from jaxlm.ops import canary
 
 SIZES = ["--model.num-layers", "1", "--model.embed-dim", "12", "--model.num-heads", "2", "--model.max-seq-len", "11"]
 TINY = [*SIZES, "--draws", 1]
@@ -34,11 +35,19 @@ def test_a_run_on_its_own_text(trained):
     rows = {(row["quantity"], row["name"]): row for row in found["rows"]}
     assert rows["logits", ""]["shape"] == [1, 11, found["config"]["vocab_size"]]
     assert rows["logits", ""]["float64_rel"] < 1e-12
-    assert 0 < rows["logits", ""]["our_error"] < 1e-5
+    assert 0 < rows["logits", ""]["jax_error"] < 1e-5
     assert 0 < rows["logits", ""]["torch_error"] < 1e-5
     assert ("decoding", "9 greedy tokens") in rows  # 11 places, 2 of the prompt
     quantities = [row["quantity"] for row in found["rows"]]
-    assert list(dict.fromkeys(quantities)) == ["activation", "logits", "loss", "gradient", "update", "decoding"]
+    assert list(dict.fromkeys(quantities)) == [
+        "compiler",
+        "activation",
+        "logits",
+        "loss",
+        "gradient",
+        "update",
+        "decoding",
+    ]
 
 
 def test_a_config_prints_its_table():
@@ -50,6 +59,21 @@ def test_a_config_prints_its_table():
     assert heads.split("  ")[0] == "quantity"
     assert rows[-1] == f"equal up to rounding: {len(rows) - 1} quantities"
     assert any(row.split()[:2] == ["activation", "block_0/attention/key"] and "x6" in row for row in rows)
+
+
+def test_a_wrong_compiler_is_the_first_divergence(monkeypatch):
+    outcomes = (canary.Outcome("layer norm", 2e-7, True), canary.Outcome("sums of columns", 0.25, False))
+    monkeypatch.setattr(canary, "run_programs", lambda: outcomes)
+    monkeypatch.setitem(transformer.ACTIVATIONS, "gelu", transformer.ACTIVATIONS["gelu_tanh"])
+    code, out, _ = command("parity", "--preset", "tiny", *TINY, "--json")
+    assert code == 1
+    report = json.loads(out)
+    first = report["first_divergence"]
+    assert (first["quantity"], first["layer"], first["verdict"]) == ("compiler", "sums of columns", "DIFFERS")
+    assert "off by 2.5e-01 of its largest value from NumPy" in first["where"]
+    assert first["causes"][0].startswith("this jaxlib miscompiles")
+    rows = [(row["name"], row["max_rel"], row["verdict"]) for row in report["rows"] if row["quantity"] == "compiler"]
+    assert rows == [("1 of 2 programs", 2e-7, "same"), ("sums of columns", 0.25, "DIFFERS")]
 
 
 def test_without_torch(monkeypatch):
@@ -75,7 +99,7 @@ def test_a_difference_is_named_and_exits_with_1(monkeypatch):
     [
         (("nowhere",), "nowhere is not a run"),
         (("--preset", "nope"), "preset 'nope' is unknown"),
-        (("--preset", "tiny", "--text", "a"), "--step, --text and --prompt need a run"),
+        (("--preset", "tiny", "--text", "a"), "--step, --text and --prompt need the weights and tokenizer of a run"),
         (("--model.num-kv-heads", 3), "num_kv_heads = 3 does not divide num_heads = 4"),
         (("--draws", 0), "draws = 0 is too small"),
         (("--seed", -1), "seed = -1 is out of range"),

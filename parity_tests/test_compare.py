@@ -117,9 +117,11 @@ def test_functions_of_any_kind_and_several_inputs():
 
 def test_names_of_no_layer_and_layers_that_cannot_be_paired():
     module, params, inputs = two_layers()
-    with pytest.raises(UserError, match=r"names has 'third', a layer that was not called: there were first, second"):
+    with pytest.raises(
+        UserError, match=r"names has 'third', a layer that was not called: those called are first, second"
+    ):
         parity.compare(apply(params), module, inputs, names={"third": "0"})
-    with pytest.raises(UserError, match=r"names has '7', a layer that was not called: there were 0, 1, 2"):
+    with pytest.raises(UserError, match=r"names has '7', a layer that was not called: those called are 0, 1, 2"):
         parity.compare(apply(params), module, inputs, names={"first": "7"})
     with pytest.raises(UserError, match=r"2 layers in JAX \(first, second\) cannot be paired with 1 in torch \(0\)"):
         parity.compare(apply(params), torch.nn.Sequential(module[0]), inputs)
@@ -196,7 +198,7 @@ def test_what_is_done_outside_of_the_modules():
     assert (wrong.quantity, wrong.layer, wrong.where) == (
         "result",
         "between the layers",
-        "every layer that was seen agrees",
+        "every layer that was captured agrees",
     )
 
 

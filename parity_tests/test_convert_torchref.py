@@ -128,7 +128,7 @@ def edited(tree, path, leaf):
     ],
 )
 def test_parameters_that_are_not_the_configs_are_named(path, leaf, message):
-    with pytest.raises(UserError, match=f"the parameters are not those of the config: {message}"):
+    with pytest.raises(UserError, match=f"the parameters do not fit the config: {message}"):
         to_torchref(BASE, edited(random_params(BASE), path, leaf))
 
 
@@ -151,7 +151,7 @@ def test_parameters_that_are_not_the_configs_are_named(path, leaf, message):
 )
 def test_a_state_dict_that_is_not_the_configs_is_named(name, tensor, message):
     state = torchref.build_model(BASE).state_dict()
-    with pytest.raises(UserError, match=f"the state dict is not that of the config: {message}"):
+    with pytest.raises(UserError, match=f"the state dict does not fit the config: {message}"):
         from_torchref(BASE, edited(state, name, tensor))
 
 

@@ -13,6 +13,7 @@ from tolerances import FLOAT32, FLOAT64, assert_close
 
 import jaxlm
 from jaxlm import convert
+from jaxlm.convert.tensors import to_array, to_tensor
 
 pytestmark = pytest.mark.x64
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -74,10 +75,10 @@ def check_equal(cfg, params, theirs, names):
     for name, gradient in wanted.items():
         assert_close(found[name], gradient, FLOAT64)
 
-    prompt = torch.tensor(TOKENS[:, :5])
+    prompt = to_tensor(TOKENS[:, :5])
     attended = torch.ones_like(prompt)
     continued = theirs.generate(prompt, attention_mask=attended, do_sample=False, max_new_tokens=10)[:, 5:]
-    drawn = jaxlm.generate(model, params, prompt.numpy(), max_new_tokens=10, temperature=0, key=jax.random.key(0))
+    drawn = jaxlm.generate(model, params, TOKENS[:, :5], max_new_tokens=10, temperature=0, key=jax.random.key(0))
     assert np.asarray(drawn.tokens).tolist() == continued.tolist()
     assert len(set(continued.flatten().tolist())) > 3
 
@@ -152,7 +153,7 @@ def test_narrow_weights_keep_every_bit(tmp_path, make, kind, ours):
         wide = jax.tree.map(lambda leaf: leaf.astype("float64"), params)
         found = (gpt2_names if make is gpt2 else llama_names)(wide)
         for name, parameter in theirs.named_parameters():
-            np.testing.assert_array_equal(found[name], parameter.detach().double().numpy())
+            np.testing.assert_array_equal(found[name], to_array(parameter.double()))
     exact = dataclasses.replace(cfg, dtype="float64", param_dtype="float64")
     logits = jaxlm.build_model(exact).apply({"params": wide}, TOKENS)[0]
     assert_close(logits, theirs.double()(torch.tensor(TOKENS)).logits.detach(), FLOAT64)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from cases import SMALL
 from conversions import random_params
+from flax.traverse_util import flatten_dict
 from tolerances import FLOAT64, assert_close
 
 import torchref
 from jaxlm.config import ModelConfig
 from jaxlm.convert import to_torchref
-from jaxlm.convert.tensors import by_path, to_array
+from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.convert.torchref import torch_name, turned
 from jaxlm.model.build import build_model
 from jaxlm.training.step import batch_loss
@@ -60,7 +61,7 @@ def test_dropout_falls_where_torchs_does(cfg, monkeypatch):
     monkeypatch.setattr(jax.random, "bernoulli", lambda key, p=0.5, shape=(): jnp.asarray(ours.draw(p, shape)))
 
     def torch_dropout(x, rate=0.5, training=True):
-        return x * torch.from_numpy(theirs.draw(1 - rate, x.shape)) / (1 - rate) if training and rate else x
+        return x * to_tensor(theirs.draw(1 - rate, x.shape)) / (1 - rate) if training and rate else x
 
     monkeypatch.setattr(torch.nn.functional, "dropout", torch_dropout)
     model = build_model(cfg)
@@ -68,13 +69,13 @@ def test_dropout_falls_where_torchs_does(cfg, monkeypatch):
 
     network = torchref.build_model(cfg).train()
     network.load_state_dict(to_torchref(cfg, params))
-    tokens = torch.from_numpy(windows)
+    tokens = to_tensor(windows)
     expected = torchref.cross_entropy(network(tokens[:, :-1]), tokens[:, 1:])
     expected.backward()
     assert ours.asked == theirs.asked
     assert len(ours.asked) >= 1
     assert_close(loss, expected.detach(), FLOAT64)
-    for path, grad in by_path(grads).items():
+    for path, grad in flatten_dict(grads, sep="/").items():
         wanted = to_array(network.get_parameter(torch_name(path)).grad)
         if not path.endswith("key/bias"):  # zero but for rounding
             assert_close(grad, turned(path, wanted), FLOAT64)

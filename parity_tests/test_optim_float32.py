@@ -15,6 +15,7 @@ from tolerances import assert_float32_as_good
 from trajectories import turned
 
 import torchref
+from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.optim import adafactor, adam, adamsn, adamw, relative_step, scale_by_adam, sgd
 from jaxlm.optim.adafactor import Factored
 
@@ -72,15 +73,15 @@ CASES = {
 
 def torch_steps(make, start, grads, dtype, states=None):
     """(parameters, states), both by name, after a step for each of `grads`, from `states` if given."""
-    params = {name: torch.nn.Parameter(torch.tensor(turned(name, x), dtype=dtype)) for name, x in start.items()}
+    params = {name: torch.nn.Parameter(to_tensor(turned(name, x)).to(dtype)) for name, x in start.items()}
     optimizer = make(**params)
     for name, p in params.items():
         optimizer.state[p].update(states[name] if states else {})
     for grad in grads:
         for name, p in params.items():
-            p.grad = torch.tensor(turned(name, grad[name]), dtype=dtype)
+            p.grad = to_tensor(turned(name, grad[name])).to(dtype)
         optimizer.step()
-    after = {name: turned(name, p.detach().numpy()) for name, p in params.items()}
+    after = {name: turned(name, to_array(p)) for name, p in params.items()}
     return after, {name: optimizer.state[p] for name, p in params.items()}
 
 
@@ -98,7 +99,7 @@ def jax_state(tx, start, states):
     """The state of `tx` that holds the numbers of torchref's `states`."""
     first, second = {}, {}
     for leaf, state in states.items():
-        arrays = {name: turned(leaf, x.numpy()) for name, x in state.items() if name != "step"}
+        arrays = {name: turned(leaf, to_array(x)) for name, x in state.items() if name != "step"}
         first[leaf] = arrays.get("u", arrays.get("m"))
         # jaxlm's rows are of inputs, torch's of outputs.
         second[leaf] = Factored(arrays["columns"], arrays["rows"]) if "rows" in arrays else arrays.get("v")

@@ -9,6 +9,7 @@ from tolerances import FLOAT64, assert_close
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from jaxlm.config import ModelConfig
+from jaxlm.convert.tensors import to_tensor
 from jaxlm.model.layers import Norm
 from jaxlm.model.transformer import ACTIVATIONS, GATED
 from jaxlm.ops.attention import attend
@@ -32,7 +33,7 @@ def assert_same_value_and_gradients(ours, theirs, inputs):
     assert value.dtype == jnp.float64
     assert_close(value, expected.detach(), FLOAT64)
     weight = np.random.default_rng(1).standard_normal(value.shape)
-    expected.backward(torch.tensor(weight))
+    expected.backward(to_tensor(weight))
     for mine, tensor in zip(pull(jnp.asarray(weight)), torch_inputs, strict=True):
         assert_close(mine, tensor.grad, FLOAT64)
 

@@ -5,6 +5,7 @@ import torch
 from tolerances import FLOAT64, assert_close
 from torch.nn import functional
 
+from jaxlm.convert.tensors import to_array
 from torchref import Attention
 
 DERIVATIVES = {
@@ -55,11 +56,11 @@ def test_attention_and_every_derivative_are_autograds(batch, causal):
 
 def test_attention_takes_arrays_and_a_new_call_replaces_the_old():
     X, W_k, W_q, W_v, upstream = problem(2)
-    head = Attention(*(weight.numpy() for weight in (W_k, W_q, W_v)), causal=True)
-    head.forward(X.numpy() + 1)
-    head.backward(upstream.numpy())
+    head = Attention(*map(to_array, (W_k, W_q, W_v)), causal=True)
+    head.forward(to_array(X) + 1)
+    head.backward(to_array(upstream))
     stale = head.dLdWk
-    result, dLdX = head.forward(X.numpy()), head.backward(upstream.numpy())
+    result, dLdX = head.forward(to_array(X)), head.backward(to_array(upstream))
     fresh = Attention(W_k, W_q, W_v, causal=True)
     assert_close(result, fresh.forward(X), FLOAT64)
     assert_close(dLdX, fresh.backward(upstream), FLOAT64)

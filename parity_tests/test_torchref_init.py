@@ -12,6 +12,7 @@ import jaxlm
 import torchref
 from jaxlm.config import ModelConfig
 from jaxlm.convert import to_torchref
+from jaxlm.convert.tensors import to_array
 
 SIZES = {"vocab_size": 61, "max_seq_len": 59, "num_layers": 2, "embed_dim": 64}
 TRANSFORMER = SIZES | {
@@ -45,7 +46,7 @@ def by_kind(state):
     found = collections.defaultdict(list)
     for name, tensor in state.items():
         found[".".join(part for part in name.split(".") if not part.isdigit())].append(tensor.flatten())
-    return {kind: torch.cat(values).detach().double().numpy() for kind, values in found.items()}
+    return {kind: to_array(torch.cat(values).double()) for kind, values in found.items()}
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

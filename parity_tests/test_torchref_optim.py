@@ -75,8 +75,8 @@ def test_the_closure_is_called_with_gradients_on_and_its_value_returned():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: SGD(p, -1.0), "lr = -1.0 does not do: give a number at least 0"),
-        (lambda p: SGD(p, 0.1, 1.0), "momentum = 1.0 does not do: give a number at least 0 and below 1"),
+        (lambda p: SGD(p, -1.0), "lr = -1.0 is invalid: give a number at least 0"),
+        (lambda p: SGD(p, 0.1, 1.0), "momentum = 1.0 is invalid: give a number at least 0 and below 1"),
         (lambda p: SGD(p, 0.1, nesterov=True), "nesterov = True with momentum = 0.0"),
         (lambda p: Adam(p, beta=1), "beta = 1 does"),
         (lambda p: Adam(p, gamma=None), "gamma = None does"),
@@ -86,7 +86,7 @@ def test_the_closure_is_called_with_gradients_on_and_its_value_returned():
         (lambda p: AdamSN(p, subset="rows"), "subset = 'rows' is unknown: choose one of per_output, per_input, auto"),
         (lambda p: AdamSN(p, subset_size=0), "subset_size = 0 does"),
         (lambda p: train(AdamSN(p, subset_size=2), 1), "subset_size = 2 does not divide 3: give a divisor or None"),
-        (lambda p: Adafactor(p, clipping_threshold=0), "clipping_threshold = 0 does not do: give a number above 0"),
+        (lambda p: Adafactor(p, clipping_threshold=0), "clipping_threshold = 0 is invalid: give a number above 0"),
         (lambda p: Adafactor(p, eps_placement="outside"), "choose one of variance, squares, floor"),
         (lambda p: Adafactor(p, decay_exponent=-0.8), "decay_exponent = -0.8 does"),
     ],

@@ -13,6 +13,7 @@ from tolerances import FLOAT64, assert_close
 import jaxlm
 import torchref
 from jaxlm.convert import from_torchref, to_torchref
+from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.decode.filters import FilterFlags, FilterValues, filter_logits
 from jaxlm.ops.self_attention import self_attention_grads
 from torchref.sampling import filtered
@@ -35,7 +36,7 @@ def test_converted_models_give_the_same_logits(name):
     model.load_state_dict(state, strict=True)
     tokens = np.random.default_rng(1).integers(cfg.vocab_size, size=(3, 7))
     logits, _ = jax.jit(jaxlm.build_model(cfg).apply)({"params": params}, jnp.asarray(tokens, jnp.int32))
-    assert_close(model(torch.tensor(tokens)).detach(), logits, FLOAT64)
+    assert_close(model(to_tensor(tokens)).detach(), logits, FLOAT64)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -66,8 +67,8 @@ def test_filters_are_those_of_jaxlm(temperature, top_k, top_p):
     values |= {"temperature": temperature, "top_k": top_k or 0, "top_p": 1.0 if top_p is None else top_p}
     values = FilterValues(**{name: np.asarray(value) for name, value in values.items()})
     expected = np.asarray(filter_logits(jnp.asarray(logits) / temperature, flags, values))
-    found = filtered(torch.tensor(logits), temperature, top_k, top_p).numpy()
+    result = to_array(filtered(to_tensor(logits), temperature, top_k, top_p))
     kept = np.isfinite(expected)
-    np.testing.assert_array_equal(np.isfinite(found), kept)
-    assert_close(found[kept], expected[kept], FLOAT64)
+    np.testing.assert_array_equal(np.isfinite(result), kept)
+    assert_close(result[kept], expected[kept], FLOAT64)
     assert kept.all() == (top_k is None and top_p is None)

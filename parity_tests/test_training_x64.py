@@ -4,19 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from tolerances import FLOAT64, assert_close
 
 import torchref
 from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.convert import to_torchref
+from jaxlm.convert.tensors import to_tensor
 from jaxlm.data.batches import target_weights
 from jaxlm.data.sources import fetch
 from jaxlm.data.tokenizer import CharTokenizer
 from jaxlm.model.build import build_model
 from jaxlm.optim import build_optimizer
 from jaxlm.parity import random_params
-from jaxlm.parity.updates import parameter_kinds, torch_optimizer
+from jaxlm.parity.optimizer_steps import parameter_kinds, torch_optimizer
 from jaxlm.training.step import init_state, train_step
 
 pytestmark = pytest.mark.x64
@@ -82,7 +82,7 @@ def train_in_torch(model, optim, batches):
     optimizer = torch_optimizer(optim, [(kinds[name], parameter) for name, parameter in model.named_parameters()])
     losses = []
     for windows in batches:
-        tokens = torch.from_numpy(windows).long()
+        tokens = to_tensor(windows).long()
         weights = (tokens[:, 1:] != PAD).double()
         loss = torchref.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], weights)
         optimizer.zero_grad()

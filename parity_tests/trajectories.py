@@ -8,6 +8,7 @@ import optax
 import torch
 
 import torchref
+from jaxlm.convert.tensors import to_array, to_tensor
 
 STEPS = 100
 SHAPES = {
@@ -63,14 +64,14 @@ def turned(name, x):
 def torch_path(make):
     """Every parameter after each step of the torch optimizer `make(parameters by name)`."""
     start, grads = (dict(zip(NAMES, jax.tree.leaves(tree), strict=True)) for tree in (PARAMS, GRADS))
-    named = {name: torch.nn.Parameter(torch.tensor(turned(name, value))) for name, value in start.items()}
+    named = {name: torch.nn.Parameter(to_tensor(turned(name, value))) for name, value in start.items()}
     optimizer, path = make(named), {name: [] for name in named}
     for t in range(STEPS):
         for name, p in named.items():
-            p.grad = torch.tensor(turned(name, grads[name][t]))
+            p.grad = to_tensor(turned(name, grads[name][t]))
         optimizer.step()
         for name, p in named.items():
-            path[name].append(p.detach().clone().numpy())
+            path[name].append(to_array(p))
     return {name: turned(name, np.stack(steps)) for name, steps in path.items()}
 
 

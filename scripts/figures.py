@@ -1,8 +1,8 @@
-"""Draws docs/masks.png: what a query sees in one layer, and what the model's output depends on, for window patterns.
+"""Draws docs/masks.png: what a query sees in each layer, and what the model's output depends on, for some windows.
 
     python scripts/figures.py [--out docs/masks.png]
 
-The second is measured: the gradient of each position's logits in each token's embedding, zero or not.
+The dependence is measured: whether the gradient of each position's logits in each token's embedding is zero.
 """
 
 import argparse
@@ -39,7 +39,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/masks.png"))
     out = parser.parse_args().out
     positions = jnp.arange(LENGTH)[None]
-    rows: dict[str, list[tuple[str, np.ndarray]]] = {"layer 0 sees": [], "layer 1 sees": [], "output depends on": []}
+    rows: dict[str, list[tuple[str, np.ndarray]]] = {
+        "seen in layer 0": [],
+        "seen in layer 1": [],
+        "output depends on": [],
+    }
     for name, window in PATTERNS.items():
         sizes = {"vocab_size": LENGTH, "max_seq_len": LENGTH, "num_layers": 2, "embed_dim": 16, "num_heads": 2}
         cfg = ModelConfig(**sizes, window=window, tie_embeddings=False, init="torch")
@@ -48,7 +52,7 @@ def main() -> None:
         for row, mask in zip(rows.values(), [*masks, field], strict=True):
             row.append((name, mask))
         print(f"{name}: the last of {LENGTH} positions depends on {int(field[-1].sum())} tokens")
-    plot_masks(rows, out)
+    plot_masks(rows, out, f"Keys that a query sees in a model of 2 layers and {LENGTH} tokens (scripts/figures.py)")
 
 
 if __name__ == "__main__":

@@ -48,3 +48,25 @@ def command(*arguments):
     with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(argument) for argument in arguments])
     return code, out.getvalue(), err.getvalue()
+
+
+def refused(*arguments):
+    """The one line of a refusal."""
+    code, out, err = command(*arguments)
+    assert code == 2, f"exit code {code}: {err}"
+    assert out == ""
+    assert err.startswith("jaxlm: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def snapshot(root):
+    """The content of every file under a folder."""
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+FEW_STEPS = (
+    *("train", "tiny", "--train.steps", "30", "--train.eval-every", "15", "--train.checkpoint-every", "15"),
+    *("--model.num-layers", "1", "--optim.warmup-steps", "2", "--sample.max-new-tokens", "20"),
+)
+"""The command that trains the run of the tests."""

@@ -1,7 +1,7 @@
-"""What jaxlm computes, in plain PyTorch and naive on purpose: a second implementation to check it against.
+"""jaxlm's models and optimizers in plain PyTorch, naive on purpose: a second implementation to check jaxlm against.
 
-Keys are repeated for each query head, masks are whole matrices, recurrent layers go token by token. Nothing of jaxlm
-is used here but its configs.
+Keys are repeated for each query head, masks are full matrices, recurrent layers read one token after another. Of jaxlm
+only the configs are used here.
 """
 
 from torchref import optim

@@ -1,4 +1,4 @@
-"""Attention: the sublayer of the transformer, and one head with its derivative by hand."""
+"""Attention: the transformer's sublayer, and a single head with its derivative written by hand."""
 
 import math
 from typing import Any
@@ -12,10 +12,10 @@ from torchref.layers import Linear, Norm, dtype_of, rotate, softcap, widened
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention with every option of the config: keys repeated for each query head, the whole mask.
+    """Causal self-attention with every option of the config: keys are repeated for each query head, the mask is full.
 
-    With `use_kv_cache` keys and values of earlier calls, at most max_seq_len of them, stay in the module until
-    `clear_cache`; a query then sees at most the latest max_seq_len tokens.
+    With `use_kv_cache` the module keeps the keys and values of the last max_seq_len tokens from call to call, until
+    `clear_cache`; a query then sees at most the last max_seq_len tokens.
     """
 
     def __init__(self, cfg: ModelConfig, window: int | None) -> None:
@@ -39,10 +39,11 @@ class SelfAttention(nn.Module):
             self.score_out = self._weight(hidden, hidden)
         if cfg.attention_out_proj:
             self.out = Linear(cfg, cfg.attention_maps * cfg.value_width, cfg.embed_dim, cfg.use_bias, to_residual=True)
+        self.softmax = nn.Softmax(dim=-1)  # a module, so that a hook can read the attention weights
         self.clear_cache()
 
     def _weight(self, fan_in: int, *shape: int) -> nn.Parameter:
-        """A weight of the score, one for each query head."""
+        """A weight of the attention score, with one entry for each query head."""
         weight = torch.empty(self.cfg.num_heads, *shape, dtype=dtype_of(self.cfg.param_dtype))
         if self.cfg.init == "torch":
             return nn.Parameter(weight.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in)))
@@ -53,7 +54,7 @@ class SelfAttention(nn.Module):
         self.cache: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False) -> Tensor:
-        """x [B, T, D] at `positions` [T] -> [B, T, D]."""
+        """Maps x [B, T, D] at `positions` [T] to [B, T, D]."""
         cfg, (batch, length, _) = self.cfg, x.shape
         groups = cfg.num_heads // cfg.kv_heads
         queries = self.query(x).unflatten(2, (-1, cfg.head_width))
@@ -84,12 +85,12 @@ class SelfAttention(nn.Module):
         behind = positions[:, None] - key_positions[None, :]
         seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
         scores = softcap(scores, cfg.attention_softcap).masked_fill(~seen, -math.inf)
-        weights = functional.dropout(scores.softmax(dim=-1), cfg.attention_dropout, self.training)
+        weights = functional.dropout(self.softmax(scores), cfg.attention_dropout, self.training)
         out = (weights.to(values.dtype) @ values).transpose(1, 2).reshape(batch, length, -1)
         return self.out(out) if cfg.attention_out_proj else out
 
     def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """queries [B, N, T, H], keys [B, N, S, H] -> [B, N, T, S], in at least float32."""
+        """Scores queries [B, N, T, H] against keys [B, N, S, H]: [B, N, T, S], in at least float32."""
         cfg = self.cfg
         root = math.sqrt(cfg.head_width)
         if cfg.attention_score == "dot":
@@ -108,15 +109,15 @@ class SelfAttention(nn.Module):
 
 
 class Attention:
-    """One head, Xnew = softmax(Q K^T / sqrt(D_k)) V, with its derivative by hand (CMU 11-785).
+    """One head, Xnew = softmax(Q K^T / sqrt(D_k)) V, with its derivative written by hand (CMU 11-785).
 
     Args:
       weights_keys, weights_queries: [D, D_k].
       weights_values: [D, D_v].
-      causal: token t sees tokens 0 .. t only.
+      causal: token t sees only tokens 0 to t.
 
-    `forward` leaves K, Q, V, A_w (Q K^T, before scaling) and A_sig on the object, `backward` the derivatives of the
-    loss in them and in the weights, dLdWk, dLdWq, dLdWv (summed over a batch).
+    `forward` stores K, Q, V, A_w (Q K^T, before scaling) and A_sig in the object. `backward` stores the derivatives of
+    the loss in these and in the weights: dLdWk, dLdWq, dLdWv (summed over a batch).
     """
 
     K: Tensor
@@ -138,7 +139,7 @@ class Attention:
         self.causal = causal
 
     def forward(self, X: Any) -> Tensor:
-        """X [..., T, D] -> Xnew [..., T, D_v]."""
+        """Maps X [..., T, D] to Xnew [..., T, D_v]."""
         self.X = torch.as_tensor(X)
         self.K, self.Q, self.V = self.X @ self.W_k, self.X @ self.W_q, self.X @ self.W_v
         self.A_w = self.Q @ self.K.transpose(-1, -2)
@@ -149,7 +150,7 @@ class Attention:
         return self.A_sig @ self.V
 
     def backward(self, dLdXnew: Any) -> Tensor:
-        """The derivative of a loss in Xnew, [..., T, D_v] -> that in X, [..., T, D]."""
+        """Maps the derivative of a loss in Xnew [..., T, D_v] to the derivative in X [..., T, D]."""
         dLdXnew = torch.as_tensor(dLdXnew)
         self.dLdA_sig = dLdXnew @ self.V.transpose(-1, -2)
         self.dLdV = self.A_sig.transpose(-1, -2) @ dLdXnew

@@ -1,4 +1,4 @@
-"""Linear maps, norms, activations, positions: what a token goes through on its own."""
+"""The parts that treat each token on its own: linear maps, norms, activations, positions."""
 
 import math
 
@@ -10,7 +10,7 @@ from jaxlm.config import ModelConfig
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The torch type a config names."""
+    """The torch type that a config names."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
 
 
@@ -22,7 +22,7 @@ def widened(x: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """nn.Linear whose input, weight and bias are first rounded to the config's `dtype`.
 
-    `to_residual` marks what writes into the residual stream, which init "gpt2" scales down; `wide` keeps the result in
+    `to_residual` marks projections into the residual stream, which init "gpt2" scales down; `wide` keeps the result in
     at least float32.
     """
 
@@ -38,7 +38,7 @@ class Linear(nn.Linear):
                 nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., inputs] -> [..., outputs]."""
+        """Maps x [..., inputs] to [..., outputs]."""
         x, weight = x.to(self.dtype), self.weight.to(self.dtype)
         bias = None if self.bias is None else self.bias.to(self.dtype)
         if self.wide:
@@ -66,7 +66,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros_like(self.weight)) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., width] -> the same, each row normalised."""
+        """Normalises each row of x [..., width]."""
         x = widened(x)
         if self.kind == "layernorm":
             x = x - x.mean(dim=-1, keepdim=True)
@@ -75,12 +75,12 @@ class Norm(nn.Module):
 
 
 def make_norm(cfg: ModelConfig, width: int) -> nn.Module:
-    """The norm a config asks for."""
+    """The norm that a config asks for."""
     return nn.Identity() if cfg.norm == "none" else Norm(cfg, width, cfg.norm)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x times the normal distribution's share below x."""
+    """x times the probability that a standard normal variable is below x."""
     return (widened(x) * 0.5 * (1 + torch.erf(widened(x) / math.sqrt(2)))).to(x.dtype)
 
 
@@ -110,20 +110,20 @@ class MLP(nn.Module):
         self.down = Linear(cfg, cfg.mlp_width, cfg.embed_dim, cfg.use_bias, to_residual=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, D] -> the same."""
+        """Maps x [B, T, D] to the same shape."""
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 def angles(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> Tensor:
-    """positions [T] -> [T, width / 2]: position times theta^(-2i / width)."""
+    """Returns the angles [T, width / 2] of positions [T]: position times theta^(-2i / width)."""
     frequencies = torch.tensor([theta ** (-2 * i / width) for i in range(width // 2)], dtype=dtype)
     return positions[:, None].to(dtype) * frequencies.to(positions.device)
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float, layout: str) -> Tensor:
-    """Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864): x [B, heads, T, H], positions [T]."""
+    """Rotates x [B, heads, T, H] by its positions [T] (RoPE, Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
     wide, width = widened(x), x.shape[-1]
     turn = angles(positions, width, theta, wide.dtype)
     if layout == "half":
@@ -137,7 +137,7 @@ def rotate(x: Tensor, positions: Tensor, theta: float, layout: str) -> Tensor:
 
 
 def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """positions [T] -> [T, width]: sines at even features, cosines at odd ones (Vaswani et al. 2017, section 3.5)."""
+    """Returns [T, width]: sines in even features, cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
     turn = angles(positions, width, 10000.0, dtype)
     vectors = torch.zeros(len(positions), width, dtype=dtype, device=positions.device)
     vectors[:, 0::2] = turn.sin()

@@ -7,9 +7,9 @@ from torchref.layers import widened
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean of -log softmax(logits)[target] over all tokens; with weights [B, T] the weighted mean.
+    """Mean of -log softmax(logits)[target] over all tokens; with weights [B, T], the weighted mean.
 
-    logits [B, T, V], targets [B, T].
+    Shapes: logits [B, T, V], targets [B, T].
     """
     probabilities = widened(logits).log_softmax(dim=-1)
     losses = -probabilities.gather(-1, targets[..., None])[..., 0]

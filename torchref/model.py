@@ -1,4 +1,4 @@
-"""The language models: every family of ModelConfig under one contract."""
+"""The language models: every family of ModelConfig, with one interface."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torchref.recurrent import RecurrentLayer
 
 
 class LanguageModel(nn.Module):
-    """What every family is: `model(tokens)`, [B, T] integers -> logits [B, T, V] in at least float32.
+    """The interface of every family: `model(tokens)` maps integers [B, T] to logits [B, T, V] in at least float32.
 
-    `model(tokens, use_kv_cache=True)` goes on from what earlier such calls have seen, until `model.clear_cache()`. It
-    keeps at most max_seq_len keys a layer, so past them the model is the one whose every window is at most that; a
+    `model(tokens, use_kv_cache=True)` continues after the tokens of earlier such calls, until `model.clear_cache()`.
+    Each layer keeps at most max_seq_len keys: past them the model computes as if no window were wider than that. A
     learned position table ends there.
     """
 
@@ -38,7 +38,7 @@ class LanguageModel(nn.Module):
 
 
 class Bigram(LanguageModel):
-    """Row `token` of a V x V table."""
+    """The logits after a token are its row of a V x V table."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
@@ -51,7 +51,7 @@ class Bigram(LanguageModel):
 
 
 class Embedded(LanguageModel):
-    """Embedding, layers, head: what the other families are. Without layers it is the embedding bigram."""
+    """Embedding, layers and head, which the other families share. Without layers it is the embedding bigram."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__(cfg)
@@ -65,7 +65,7 @@ class Embedded(LanguageModel):
         return []
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        """[B, T] -> [B, T, D]. Embedding dropout (Gal & Ghahramani 2016) takes out whole rows of the table."""
+        """Maps [B, T] to [B, T, D]. Embedding dropout (Gal & Ghahramani 2016) drops whole rows of the table."""
         table = self.embedding.weight
         kept = functional.dropout(torch.ones_like(table[:, :1]), self.cfg.embedding_dropout, self.training)
         return (table * kept)[tokens].to(dtype_of(self.cfg.dtype))
@@ -102,7 +102,7 @@ class Block(nn.Module):
             self.mlp = MLP(cfg)
 
     def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False) -> Tensor:
-        """x [B, T, D] -> the same."""
+        """Maps x [B, T, D] to the same shape."""
         pre = self.cfg.norm_order == "pre"
         out = self.attention(self.attention_norm(x) if pre else x, positions, use_kv_cache)
         x = self._joined(x, out)
@@ -161,8 +161,8 @@ FAMILIES: dict[str, type[LanguageModel]] = {
 
 
 def build_model(cfg: ModelConfig) -> LanguageModel:
-    """The network a config describes, with fresh parameters of torch's global generator.
+    """Builds the network that a config describes, with fresh parameters from torch's global generator.
 
-    `attention_impl`, `scan_layers` and `remat` name ways to compute the same and change nothing here.
+    `attention_impl`, `scan_layers` and `remat` choose how jaxlm computes the same function and change nothing here.
     """
     return FAMILIES[cfg.family](cfg)

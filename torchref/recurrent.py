@@ -1,4 +1,4 @@
-"""Recurrent layers, one token after another."""
+"""Recurrent layers, computed one token after another."""
 
 from collections.abc import Callable
 
@@ -18,13 +18,13 @@ CELL_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class RecurrentLayer(nn.Module):
-    """A cell over the sequence, then dropout. `i` maps the input, `h` the state, to a gate each.
+    """A cell applied along the sequence, then dropout. For each gate `i` maps the input and `h` the state.
 
     elman:  h = activation(i x + h h)
-    lstm:   c = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c), each gate the sum of its two maps
+    lstm:   c = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c), each gate being the sum of its two maps
     gru:    n = tanh(in x + sigmoid(r) hn h), h = (1 - sigmoid(z)) n + sigmoid(z) h
 
-    A gate has one bias, where torch's modules have two whose sum is all that matters; the GRU's n has both.
+    A gate has one bias. torch's modules have two, but only their sum matters. Only the GRU's n has both here.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -43,7 +43,7 @@ class RecurrentLayer(nn.Module):
         self.state: tuple[Tensor, ...] | None = None
 
     def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False) -> Tensor:
-        """x [B, T, D] -> the hidden state after each token, [B, T, D]."""
+        """Maps x [B, T, D] to the hidden state after each token, [B, T, D]."""
         state = self.state if use_kv_cache else None
         if state is None:
             zero = torch.zeros(len(x), self.cfg.embed_dim, dtype=dtype_of(self.cfg.dtype), device=x.device)

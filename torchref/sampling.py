@@ -1,4 +1,4 @@
-"""Sampling a token at a time: with the model's cache, or from the whole history each time."""
+"""Samples one token at a time: with the model's cache, or from the whole history each time."""
 
 import math
 
@@ -19,13 +19,13 @@ def generate(
     use_kv_cache: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """prompt [B, T] -> the new tokens [B, max_new_tokens]; temperature 0 takes the likeliest.
+    """Continues prompts [B, T]; returns the new tokens [B, max_new_tokens]. Temperature 0 takes the most likely token.
 
-    Without the cache, past max_seq_len tokens a model with a learned position table reads the latest max_seq_len of
-    them; any other reads them all, each layer through a window of at most max_seq_len, as the cache has it.
+    Without the cache and past max_seq_len tokens, a model with a learned position table reads the last max_seq_len of
+    them. Any other model reads them all, each layer with a window of at most max_seq_len, as with the cache.
 
     Raises:
-      ValueError: the cache is to go beyond a learned position table.
+      ValueError: with the cache, more tokens than a learned position table has.
     """
     was_training = model.training
     model.eval()
@@ -47,9 +47,10 @@ def generate(
 
 
 def filtered(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """logits [B, V] over the temperature, -inf where a token must not be drawn; at 0 only the likeliest stays.
+    """Divides logits [B, V] by the temperature and sets those of excluded tokens to -inf.
 
-    top_k keeps the k largest; of those top_p keeps the fewest largest whose probabilities reach p.
+    At temperature 0 only the most likely token stays. top_k keeps the k most likely; of those top_p keeps the smallest
+    number of most likely ones whose probabilities add up to p.
     """
     if temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The attention weights of a model, for looking at."""
+"""The attention weights of a model, as arrays and as a picture."""
 
 import dataclasses
 from pathlib import Path
@@ -19,8 +19,8 @@ from jaxlm.types import Params, Tokens
 def attention_maps(model: LanguageModel, params: Params, tokens: Tokens) -> list[Float[np.ndarray, "B maps T T"]]:
     """Each layer's attention weights, [b, map, query, key]; a query's row sums to 1.
 
-    There are N maps a layer, K with kv_sharing "summed_scores". Whatever the config's implementation, the masked one
-    computes them.
+    A layer has N maps, or K with kv_sharing "summed_scores". They are computed over the whole T x T mask, whichever
+    implementation the config names.
 
     Raises:
       UserError: a family without attention, or more tokens than a learned position table has.
@@ -41,7 +41,8 @@ def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "m
     """Writes the picture of each layer's attention weights over a text, and returns them.
 
     Raises:
-      UserError: a text that is empty, outside the vocabulary or too long; a model without attention; no place to write.
+      UserError: the text is empty, outside the vocabulary or too long; the model has no attention; the file cannot be
+        written.
     """
     ids = prompt_ids(text, run.tokenizer, "text")
     maps = [layer[0] for layer in attention_maps(run.model, run.params, ids[None])]

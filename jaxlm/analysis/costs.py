@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -18,9 +19,10 @@ from jaxlm.types import tree_bytes
 
 
 def parameter_table(cfg: ModelConfig) -> list[tuple[str, tuple[int, ...], int]]:
-    """(path, shape, count) of every parameter of a model."""
+    """(path, shape, count) of every parameter of a model; block_2 stands before block_10."""
     leaves = jax.tree_util.tree_leaves_with_path(_abstract_params(cfg))
-    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf.shape, leaf.size) for p, leaf in leaves]
+    table = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf.shape, leaf.size) for p, leaf in leaves]
+    return sorted(table, key=lambda row: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", row[0])])
 
 
 def forward_flops_per_token(cfg: ModelConfig) -> float:

@@ -3,26 +3,26 @@
 import dataclasses
 from pathlib import Path
 
-from jaxlm.cli.options import (
-    CheckpointOptions,
-    parse_options,
-    print_json,
-    run_word,
-)
+from jaxlm.cli.options import CheckpointOptions, RunArgument, parse_options
+from jaxlm.cli.output import print_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _AttendOptions(CheckpointOptions):
+    """Draw the attention maps of every layer and head over a text."""
+
+    run: RunArgument
+    """Folder of the run."""
     text: str
     """The text whose tokens attend to one another."""
     out: Path | None = None
-    """PNG to write; default: attention.png in the run's folder."""
+    """Picture to write, in the format of its suffix; None = attention.png in the run's folder."""
 
 
 def attend(arguments: list[str]) -> int:
-    """`jaxlm attend RUN --text TEXT`: writes the picture, and says where."""
-    path, rest = run_word(arguments, "attend")
-    options = parse_options(_AttendOptions, rest, "attend RUN")
+    """`jaxlm attend RUN --text TEXT`: writes the picture and says where."""
+    options = parse_options(_AttendOptions, arguments, "attend")
+    path = options.run
 
     from jaxlm.analysis.attention_maps import draw_attention
     from jaxlm.run.folder import load_run

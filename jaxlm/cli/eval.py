@@ -1,13 +1,13 @@
 """`jaxlm eval`: measures runs on held-out data or on another text."""
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxlm.cli.options import CheckpointOptions, parse_options, print_json, print_table, run_word
+from jaxlm.cli.options import CheckpointOptions, parse_options
+from jaxlm.cli.output import print_json, print_table
 from jaxlm.config import SamplingParams
 from jaxlm.config.base import check_at_least, to_dict
 from jaxlm.errors import UserError
@@ -31,6 +31,10 @@ GENERATION_SAMPLING = SamplingParams(max_new_tokens=30)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _EvalOptions(CheckpointOptions):
+    """Measure runs on held-out data or on another text."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Folders of the runs; several are compared in one table."""
     task: Literal["loss", "prediction", "generation", "likelihood"] = "loss"
     """What to measure. loss: over every target; prediction: 10 characters after 30, greedily; generation: samples 30
     characters after 40; likelihood: of whole rows."""
@@ -50,17 +54,17 @@ class _EvalOptions(CheckpointOptions):
 
 def evaluate(arguments: list[str]) -> int:
     """`jaxlm eval RUN...`: the results of a task as a table or JSON."""
-    first, rest = run_word(arguments, "eval")
-    more = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), rest)]
-    options = parse_options(_EvalOptions, rest[len(more) :], "eval RUN...", _EvalOptions())
+    options = parse_options(_EvalOptions, arguments, "eval")
+    if not options.runs:
+        raise UserError("RUN is missing; see jaxlm eval --help")
     _check(options)
     from jaxlm.cli.compilation_cache import kept_programs
 
     with kept_programs():
-        results = [{"run": str(path), **_evaluate(path, options)} for path in (first, *more)]
+        results = [{"run": str(path), **_evaluate(path, options)} for path in options.runs]
     if options.json:
-        print_json(results if more else results[0])
-    elif more:
+        print_json(results[0] if len(results) == 1 else results)
+    elif len(results) > 1:
         _print_comparison(results)
     else:
         _print_result(results[0])

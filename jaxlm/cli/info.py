@@ -1,90 +1,142 @@
-"""`jaxlm info`: what a model costs; versions and devices."""
+"""`jaxlm info`: what a model costs; versions, devices and whether the compiler computes right."""
 
 import dataclasses
+import itertools
+import re
 from pathlib import Path
+from typing import Annotated, Any
 
-from jaxlm.cli.options import (
-    JsonOption,
-    first_word,
-    of_kinds,
-    parse_options,
-    print_json,
-    print_table,
-)
-from jaxlm.config import (
-    ModelConfig,
-    presets,
-)
+import tyro
+
+from jaxlm.cli.options import Given, JsonOption, parse_options, with_kinds
+from jaxlm.cli.output import print_json, print_table
+from jaxlm.config import ExperimentConfig, ModelConfig, presets
 from jaxlm.config.base import to_dict
 from jaxlm.errors import UserError
+
+_TARGET = tyro.conf.arg(
+    metavar="[PRESET|RUN]",
+    help=f"Model to describe: the folder of a run, or one of {', '.join(presets.PRESETS)}. Without one: "
+    "versions, devices and whether the compiler computes right.",
+    help_behavior_hint="",
+)
+_COSTS = {
+    "parameters": "in all",
+    "forward_flops_per_token": "matrix products of a forward pass; training takes about 3 times as many",
+    "cache_bytes_per_token": "by which a row's cache grows until its windows are full",
+    "cache_bytes": "a row's cache for {} tokens",
+    "activation_bytes_per_sequence": "kept for the backward pass for each {} tokens (estimate)",
+}
+"""What each number means; {} is the context."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _InfoOptions(JsonOption):
+    """Describe a model (parameters, FLOPs, memory) or, without one, the machine (versions, devices, the compiler)."""
+
+    target: Annotated[tyro.conf.Positional[str | None], _TARGET] = None
     model: ModelConfig
 
 
 def info(arguments: list[str]) -> int:
     """`jaxlm info [PRESET|RUN]`: tables or JSON."""
-    name, rest = first_word(arguments)
-    if name is None:
-        options = parse_options(JsonOption, rest, "info", JsonOption())
-        from jaxlm.run.folder import provenance
+    options = parse_options(_InfoOptions, arguments, "info", _defaults)
+    if options.target is None:
+        return _describe_machine(options.json)
+    return _describe_model(options.target, options.model, options.json)
 
-        found = provenance()
-        if options.json:
-            print_json(found)
-        else:
-            versions = [[package, version] for package, version in found["versions"].items()]
-            device = " ".join(f"{key} {value}" for key, value in found["device"].items())
-            print_table("jaxlm", ["what", "value"], [*versions, ["device", device]])
-        return 0
+
+def _defaults(given: Given) -> _InfoOptions:
+    """The options of the preset or run."""
+    name = given.get("target")
+    if name is None and given["model"]:
+        raise UserError("--model options change a preset or a run: give one, such as jaxlm info nanogpt-cpu")
+    return _InfoOptions(model=with_kinds(_config(name or "nanogpt-cpu"), given).model)
+
+
+def _config(name: str) -> ExperimentConfig:
+    """The configuration of a preset or a run."""
     if name in presets.PRESETS:
-        config = presets.preset(name)
-    else:
-        from jaxlm.run.folder import read_config
+        return presets.preset(name)
+    if not Path(name).exists():
+        raise UserError(
+            f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
+        )
+    from jaxlm.run.folder import read_config
 
-        if not Path(name).exists():
-            raise UserError(
-                f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
-            )
-        config = read_config(Path(name))
-    model = of_kinds(config, rest, "info PRESET").model
-    chosen = parse_options(_InfoOptions, rest, "info PRESET", _InfoOptions(model=model))
-    from jaxlm.analysis.costs import (
-        activation_bytes_per_sequence,
-        cache_bytes,
-        cache_bytes_per_token,
-        forward_flops_per_token,
-        optimizer_bytes,
-        parameter_table,
-    )
+    return read_config(Path(name))
 
-    model = chosen.model
-    rows_by_name = parameter_table(model)
-    costs = {
-        "parameters": sum(row[-1] for row in rows_by_name),
-        "forward_flops_per_token": round(forward_flops_per_token(model)),
-        "cache_bytes_per_token": cache_bytes_per_token(model),
-        "cache_bytes": cache_bytes(model, model.max_seq_len),
-        "activation_bytes_per_sequence": activation_bytes_per_sequence(model),
+
+def _describe_machine(as_json: bool) -> int:
+    """Versions, devices, and how many of the canary's programs the compiler gets right."""
+    from jaxlm.ops.canary import run_programs
+    from jaxlm.run.folder import provenance
+
+    versions, outcomes = provenance(), run_programs()
+    wrong = [outcome for outcome in outcomes if not outcome.right]
+    if as_json:
+        programs = [outcome._asdict() for outcome in outcomes]
+        print_json({**versions, "compiler": {"right": not wrong, "programs": programs}})
+        return 1 if wrong else 0
+    rows = [[package, version] for package, version in versions["versions"].items()]
+    device = versions["device"]
+    rows.append(["device", f"{device['count']} x {device['kind']} ({device['platform']})"])
+    print_table("jaxlm", ["what", "value"], rows)
+    print(f"compiler: {len(outcomes) - len(wrong)} of {len(outcomes)} programs right")
+    for outcome in wrong:
+        print(f"compiler: {outcome.name} is wrong by {outcome.error:.1e} of its largest value")
+    return 1 if wrong else 0
+
+
+def _describe_model(name: str, model: ModelConfig, as_json: bool) -> int:
+    """What a model costs, then its parameters."""
+    from jaxlm.analysis import costs  # imports JAX
+
+    table = costs.parameter_table(model)
+    numbers = {
+        "parameters": sum(count for _, _, count in table),
+        "forward_flops_per_token": round(costs.forward_flops_per_token(model)),
+        "cache_bytes_per_token": costs.cache_bytes_per_token(model),
+        "cache_bytes": costs.cache_bytes(model, model.max_seq_len),
+        "activation_bytes_per_sequence": costs.activation_bytes_per_sequence(model),
     }
-    states = optimizer_bytes(model)
-    if chosen.json:
-        shapes = {path: list(shape) for path, shape, _ in rows_by_name}
-        print_json({"name": name, "model": to_dict(model), **costs, "optimizer_state_bytes": states, "shapes": shapes})
-    else:
-        rows = [[path, " x ".join(map(str, shape)), f"{count:,}"] for path, shape, count in rows_by_name]
-        print_table(name, ["parameter", "shape", "count"], rows)
-        context = f"{model.max_seq_len} tokens"
-        meanings = {
-            "parameters": "in all",
-            "forward_flops_per_token": "matrix products of a forward pass; training takes about 3 times as many",
-            "cache_bytes_per_token": "by which a row's cache grows until its windows are full",
-            "cache_bytes": f"a row's cache for {context}",
-            "activation_bytes_per_sequence": f"kept for the backward pass for each {context} (estimate)",
-        }
-        print_table(name, ["cost", "", "what"], [[k, f"{v:,}", meanings[k]] for k, v in costs.items()])
-        rows = [[k, f"{v:,}", f"{v / states['adamw']:.1%}"] for k, v in states.items()]
-        print_table(name, ["optimizer", "bytes of its state", "of AdamW's"], rows)
+    states = costs.optimizer_bytes(model)
+    if as_json:
+        report: dict[str, Any] = {"name": name, "model": to_dict(model), **numbers, "optimizer_state_bytes": states}
+        print_json({**report, "shapes": {path: list(shape) for path, shape, _ in table}})
+        return 0
+    rows = [[key, f"{value:,}", _COSTS[key].format(model.max_seq_len)] for key, value in numbers.items()]
+    print_table(name, ["what", "value", "meaning"], rows)
+    rows = [[key, f"{value:,}", f"{value / states['adamw']:.1%}"] for key, value in states.items()]
+    print_table(name, ["optimizer", "bytes of its state", "of AdamW's"], rows)
+    print_table(name, ["parameter", "shape", "count"], fold_blocks(table))
     return 0
+
+
+def fold_blocks(table: list[tuple[str, tuple[int, ...], int]]) -> list[list[str]]:
+    """The rows to print of a parameter table: what is alike in several blocks stands once, under a row that names them.
+
+    Of 12 blocks, block_0/mlp/up/kernel to block_11/mlp/up/kernel become one row, "  mlp/up/kernel", under the row
+    "block_0 … block_11, each".
+    """
+    numbers: dict[tuple[str, str, str, str], list[int]] = {}
+    for path, shape, count in table:
+        prefix, number, rest = re.fullmatch(r"(?:(.*?_)(\d+)/)?(.*)", path).groups()  # type: ignore[union-attr]
+        row = prefix or "", rest, " x ".join(map(str, shape)), f"{count:,}"
+        numbers.setdefault(row, []).extend([] if number is None else [int(number)])
+    rows: list[list[str]] = []
+    for heading, group in itertools.groupby(numbers, lambda row: _name_blocks(row[0], numbers[row])):
+        if heading:
+            rows.append([heading, "", ""])
+        rows += [[f"  {rest}" if heading else rest, shape, count] for _, rest, shape, count in group]
+    return rows
+
+
+def _name_blocks(prefix: str, numbers: list[int]) -> str:
+    """block_0 … block_11, each; "" for what belongs to no block."""
+    if not numbers:
+        return ""
+    first, last = min(numbers), max(numbers)
+    if len(numbers) > 2 and len(numbers) == last - first + 1:
+        return f"{prefix}{first} … {prefix}{last}, each"
+    return ", ".join(f"{prefix}{number}" for number in sorted(numbers)) + (", each" if len(numbers) > 1 else "")

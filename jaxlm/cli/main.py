@@ -17,9 +17,24 @@ from jaxlm.cli.info import info
 from jaxlm.cli.parity import parity
 from jaxlm.cli.prepare import prepare
 from jaxlm.cli.presets import presets
+from jaxlm.cli.runs import runs
 from jaxlm.cli.sample import sample
 from jaxlm.cli.train import train
 from jaxlm.errors import CheckError, UserError
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
+    "train": (train, "[PRESET]", "Train a model, or go on with a run"),
+    "sample": (sample, "RUN", "Sample text from a run"),
+    "eval": (evaluate, "RUN", "Measure a run on held-out data: the exact loss, or a task"),
+    "runs": (runs, "[FOLDER]", "List the runs in a folder: steps, losses, the settings that differ"),
+    "attend": (attend, "RUN", "Draw the attention maps of every layer and head over a text"),
+    "parity": (parity, "[RUN]", "Compare a model with PyTorch, layer by layer, and name the first difference"),
+    "convert": (convert, "SRC DST", "Make a run of a Hugging Face or nanoGPT model"),
+    "prepare": (prepare, "DATASET", "Download a dataset into the local cache and check it"),
+    "presets": (presets, "", "List the named configurations"),
+    "info": (info, "[PRESET|RUN]", "Parameters, FLOPs and memory of a model; without one: versions and devices"),
+}
+"""Each command: what runs it, its positional arguments, and what it does."""
 
 NOT_YET_COMMANDS = ("compare",)
 NOT_YET_OPTIONS = ("--mesh", "--init-from")
@@ -30,6 +45,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without the characters of a text still shows the rest
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = _run(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+        except UserError as error:
+            return _fail(error, 2)
+        except CheckError as error:
+            return _fail(error, 1)
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:  # nobody reads stdout any more: drop what is buffered, without a message
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
@@ -38,64 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"jaxlm {importlib.metadata.version('jaxlm')}")
         return 0
-    name, rest = arguments[0], arguments[1:]
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            if name not in COMMANDS:
-                why = "is not there yet" if name in NOT_YET_COMMANDS else "is unknown"
-                raise UserError(f"command {name!r} {why}: choose one of {', '.join(COMMANDS)}")
-            for argument in rest:
-                if argument.startswith(NOT_YET_OPTIONS):
-                    raise UserError(f"option {argument.split('=')[0]} is not there yet: leave it out")
-            return COMMANDS[name][0](rest)
-        except UserError as error:
-            return _fail(error, 2)
-        except CheckError as error:
-            return _fail(error, 1)
-        except KeyboardInterrupt:
-            return 130
-        except BrokenPipeError:  # who read stdout has gone: what is still buffered goes nowhere, in silence
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
-
-
-COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
-    "train": (train, "[PRESET]", "Train a model: --model.* --optim.* --data.* --train.* --sample.* --out --resume"),
-    "sample": (
-        sample,
-        "RUN",
-        "Draw text: --prompt --prompt-file --num-samples --temperature --top-p --stop --seed",
-    ),
-    "eval": (
-        evaluate,
-        "RUN",
-        "Exact validation loss; --task prediction, generation or likelihood",
-    ),
-    "attend": (attend, "RUN", "Draw the attention maps of every layer and head: --text --out"),
-    "parity": (
-        parity,
-        "[RUN]",
-        "Compare with PyTorch, layer by layer: --preset --model.* --text --prompt; names the first difference",
-    ),
-    "convert": (
-        convert,
-        "SRC DST",
-        "Bring in a model as a run: --from hf (a GPT-2 or Llama folder) or nanogpt --tokenizer",
-    ),
-    "prepare": (prepare, "DATASET", "Fetch a dataset into the local cache and check it"),
-    "presets": (presets, "", "The named configurations"),
-    "info": (
-        info,
-        "[PRESET|RUN]",
-        "Parameters, FLOPs, cache, memory of a model and its optimizers; alone: versions and devices",
-    ),
-}
-"""Each command: what runs it, its word, and what it does."""
+    name, *rest = arguments
+    if name not in COMMANDS:
+        why = "is not there yet" if name in NOT_YET_COMMANDS else "is unknown"
+        raise UserError(f"command {name!r} {why}: choose one of {', '.join(COMMANDS)}")
+    for argument in rest:
+        if argument.startswith(NOT_YET_OPTIONS):
+            raise UserError(f"option {argument.split('=')[0]} is not there yet: leave it out")
+    try:
+        return COMMANDS[name][0](rest)
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
 
 
 def _usage() -> str:
-    lines = "\n".join(f"  {name + ' ' + word:20} {summary}" for name, (_, word, summary) in COMMANDS.items())
+    lines = "\n".join(f"  {name + ' ' + word:18} {summary}" for name, (_, word, summary) in COMMANDS.items())
     return (
         "usage: jaxlm COMMAND ...\n\nTrain, sample and check small language models in JAX.\n\n"
         f"{lines}\n\n`jaxlm COMMAND --help` lists the options of a command."

@@ -1,22 +1,30 @@
-"""What the command reads and prints: options by tyro, tables by rich, JSON."""
+"""What the commands read: options from the command line, by tyro, and text files."""
 
 import contextlib
 import dataclasses
 import io
-import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Required, TypedDict, TypeVar, get_args, get_origin
 
+import docstring_parser
 import tyro
 
-from jaxlm.config.experiment import ExperimentConfig, idle_optim_fields
-from jaxlm.config.model import Family, idle_fields
+from jaxlm.config import ExperimentConfig
+from jaxlm.config.experiment import idle_optim_fields
+from jaxlm.config.model import idle_fields
 from jaxlm.data.files import decode_utf8
 from jaxlm.errors import UserError
 
 _Options = TypeVar("_Options")
+
+Given = dict[str, Any]
+"""The options that the user gave, by field name; those of a nested config are a dict of their own."""
+
+RunArgument = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+"""The folder of the run that a command is about."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,92 +37,135 @@ class JsonOption:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointOptions(JsonOption):
-    """What every command on a run takes."""
+    """What every command on a checkpoint takes."""
 
     step: int | None = None
-    """Checkpoint to use; default: the one with the lowest validation loss."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _KindOptions:
-    family: Annotated[Family, tyro.conf.arg(name="model.family")]
-    optimizer: Annotated[str, tyro.conf.arg(name="optim.name")]
+    """Step of the checkpoint to use; None = the one with the lowest validation loss."""
 
 
 def parse_options(
-    cls: type[_Options], arguments: list[str], usage: str, default: _Options | None = None, others: bool = False
+    cls: type[_Options],
+    arguments: list[str],
+    command: str,
+    defaults: Callable[[Given], _Options] | None = None,
 ) -> _Options:
-    """The options of `jaxlm USAGE` by tyro, whose boxed refusals become one line; `others` passes unknown ones over.
+    """The options of `jaxlm COMMAND`, which the fields of a dataclass declare; --help prints them and exits.
+
+    An option that is not given has its value in `defaults(given)`, so a default may depend on what is given (on the
+    preset, say). Without `defaults` it has the default of its field.
 
     Raises:
-      UserError: options that are unknown, missing or of the wrong type.
+      UserError: an option is unknown, missing or of the wrong type.
     """
-    errors, given = io.StringIO(), tyro.MISSING_NONPROP if default is None else default
-    prog = f"jaxlm {usage}"
+    fields: tuple[dataclasses.Field, ...] = dataclasses.fields(cls)  # type: ignore[arg-type]
+    own = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    required = {field.name for field in fields if field.name not in own and not _is_nested(field)}
+    rest = [argument for argument in arguments if argument not in ("-h", "--help")]
+    asks_help = len(rest) < len(arguments)
+    # tyro fills in the defaults of a dataclass. Of a TypedDict it returns only the keys that were given.
+    given = _run_tyro(_typed_dict(cls, set() if asks_help else required), rest, command, {})
+    base = own if defaults is None else vars(defaults(given))
+    if asks_help:
+        shown = {name: _as_dict(value) for name, value in base.items() if name not in required}
+        _run_tyro(_typed_dict(cls, required, described=True), ["--help"], command, shown)
+    return cls(**base | {name: _changed(base.get(name), value) for name, value in given.items()})
+
+
+def _is_nested(field: dataclasses.Field) -> bool:
+    """Whether the options of a field are those of a dataclass of its own."""
+    return dataclasses.is_dataclass(_unannotated(field.type)[0])
+
+
+def _unannotated(hint: Any) -> tuple[Any, ...]:
+    """A type and what Annotated adds to it."""
+    return get_args(hint) if get_origin(hint) is Annotated else (hint,)
+
+
+def _typed_dict(cls: Any, required: set[str], described: bool = False) -> Any:
+    """A dataclass as a TypedDict, whose keys carry the docstrings of the fields if it is to be `described`."""
+    docs = {}
+    if described:  # tyro itself would keep the line breaks of the source
+        bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+        parsed = [param for base in bases for param in docstring_parser.parse_from_object(base).params]
+        docs = {param.arg_name: " ".join((param.description or "").split()) for param in parsed}
+    keys: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        kind, *metadata = _unannotated(field.type)
+        if _is_nested(field):
+            kind = _typed_dict(kind, set(), described)
+        elif described:
+            metadata.insert(0, tyro.conf.arg(help=docs.get(field.name), help_behavior_hint=_show_default))
+        hint = Annotated[kind, *metadata] if metadata else kind
+        keys[field.name] = Required[hint] if field.name in required else hint
+    options = TypedDict(cls.__name__, keys, total=False)  # type: ignore[misc]
+    options.__doc__ = (cls.__doc__ or "").split("\n\n")[0]
+    return options
+
+
+def _show_default(default: str) -> str:
+    """What stands after the description of an option."""
+    return f"(default: {default})".replace("\n", "\\n") if default else ""
+
+
+def _as_dict(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _changed(base: Any, given: Any) -> Any:
+    """A value as given; a nested config, with its given fields changed."""
+    if not isinstance(given, dict):
+        return given
+    return dataclasses.replace(base, **{name: _changed(getattr(base, name), value) for name, value in given.items()})
+
+
+def _run_tyro(options: Any, arguments: list[str], command: str, default: Given) -> Given:
+    """What tyro reads from the arguments; its refusals, which are boxes of text, become one line."""
+    errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            if others:
-                return tyro.cli(cls, args=arguments, prog=prog, default=given, return_unknown_args=True)[0]
-            return tyro.cli(cls, args=arguments, prog=prog, default=given)
+            return tyro.cli(options, args=arguments, prog=f"jaxlm {command}", default=default)
     except SystemExit as end:
         if not end.code:
             raise
-    raise UserError(f"{_unboxed(errors.getvalue())}; see jaxlm {usage.split()[0]} --help")
+    raise UserError(f"{_one_line(errors.getvalue())}; see jaxlm {command} --help")
 
 
-def _unboxed(refusal: str) -> str:
-    """What tyro's box says, and its first guess at what was meant, in one line."""
+def _one_line(refusal: str) -> str:
+    """The message in tyro's box, with the options that are missing or its first guess at what was meant."""
     sections: list[list[str]] = [[]]
-    for line in refusal.splitlines():
-        content = line.strip("│ ")
-        if not content.strip("─-"):
+    for line in refusal.replace("│", " ").splitlines():
+        if not line.strip(" ─-"):
             sections.append([])
         elif not line.startswith(("╭", "╰")):
-            sections[-1].append(content)
-    if "╭" not in refusal:  # no UTF-8: the title stands in a section of its own
+            sections[-1].append(line)
+    if "╭" not in refusal:  # where there is no UTF-8, the title is a section of its own
         sections = sections[1:]
-    message = re.sub(r"^Error parsing \w+: ", "", " ".join(sections[0]).rstrip("."))
-    guesses = [section[1] for section in sections if section and section[0].startswith("Perhaps")]
-    return f"{message}; perhaps you meant {guesses[0]}" if guesses else message
+    message = " ".join(" ".join(sections[0]).split()).rstrip(".").removeprefix("Error parsing ")
+    for section in filter(None, sections):
+        title = section[0].strip()
+        names = [line.split()[0].rstrip(",") for line in section if re.match(" {6}[^ ]", line)]
+        if title.startswith("Missing from"):
+            message = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+        elif title == "Unrecognized options:":
+            message += f"; unknown: {', '.join(names)}"
+        elif title.startswith("Perhaps you meant"):
+            message += f"; perhaps you meant {names[0]}"
+    return message
 
 
-def of_kinds(base: ExperimentConfig, arguments: list[str], usage: str) -> ExperimentConfig:
-    """The config that options change, of the --model.family and with the --optim.name they ask for.
+def with_kinds(base: ExperimentConfig, given: Given) -> ExperimentConfig:
+    """The config with the given model family and optimizer.
 
-    What another family or optimizer does not read, and the arguments of the optimizer before, go back to default.
+    What another family or optimizer does not read, and the arguments of the optimizer before, go back to their
+    defaults.
     """
-    if asks_help(arguments):
-        return base
-    kinds = parse_options(_KindOptions, arguments, usage, _KindOptions(base.model.family, base.optim.name), others=True)
-    model = dataclasses.replace(base.model, family=kinds.family, **idle_fields(base.model, kinds.family))
+    family = given["model"].get("family", base.model.family)
+    model = dataclasses.replace(base.model, family=family, **idle_fields(base.model, family))
     optim = base.optim
-    if kinds.optimizer != optim.name:
-        optim = dataclasses.replace(optim, name=kinds.optimizer, arguments=(), **idle_optim_fields(kinds.optimizer))
+    optimizer = given.get("optim", {}).get("name", optim.name)
+    if optimizer != optim.name:
+        optim = dataclasses.replace(optim, name=optimizer, arguments=(), **idle_optim_fields(optimizer))
     return dataclasses.replace(base, model=model, optim=optim)
-
-
-def first_word(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The word before the options, if there is one, and the rest."""
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], arguments[1:]
-    return None, arguments
-
-
-def asks_help(arguments: list[str]) -> bool:
-    """Whether the options are only to be listed."""
-    return bool({"-h", "--help"} & set(arguments))
-
-
-def run_word(arguments: list[str], command: str) -> tuple[Path, list[str]]:
-    """The run's folder before the options, and the rest.
-
-    Raises:
-      UserError: there is none.
-    """
-    word, rest = first_word(arguments)
-    if word is None and not asks_help(rest):
-        raise UserError(f"no run given: jaxlm {command} RUN ..., RUN being a folder that `jaxlm train` made")
-    return Path(word or ""), rest
 
 
 def read_text(name: str) -> str:
@@ -131,20 +182,3 @@ def read_text(name: str) -> str:
             f"{where} cannot be read ({error.strerror}): give an existing UTF-8 text, or - for stdin"
         ) from None
     return decode_utf8(content, where)
-
-
-def print_json(value: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """One JSON object, or a list of them, on one line of stdout."""
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout; what looks like rich's markup is text."""
-    import rich.console
-    import rich.table
-    import rich.text
-
-    table = rich.table.Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*map(rich.text.Text, row))
-    rich.console.Console().print(table)

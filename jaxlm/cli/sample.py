@@ -3,23 +3,24 @@
 import dataclasses
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jaxlm.cli.options import CheckpointOptions, asks_help, parse_options, print_json, read_text, run_word
+from jaxlm.cli.options import CheckpointOptions, Given, RunArgument, parse_options, read_text
+from jaxlm.cli.output import print_json
 from jaxlm.config import SampleConfig
 from jaxlm.config.base import to_dict
 from jaxlm.errors import PositionTableWarning, UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class _PromptOption:
-    prompt: str | None = None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _SampleOptions(CheckpointOptions):
+    """Sample text from a run. Options that are not given are as the run's configuration has them."""
+
+    run: RunArgument
+    """Folder of the run."""
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")]
     prompt_file: str | None = None
     """UTF-8 file whose text the samples continue, instead of --prompt; - is stdin."""
@@ -27,19 +28,9 @@ class _SampleOptions(CheckpointOptions):
 
 def sample(arguments: list[str]) -> int:
     """`jaxlm sample RUN`: texts on stdout, one sample as it comes; a copy is kept in the run."""
-    path, rest = run_word(arguments, "sample")
-    if asks_help(rest):
-        defaults = SampleConfig()
-    else:
-        from jaxlm.run.folder import read_config
-
-        defaults = read_config(path).sample
-    options = parse_options(_SampleOptions, rest, "sample RUN", _SampleOptions(sample=defaults))
-    cfg = options.sample
+    options = parse_options(_SampleOptions, arguments, "sample", _defaults)
+    path, cfg = options.run, options.sample
     if options.prompt_file is not None:
-        prompt = parse_options(_PromptOption, rest, "sample RUN", _PromptOption(), others=True).prompt
-        if prompt is not None:
-            raise UserError(f"--prompt {prompt!r} and --prompt-file {options.prompt_file!r} are both given: give one")
         cfg = dataclasses.replace(cfg, prompt=read_text(options.prompt_file))
     from jaxlm.cli.compilation_cache import kept_programs
     from jaxlm.run.samples import generate_samples, keep
@@ -71,3 +62,15 @@ def sample(arguments: list[str]) -> int:
 
 def _show(piece: str) -> None:
     print(piece, end="", flush=True)
+
+
+def _defaults(given: Given) -> _SampleOptions:
+    """The options of the run's own configuration."""
+    if "run" not in given:  # only for --help
+        return _SampleOptions(run=Path(), sample=SampleConfig())
+    prompt, file = given["sample"].get("prompt"), given.get("prompt_file")
+    if None not in (prompt, file):
+        raise UserError(f"--prompt {prompt!r} and --prompt-file {file!r} are both given: give one")
+    from jaxlm.run.folder import read_config
+
+    return _SampleOptions(run=given["run"], sample=read_config(given["run"]).sample)

@@ -7,13 +7,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
-from jaxlm.cli.options import (
-    asks_help,
-    first_word,
-    of_kinds,
-    parse_options,
-)
+import tyro
+
+from jaxlm.cli.options import Given, parse_options, with_kinds
 from jaxlm.config import (
     DataConfig,
     ExperimentConfig,
@@ -30,15 +28,16 @@ RUNS = Path("runs")
 
 
 _PARTS = tuple(field.name for field in dataclasses.fields(ExperimentConfig) if field.name != "preset")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _OutOption:
-    out: Path | None = None
+_PRESET = tyro.conf.arg(
+    metavar="[PRESET]", help=f"Configuration that the options change, one of {', '.join(presets.PRESETS)}."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _TrainOptions:
+    """Train a model, then print a sample. The run is a folder that `jaxlm sample` and the other commands open."""
+
+    preset: Annotated[tyro.conf.Positional[str], _PRESET] = "nanogpt-cpu"
     model: ModelConfig
     optim: OptimConfig
     data: DataConfig
@@ -52,22 +51,9 @@ class _TrainOptions:
 
 def train(arguments: list[str]) -> int:
     """`jaxlm train [PRESET]`: trains, then prints a sample."""
-    first, rest = first_word(arguments)
-    base = presets.preset(first or "nanogpt-cpu")
-    if "--resume" in rest and not asks_help(rest):  # the options change the run's own configuration
-        from jaxlm.run.folder import read_config
-
-        out = parse_options(_OutOption, rest, "train [PRESET]", _OutOption(), others=True).out
-        if out is None:
-            raise UserError("--resume needs the run to continue: give --out DIR")
-        stored = read_config(out)
-        if first and first != stored.preset:
-            raise UserError(f"{out} was trained with preset {stored.preset!r}, not {first!r}: drop the preset")
-        base = stored
-    base = of_kinds(base, rest, "train [PRESET]")
-    options = parse_options(_TrainOptions, rest, "train [PRESET]", _train_defaults(base))
+    options = parse_options(_TrainOptions, arguments, "train", _defaults)
     parts = {name: getattr(options, name) for name in _PARTS}
-    config = ExperimentConfig(preset=base.preset, **parts)
+    config = ExperimentConfig(preset=options.preset, **parts)
     config = config.with_data_at(config.data.path, config.data.val_path)
 
     from jaxlm.run.training import train as train_run
@@ -83,8 +69,21 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def _train_defaults(config: ExperimentConfig) -> _TrainOptions:
-    return _TrainOptions(**{name: getattr(config, name) for name in _PARTS})
+def _defaults(given: Given) -> _TrainOptions:
+    """The options of the preset, or of the run to continue."""
+    name, out = given.get("preset"), given.get("out")
+    if given.get("resume"):
+        from jaxlm.run.folder import read_config
+
+        if out is None:
+            raise UserError("--resume needs the run to continue: give --out DIR")
+        base = read_config(out)
+        if name not in (None, base.preset):
+            raise UserError(f"{out} was trained with preset {base.preset!r}, not {name!r}: drop the preset")
+    else:
+        base = presets.preset(name or "nanogpt-cpu")
+    base = with_kinds(base, given)
+    return _TrainOptions(preset=base.preset, **{part: getattr(base, part) for part in _PARTS})
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Converts parameters from and to other formats. Each converter gives the same function, or refuses by name and value.
+"""Converts parameters from and to other formats. A converter either keeps the function or refuses by name and value.
 
 Names are imported when they are first used.
 """

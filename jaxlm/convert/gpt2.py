@@ -1,4 +1,4 @@
-"""The parameters of the GPT-2 architecture, whose tensors Hugging Face and nanoGPT name alike."""
+"""The parameters of the GPT-2 architecture, whose tensors have the same names in Hugging Face and nanoGPT."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from jaxlm.convert.foreign import Linear, Tensors
 from jaxlm.types import Params
 
 BUFFERS = r"h\.\d+\.attn\.(masked_)?bias"
-"""Causal masks that old versions store beside the parameters."""
+"""A pattern for causal masks, which old versions store beside the parameters."""
 
 
 def gpt2_params(cfg: ModelConfig, tensors: Tensors, prefix: str, transposed: bool) -> Params:
-    """Parameters from tensors PREFIXh.0.attn.c_attn.weight and so on; `transposed` where weights are (out, in)."""
+    """Builds parameters from tensors PREFIXh.0.attn.c_attn.weight and so on; `transposed` if weights are (out, in)."""
     linear, width = Linear(tensors, transposed), cfg.embed_dim
 
     def norm(name: str) -> Params:

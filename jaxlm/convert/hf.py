@@ -1,4 +1,4 @@
-"""GPT-2 and Llama of Hugging Face, from a local folder or a module in memory."""
+"""GPT-2 and Llama models of Hugging Face, from a local folder or a module in memory."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import safetensors
 from jaxlm.config import ModelConfig
 from jaxlm.convert import gpt2
 from jaxlm.convert.foreign import Fields, Linear, Tensors
-from jaxlm.convert.tensors import FLOATS, load_torch, on_device, to_numpy
+from jaxlm.convert.tensors import FLOATS, load_torch, on_device, to_arrays
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
 IRRELEVANT = (
-    # where it comes from and how it is stored
+    # where the model comes from and how it is stored
     *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "transformers.js_config"),
     *("model_type", "is_llama_config", "_commit_hash", "_attn_implementation_autoset", "_num_labels"),
     # how it is used, trained and sampled from
@@ -40,17 +40,17 @@ IRRELEVANT = (
     *("id2label", "label2id", "num_labels", "summary_type", "summary_use_proj", "summary_activation"),
     *("summary_proj_to_labels", "summary_first_dropout"),
 )
-"""Fields that change nothing of the logits."""
+"""Fields that do not change the logits."""
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "gelu_python": "gelu"}
 ACTIVATIONS |= {"relu": "relu", "silu": "silu", "swish": "silu"}
 GATES = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_python": "geglu"}
 _READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
-"""Types of safetensors that NumPy has; masks may be of any."""
+"""Types of safetensors that NumPy has; masks may have any of them."""
 
 
 @runtime_checkable
 class PretrainedModule(Protocol):
-    """What is read of a module of transformers."""
+    """What is read from a module of transformers."""
 
     @property
     def config(self) -> Any:
@@ -61,30 +61,30 @@ class PretrainedModule(Protocol):
 
 
 def from_hf(source: str | os.PathLike[str] | PretrainedModule) -> tuple[ModelConfig, Params]:
-    """The model of a local folder that `save_pretrained` wrote, or of a GPT-2 or Llama module of transformers.
+    """Reads the model in a local folder that `save_pretrained` wrote, or a GPT-2 or Llama module of transformers.
 
     A folder is read without torch and transformers (pytorch_model.bin needs torch), and nothing is downloaded. The
-    language model's head and prefix may be missing where the config ties embeddings. The weights' type is that of the
-    parameters and of the computation; float16 becomes float32, mixed types the one that holds all.
+    language model's head and name prefix may be missing where the config ties embeddings. Parameters and computation
+    have the weights' type; float16 becomes float32, and mixed types become the one that holds all values.
 
     Returns: the config, and parameters that `build_model(cfg)` takes.
 
     Raises:
       UserError: no such folder, a damaged file, a field of the config that jaxlm does not know or cannot compute, or
-        tensors that are missing, left over or of other shapes; the message names each with its value.
+        tensors that are missing, unused or of other shapes; the message names each with its value.
     """
     if isinstance(source, str | os.PathLike):
         folder = Path(source)
         config, name = _read_config(folder), str(folder / "config.json")
         kind = _architecture(config, name)
-        found, where = _read_tensors(folder)
+        tensors, where = _read_tensors(folder)
     elif isinstance(source, PretrainedModule):
         name = where = type(source).__name__
         config = source.config.to_dict()
         kind = _architecture(config, name)
-        found = to_numpy(source.state_dict(), name)
+        tensors = to_arrays(source.state_dict(), name)
     else:
-        raise UserError(f"{type(source).__name__} is neither a folder nor a module of transformers: give one of them")
+        raise UserError(f"{type(source).__name__} is neither a folder nor a module of transformers: give one of these")
     fields = Fields(config, name)
     fields.ignore(IRRELEVANT)
     fields.only("is_encoder_decoder", False)
@@ -93,7 +93,7 @@ def from_hf(source: str | os.PathLike[str] | PretrainedModule) -> tuple[ModelCon
     fields.only("tie_encoder_decoder", False)
     fields.only("cross_attention_hidden_size", None)
     fields.only("pruned_heads", {}, None)
-    return (_gpt2 if kind == "gpt2" else _llama)(fields, found, where)
+    return (_gpt2 if kind == "gpt2" else _llama)(fields, tensors, where)
 
 
 def _architecture(config: Mapping[str, Any], name: str) -> str:
@@ -103,8 +103,8 @@ def _architecture(config: Mapping[str, Any], name: str) -> str:
     return kind
 
 
-def _gpt2(fields: Fields, found: Mapping[str, np.ndarray], where: str) -> tuple[ModelConfig, Params]:
-    tensors = Tensors(found, where, gpt2.BUFFERS)
+def _gpt2(fields: Fields, arrays: Mapping[str, np.ndarray], where: str) -> tuple[ModelConfig, Params]:
+    tensors = Tensors(arrays, where, gpt2.BUFFERS)
     fields.only("scale_attn_weights", True)
     fields.only("scale_attn_by_inverse_layer_idx", False)
     fields.only("reorder_and_upcast_attn", False)
@@ -114,7 +114,7 @@ def _gpt2(fields: Fields, found: Mapping[str, np.ndarray], where: str) -> tuple[
     embedding_dropout = fields.optional("embd_pdrop", 0.1)
     if embedding_dropout != dropout:
         fields.refuse(
-            "embd_pdrop", embedding_dropout, f"jaxlm has one rate, which is resid_pdrop = {dropout!r}; make them equal"
+            "embd_pdrop", embedding_dropout, f"jaxlm has one dropout rate; make it equal to resid_pdrop = {dropout!r}"
         )
     cfg = ModelConfig(
         vocab_size=fields.required("vocab_size"),
@@ -136,8 +136,8 @@ def _gpt2(fields: Fields, found: Mapping[str, np.ndarray], where: str) -> tuple[
     return _with_head(cfg, params, tensors)
 
 
-def _llama(fields: Fields, found: Mapping[str, np.ndarray], where: str) -> tuple[ModelConfig, Params]:
-    tensors = Tensors(found, where, r"rotary_emb\.inv_freq")
+def _llama(fields: Fields, arrays: Mapping[str, np.ndarray], where: str) -> tuple[ModelConfig, Params]:
+    tensors = Tensors(arrays, where, r"rotary_emb\.inv_freq")
     fields.only("pretraining_tp", 1, None)
     fields.only("rope_interleaved", False)
     fields.only("sliding_window", None)
@@ -147,7 +147,7 @@ def _llama(fields: Fields, found: Mapping[str, np.ndarray], where: str) -> tuple
         fields.refuse(
             "attention_bias",
             biases["attention_bias"],
-            f"beside mlp_bias = {biases['mlp_bias']!r}; jaxlm's biases are in both or in none",
+            f"jaxlm has biases in both or in neither, and mlp_bias = {biases['mlp_bias']!r}",
         )
     cfg = ModelConfig(
         vocab_size=fields.required("vocab_size"),
@@ -176,20 +176,22 @@ def _llama(fields: Fields, found: Mapping[str, np.ndarray], where: str) -> tuple
 
 
 def _rope_theta(fields: Fields) -> float:
-    """The base of the frequencies: transformers 5 has it in rope_parameters, older versions beside rope_scaling."""
+    """The base of RoPE's frequencies: in rope_parameters since transformers 5, before that beside rope_scaling."""
     theta = fields.optional("rope_theta", None)
     for name in ("rope_parameters", "rope_scaling"):
-        found = fields.optional(name, None)
-        if found is None:
+        options = fields.optional(name, None)
+        if options is None:
             continue
         plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
-        if not isinstance(found, Mapping):
-            fields.refuse(name, found, "give an object")
-        for key, value in found.items():
+        if not isinstance(options, Mapping):
+            fields.refuse(name, options, "give an object")
+        for key, value in options.items():
             if key == "rope_theta" and theta in (None, value):
                 theta = value
             elif value is not None and plain.get(key) != value:
-                fields.refuse(f"{name}.{key}", value, "jaxlm turns all of a head by the plain frequencies of one base")
+                fields.refuse(
+                    f"{name}.{key}", value, "jaxlm rotates the whole head, by the plain frequencies of one base"
+                )
     return 10000.0 if theta is None else theta
 
 
@@ -242,18 +244,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): give a folder that save_pretrained wrote") from None
     except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}): save the model again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds no JSON object: save the model again")
-    return found
+        raise UserError(f"{file} is not JSON ({error}): save the model again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} does not hold a JSON object: save the model again")
+    return content
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], str]:
-    """All tensors of a folder, and the file that tells which they are."""
+    """Reads all tensors of a folder; returns them and the file that says which they are."""
     names = ("model.safetensors", "pytorch_model.bin")
     for name in (names[0], f"{names[0]}.index.json", names[1], f"{names[1]}.index.json"):
         file = folder / name
@@ -262,14 +264,16 @@ def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], str]:
         if name.endswith(".index.json"):
             return _read_shards(file), str(file)
         return _read_file(file), str(file)
-    raise UserError(f"{folder} has no {names[0]} and no {names[1]}, whole or in shards: save the model's weights there")
+    raise UserError(
+        f"{folder} has neither {names[0]} nor {names[1]}, whole or in shards: save the model's weights there"
+    )
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index} has no weight_map from tensors to files: save the model again")
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise UserError(f"{index} names the file {name!r} outside its folder: put all shards beside it")
@@ -277,17 +281,19 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         wrong = [tensor for tensor in shard if places.get(tensor) != name]
         wrong += [tensor for tensor, place in places.items() if place == name and tensor not in shard]
         if wrong:
-            raise UserError(f"{index.parent / name} is not the shard of {index.name}: {wrong[0]} is amiss; save again")
-        found |= shard
-    return found
+            raise UserError(
+                f"{index.parent / name} does not match {index.name}: {wrong[0]} is missing or unexpected; save again"
+            )
+        arrays |= shard
+    return arrays
 
 
 def _read_file(file: Path) -> dict[str, np.ndarray]:
     if file.suffix != ".safetensors":
-        found = load_torch(file)
-        if not isinstance(found, Mapping):
-            raise UserError(f"{file} holds no dict of tensors: save the model again")
-        return to_numpy(found, str(file))
+        tensors = load_torch(file)
+        if not isinstance(tensors, Mapping):
+            raise UserError(f"{file} does not hold a dict of tensors: save the model again")
+        return to_arrays(tensors, str(file))
     try:
         with safetensors.safe_open(file, framework="np") as opened:
             names = list(opened.keys())

@@ -7,35 +7,39 @@ from typing import Any
 from jaxlm.config import ModelConfig
 from jaxlm.convert.foreign import Fields, Tensors
 from jaxlm.convert.gpt2 import BUFFERS, gpt2_params
-from jaxlm.convert.tensors import load_torch, on_device, to_numpy
+from jaxlm.convert.tensors import load_torch, on_device, to_arrays
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
 
 def from_nanogpt(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
-    """The model of a nanoGPT checkpoint, a file ckpt.pt or the folder that holds it. Needs torch.
+    """Reads the model in a nanoGPT checkpoint, a file ckpt.pt or the folder that holds it. Needs torch.
 
-    GELU is the exact (erf) one. nanoGPT of early 2023 used the tanh form, which its checkpoints do not tell:
-    `dataclasses.replace(cfg, activation="gelu_tanh")` is that model. The weights' type is that of the parameters and
-    of the computation; float16 becomes float32.
+    GELU is the exact (erf) form. nanoGPT of early 2023 used the tanh form, and its checkpoints do not say which:
+    `dataclasses.replace(cfg, activation="gelu_tanh")` is that model. Parameters and computation have the weights'
+    type; float16 becomes float32.
 
     Returns: the config, and parameters that `build_model(cfg)` takes.
 
     Raises:
-      UserError: no such file, torch is missing, the file is damaged or holds something else, or `model_args` and the
-        tensors do not fit each other or jaxlm; the message names entry and value.
+      UserError: no such file, torch is missing, the file is damaged or holds something else, or `model_args` and
+        the tensors do not fit each other or jaxlm; the message names the entry and its value.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "ckpt.pt"
     if not path.is_file():
-        raise UserError(f"{path} is not a file: give a checkpoint of nanoGPT (ckpt.pt) or the folder that holds it")
-    found = load_torch(path)
-    parts: list[Any] = [found.get(name) if isinstance(found, dict) else None for name in ("model_args", "model")]
+        raise UserError(f"{path} is not a file: give a nanoGPT checkpoint (ckpt.pt) or the folder that holds it")
+    checkpoint = load_torch(path)
+    parts: list[Any] = [
+        checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("model_args", "model")
+    ]
     if not all(isinstance(part, dict) for part in parts):
-        raise UserError(f"{path} is no checkpoint of nanoGPT: it has no dicts model_args and model; give its ckpt.pt")
+        raise UserError(
+            f"{path} is not a nanoGPT checkpoint: it lacks the dicts model_args and model; give nanoGPT's ckpt.pt"
+        )
     fields = Fields(parts[0], f"{path}: model_args")
-    tensors = Tensors(to_numpy(parts[1], str(path)), str(path), BUFFERS)
+    tensors = Tensors(to_arrays(parts[1], str(path)), str(path), BUFFERS)
     dropout = fields.optional("dropout", 0.0)
     cfg = ModelConfig(
         vocab_size=fields.required("vocab_size"),
@@ -50,7 +54,7 @@ def from_nanogpt(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
         param_dtype=tensors.dtype,
     )
     fields.finish()
-    compiled = tensors.prefix("_orig_mod.")  # what torch.compile puts in front
+    compiled = tensors.prefix("_orig_mod.")  # the prefix that torch.compile adds
     params = gpt2_params(cfg, tensors, f"{compiled}transformer.", transposed=True)
     tensors.check_tied(f"{compiled}lm_head.weight", params["embedding"])
     tensors.finish()

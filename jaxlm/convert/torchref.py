@@ -1,4 +1,7 @@
-"""Parameters to and from `torchref`'s state dict: the same numbers under torch's names, kernels (in, out) turned."""
+"""Parameters to and from `torchref`'s state dict: the same numbers under torch's names, kernels transposed.
+
+This is the one place that knows the names in that state dict.
+"""
 
 import dataclasses
 import re
@@ -8,9 +11,10 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxlm.config import ModelConfig
-from jaxlm.convert.tensors import by_path, nested, to_array, to_tensor
+from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layer_stack import stack_params, unstack_params
@@ -20,25 +24,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIED_HEAD = "head.weight"
-"""What a tied torchref model has besides: its embedding a second time."""
+"""The second name under which a tied torchref model has its embedding."""
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Shape and type by name."""
 
 
 def to_torchref(cfg: ModelConfig, params: Params) -> dict[str, "Tensor"]:
-    """The state dict with which `torchref.build_model(cfg)` is the same function: copies, in `cfg.param_dtype`.
+    """Returns the state dict with which `torchref.build_model(cfg)` is the same function: copies, in `cfg.param_dtype`.
 
-    Layers stacked by scan_layers are taken apart.
+    Layers stacked by scan_layers are unstacked.
 
     Raises:
-      UserError: parameters that are not the config's; each one missing, surplus or of another shape or type is named.
+      UserError: parameters that do not fit the config; each that is missing, unexpected or of another shape or type is
+        named.
     """
-    leaves = by_path(unstack_params(cfg, params) if cfg.scan_layers else params)
+    leaves = flatten_dict(unstack_params(cfg, params) if cfg.scan_layers else params, sep="/")
     _check(
         {path: (leaf.shape, str(leaf.dtype)) for path, leaf in leaves.items()},
         _expected(cfg),
-        "parameters are not those",
+        "parameters do not fit the config",
     )
     state = {torch_name(path): to_tensor(turned(path, np.asarray(leaf))) for path, leaf in leaves.items()}
     if _is_tied(cfg):
@@ -47,11 +52,11 @@ def to_torchref(cfg: ModelConfig, params: Params) -> dict[str, "Tensor"]:
 
 
 def from_torchref(cfg: ModelConfig, state_dict: Mapping[str, "Tensor"]) -> Params:
-    """The parameters with which `jaxlm.build_model(cfg)` is the same function as a torchref model; copies.
+    """Returns the parameters with which `jaxlm.build_model(cfg)` is the same function as a torchref model; copies.
 
     Raises:
-      UserError: a state dict that is not the config's; each tensor missing, surplus or of another shape or type is
-        named, and so is a tied head that differs from the embedding.
+      UserError: a state dict that does not fit the config; each tensor that is missing, unexpected or of another shape
+        or type is named, and so is a tied head that differs from the embedding.
     """
     import torch
 
@@ -60,7 +65,7 @@ def from_torchref(cfg: ModelConfig, state_dict: Mapping[str, "Tensor"]) -> Param
         for name, tensor in state_dict.items()
     ):
         raise UserError(
-            "state_dict is no state dict of torchref: give names -> dense tensors, as model.state_dict() does"
+            "state_dict is not a state dict of torchref: give names -> dense tensors, as model.state_dict() does"
         )
     arrays = {name: to_array(tensor) for name, tensor in state_dict.items()}
     expected = _expected(cfg)
@@ -68,27 +73,30 @@ def from_torchref(cfg: ModelConfig, state_dict: Mapping[str, "Tensor"]) -> Param
     if _is_tied(cfg):
         in_torch[TIED_HEAD] = in_torch[torch_name("embedding")]
     _check(
-        {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}, in_torch, "state dict is not that"
+        {name: (array.shape, str(array.dtype)) for name, array in arrays.items()},
+        in_torch,
+        "state dict does not fit the config",
     )
     if _is_tied(cfg) and not np.array_equal(arrays[TIED_HEAD], arrays[torch_name("embedding")], equal_nan=True):
         raise UserError(f"{TIED_HEAD} differs from embedding.weight: give tie_embeddings = False, or tie them")
-    params = nested({path: jnp.asarray(turned(path, arrays[torch_name(path)])) for path in expected})
+    leaves = {path: jnp.asarray(turned(path, arrays[torch_name(path)])) for path in expected}
+    params = unflatten_dict(leaves, sep="/")
     return stack_params(cfg, params) if cfg.scan_layers else params
 
 
 def module_name(path: str) -> str:
-    """torchref's name of a module: block_0/mlp is blocks.0.mlp."""
+    """Returns torchref's name of a module: blocks.0.mlp for block_0/mlp."""
     parts = path.split("/")
     return ".".join(f"blocks.{part[6:]}" if part.startswith("block_") else part for part in parts)
 
 
 def jax_name(module: str) -> str:
-    """The inverse of `module_name`."""
+    """Inverts `module_name`."""
     return re.sub(r"\bblocks\.(\d+)", r"block_\1", module).replace(".", "/")
 
 
 def torch_name(path: str) -> str:
-    """torchref's name of a parameter: block_0/mlp/up/kernel is blocks.0.mlp.up.weight."""
+    """Returns torchref's name of a parameter: blocks.0.mlp.up.weight for block_0/mlp/up/kernel."""
     parent, _, last = path.rpartition("/")
     if not parent and last in ("embedding", "position_embedding", "table"):
         return f"{last}.weight"
@@ -97,7 +105,7 @@ def torch_name(path: str) -> str:
 
 
 def turned(path: str, array: np.ndarray) -> np.ndarray:
-    """A kernel from (in, out) to (out, in) or back; what is no kernel as it is."""
+    """Transposes a kernel, from (in, out) to (out, in) or back; leaves any other parameter as it is."""
     return array.T if path.endswith("/kernel") else array
 
 
@@ -110,21 +118,21 @@ def _expected(cfg: ModelConfig) -> Shapes:
     plain = dataclasses.replace(cfg, scan_layers=False, attention_impl="auto")
     model = build_model(plain)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return {path: (leaf.shape, str(leaf.dtype)) for path, leaf in by_path(shapes).items()}
+    return {path: (leaf.shape, str(leaf.dtype)) for path, leaf in flatten_dict(shapes, sep="/").items()}
 
 
 def _is_tied(cfg: ModelConfig) -> bool:
     return cfg.family != "bigram" and cfg.tie_embeddings
 
 
-def _check(found: Shapes, expected: Shapes, refusal: str) -> None:
+def _check(given: Shapes, expected: Shapes, refusal: str) -> None:
     wrong = [
-        f"{name} is {_shown(found.get(name))}, not {_shown(expected.get(name))}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
+        f"{name} is {_shown(given.get(name))}, not {_shown(expected.get(name))}"
+        for name in sorted(given.keys() | expected.keys())
+        if given.get(name) != expected.get(name)
     ]
     if wrong:
-        raise UserError(f"the {refusal} of the config: {'; '.join(wrong)}")
+        raise UserError(f"the {refusal}: {'; '.join(wrong)}")
 
 
 def _shown(entry: tuple[tuple[int, ...], str] | None) -> str:

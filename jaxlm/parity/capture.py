@@ -1,4 +1,4 @@
-"""What goes into and comes out of every named layer, in JAX and in torch, in the order in which it is computed."""
+"""What enters and leaves every named layer, in JAX and in torch, in the order of computation."""
 
 import contextlib
 import dataclasses
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Event(NamedTuple):
-    """A value passes into or out of a layer: its first floating-point argument, or the first array it returns."""
+    """A value enters or leaves a layer: the first floating-point array among its arguments, or among its results."""
 
     layer: str
-    """Path of the layer, such as block_0/mlp; the model itself is ""."""
+    """The path of the layer, such as block_0/mlp; the model itself is ""."""
     side: Literal["in", "out"]
     call: int = 0
-    """The how-manieth call of the layer."""
+    """Index of this call of the layer, from 0."""
 
     def __str__(self) -> str:
         what = f"the {'input' if self.side == 'in' else 'output'} of {self.layer or 'the model'}"
@@ -35,7 +35,7 @@ class Event(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """The values of some events, in the order in which they came."""
+    """The values of some events, in the order of computation."""
 
     events: tuple[Event, ...] = dataclasses.field(metadata={"static": True})
     values: tuple[Any, ...]
@@ -48,14 +48,14 @@ class Trace:
 
 
 def traced(function: Callable[..., Any]) -> Callable[..., tuple[Any, Trace]]:
-    """The function, returning besides its result what passed through the Linen modules it calls.
+    """Makes the function also return what passed through the Linen modules it calls.
 
-    May be compiled or differentiated. What is called inside a transformation of its own (nn.scan, nn.remat, jax.jit)
-    does not leave it and is not seen.
+    The new function may be compiled or differentiated. Modules called inside a transformation of its own (nn.scan,
+    nn.remat, jax.jit) are not captured: their values exist only inside that transformation.
     """
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, Trace]:
-        seen: list[tuple[Event, Any]] = []
+        captured: list[tuple[Event, Any]] = []
         owners: list[str] = []
         calls: Counter[str] = Counter()
         active: list[str] = []
@@ -63,15 +63,16 @@ def traced(function: Callable[..., Any]) -> Callable[..., tuple[Any, Trace]]:
 
         def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             layer = "/".join(context.module.path)
-            apart = get_opaque_trace_state(convention="flax") != here
-            if context.method_name != "__call__" or apart or layer in active:  # one that shares its owner's scope
+            inside_transformation = get_opaque_trace_state(convention="flax") != here
+            shares_scope = layer in active  # jaxlm's Norm and the Linen norm inside it are one layer
+            if context.method_name != "__call__" or inside_transformation or shares_scope:
                 return call(*args, **kwargs)
             number = calls[layer]
             calls[layer] += 1
             active.append(layer)
-            _note(seen, Event(layer, "in", number), (args, kwargs))
+            _note(captured, Event(layer, "in", number), (args, kwargs))
             result = call(*args, **kwargs)
-            _note(seen, Event(layer, "out", number), result)
+            _note(captured, Event(layer, "out", number), result)
             active.pop()
             if any(not isinstance(leaf, Mapping) for leaf in context.module.variables.get("params", {}).values()):
                 owners.append(layer)
@@ -79,28 +80,30 @@ def traced(function: Callable[..., Any]) -> Callable[..., tuple[Any, Trace]]:
 
         with nn.intercept_methods(intercept):
             result = function(*args, **kwargs)
-        return result, Trace(tuple(event for event, _ in seen), tuple(value for _, value in seen), tuple(owners))
+        return result, Trace(
+            tuple(event for event, _ in captured), tuple(value for _, value in captured), tuple(owners)
+        )
 
     return run
 
 
-def _note(seen: list[tuple[Event, Any]], event: Event, tree: Any) -> None:
+def _note(captured: list[tuple[Event, Any]], event: Event, tree: Any) -> None:
     value = next((leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)), None)
     if value is not None:
-        seen.append((event, value))
+        captured.append((event, value))
 
 
 def is_float(leaf: Any) -> bool:
-    """Whether it is a floating-point array."""
+    """Whether a leaf is a floating-point array."""
     return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 @contextlib.contextmanager
 def hooked(module: "torch.nn.Module") -> Iterator[dict[Event, np.ndarray]]:
-    """Fills the dictionary it gives with what passes through the module and all it holds, by torch's names."""
+    """Yields a dictionary that fills with what passes through the module and its submodules, under torch's names."""
     import torch
 
-    seen: dict[Event, np.ndarray] = {}
+    captured: dict[Event, np.ndarray] = {}
     calls: Counter[Event] = Counter()
 
     def first_tensor(tree: Any) -> Any:
@@ -110,7 +113,7 @@ def hooked(module: "torch.nn.Module") -> Iterator[dict[Event, np.ndarray]]:
     def note(name: str, side: Literal["in", "out"], tree: Any) -> None:
         value, event = first_tensor(tree), Event(name, side)
         if value is not None:
-            seen[event._replace(call=calls[event])] = to_array(value)
+            captured[event._replace(call=calls[event])] = to_array(value)
         calls[event] += 1
 
     handles = []
@@ -122,7 +125,7 @@ def hooked(module: "torch.nn.Module") -> Iterator[dict[Event, np.ndarray]]:
             layer.register_forward_hook(lambda _, args, result, name=name: note(name, "out", result)),
         ]
     try:
-        yield seen
+        yield captured
     finally:
         for handle in handles:
             handle.remove()

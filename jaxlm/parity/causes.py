@@ -1,4 +1,4 @@
-"""Why two implementations differ: known traps, tried out on torch's side where a config or weights can express them."""
+"""Why two implementations differ: known traps. Those that a config or weights can express are tried in torch."""
 
 import copy
 import dataclasses
@@ -12,23 +12,26 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.convert.tensors import to_array, to_tensor
-from jaxlm.parity import updates
+from jaxlm.parity import optimizer_steps
 from jaxlm.parity.capture import Event
-from jaxlm.parity.measure import FLOAT64, Row
-from jaxlm.parity.networks import Theirs, Values, computing
+from jaxlm.parity.measure import FLOAT64
+from jaxlm.parity.networks import TorchNetwork, Values, computing
 from jaxlm.types import Params
 
 HINTS: dict[str, tuple[str, ...]] = {
     "norm": (
-        "norm eps: Linen's default is 1e-6, torch's 1e-5, that of torch's RMSNorm the type's",
+        "norm eps: Linen's default is 1e-6, torch's 1e-5, and torch.nn.RMSNorm's the machine epsilon of the type",
         "eps outside the root",
-        "mean subtracted, or not: RMS norm",
+        "mean subtracted or not: an RMS norm does not subtract it",
     ),
-    "mlp": ("GELU form: jax.nn.gelu is the tanh one by default, torch's the erf one", "gate and up exchanged"),
+    "mlp": (
+        "GELU form: jax.nn.gelu is the tanh approximation by default, torch's the exact erf form",
+        "gate and up exchanged",
+    ),
     "attention": (
-        "RoPE layout or theta; it turns queries and keys, after their norms",
+        "RoPE layout or theta; RoPE turns both queries and keys, after their norms",
         "causal mask off by one: a query sees itself and no future key",
-        "window off by one: jaxlm's counts the query itself; windows in another order of layers",
+        "window off by one: jaxlm's counts the query itself; or the windows of the layers in another order",
         "mask applied after the softmax, or filled with a value that is not low enough",
         "scores not divided by the root of the head width",
         "key/value heads tiled instead of grouped",
@@ -37,17 +40,25 @@ HINTS: dict[str, tuple[str, ...]] = {
     "embedding": (
         "positions shifted by one",
         "table transposed or scaled",
-        "sines and cosines in halves instead of in turn",
+        "sines and cosines in two halves instead of alternating",
     ),
     "head": ("tied head not transposed, or scaled", "bias left out"),
     "block": ("a residual sum left out", "norm before or after the sublayer"),
-    "recurrent": ("order of the gates", "biases: torch has two a gate", "GRU: reset gate before or after the product"),
+    "recurrent": (
+        "order of the gates",
+        "biases: torch has two for each gate",
+        "GRU: reset gate applied before or after the product",
+    ),
     "model": ("final norm left out", "logits capped, or not"),
-    "logits": ("order of stacked layers", "layers recomputed with other values"),
-    "loss": ("padding counted", "divided by the tokens instead of their weights", "summed instead of averaged"),
+    "logits": ("order of stacked layers", "layers recomputed (remat) with other values"),
+    "loss": (
+        "padding counted",
+        "divided by the number of tokens instead of their weights",
+        "summed instead of averaged",
+    ),
     "gradient": ("a derivative written by hand (custom_vjp)", "a parameter cut off from the loss (stop_gradient)"),
     "update": (
-        "clipped by the global norm, by value, or by norm + 1e-6 as torch has it",
+        "clipped by the global norm, by value, or by norm + 1e-6 as torch does",
         "decay: before or after the step, times which rate, or added to the gradient (L2); decay of vectors",
         "eps placement, bias correction",
         "second moment of a subset: mean instead of the sum, other axis; factors not divided by their mean",
@@ -56,56 +67,60 @@ HINTS: dict[str, tuple[str, ...]] = {
         "a slot of the ring written or read one off, or before it is written",
         "old keys forgotten, overwritten too early, or masked by slot, not by position",
         "the position of a step not advanced",
-        "last token of a prompt read twice",
+        "last token of the prompt read twice",
     ),
     "between": (
         "what is computed between the layers: activation (GELU form), residual sum, scale, mask, order of axes",
-        "names that pair layers which are not the same",
+        "names that pair layers which are not counterparts",
     ),
-    "rounding": ("products below float32 (TF32, bfloat16)", "softmax or moments narrower than float32"),
+    "rounding": (
+        "products below float32 (TF32, bfloat16)",
+        "softmax or moments narrower than float32",
+        "a long sum kept in bfloat16, such as a bias gradient over many tokens",
+    ),
 }
-"""What to look at, by the kind of layer or quantity."""
+"""What to look at, for each kind of layer or quantity."""
 
 Probe = tuple[str, ModelConfig, Params]
 """A trap in words, and the config and parameters with which torchref falls into it."""
 
 
-def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, ours: Values) -> tuple[str, ...]:
-    """Causes of a forward pass that differs from an event on: the traps with which torch gives our values, then hints.
+def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, in_jax: Values) -> tuple[str, ...]:
+    """Causes of a forward pass that differs from an event on: traps with which torch gives JAX's values, then hints.
 
-    Compared is the value of that event, or if it is what enters an attention's last layer what the attention returns:
-    the heads that are joined there may be in another order.
+    The values of the event itself are compared. For what enters an attention's last layer those of the whole attention
+    are: a trap may join the heads in another order there.
     """
-    joined = event.layer.removesuffix("/out")
-    last = Event(joined, "out") if joined.endswith("attention") else event
+    attention = event.layer.removesuffix("/out")
+    compared = Event(attention, "out") if attention.endswith("attention") else event
     exact = dataclasses.replace(cfg, dtype="float64", param_dtype="float64")
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     weights = np.ones((len(windows), windows.shape[1] - 1))
     tried = []
     with computing("float64"):
-        for words, probed, leaves in _probes(exact, wide, event):
-            values = Theirs(probed, leaves).forward(windows, weights, with_grads=False).values
-            if last in values and _agree(ours[last], values[last]):
+        for words, trap_cfg, trap_params in _probes(exact, wide, event):
+            values = TorchNetwork(trap_cfg, trap_params).forward(windows, weights, with_grads=False).values
+            if compared in values and _agree(in_jax[compared], values[compared]):
                 tried.append(f"{words} (tried: torch then gives jaxlm's values)")
     return (*tried, *HINTS[_kind(cfg, event)])
 
 
-def of_gradient(row: Row) -> tuple[str, ...]:
-    """Causes of a gradient that differs though the forward passes agree."""
-    return HINTS["rounding" if row.verdict == "rounding" else "gradient"]
+def of_update(
+    path: str, name: str, cfg: ModelConfig, params: Params, grads: Params, in_jax: np.ndarray
+) -> tuple[str, ...]:
+    """Causes of an optimizer's step that differs.
 
-
-def of_update(row: Row, name: str, theirs: Theirs, params: Params, grads: Params, ours: np.ndarray) -> tuple[str, ...]:
-    """Causes of an optimizer's step that differs, given our float64 result for the parameter that the row names."""
-    if row.verdict == "rounding":
-        return HINTS["rounding"]
-    path = row.name.split()[1]
+    Args:
+      path: of a parameter whose update differs.
+      cfg: of the torch network.
+      in_jax: jaxlm's float64 update of that parameter.
+    """
     wide = [jax.tree.map(lambda leaf: leaf.astype(np.float64), tree) for tree in (params, grads)]
-    traps = updates.TRAPS["adam" if name == "adamw" else name]
+    traps = optimizer_steps.TRAPS["adam" if name == "adamw" else name]
     tried = []
     with computing("float64"):
         for words, options in traps.items():
-            if _agree(ours, updates.torch_updates(name, theirs.cfg, *wide, **options)[path]):
+            if _agree(in_jax, optimizer_steps.torch_updates(name, cfg, *wide, **options)[path]):
                 tried.append(f"{words} (tried: torchref then gives jaxlm's update)")
     return (*tried, *HINTS["update"])
 
@@ -121,23 +136,25 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def of_foreign(
-    torch_fn: Any, event: Event, counterparts: dict[Event, Event], ours: Values, theirs: Values
+    torch_fn: Any, event: Event, counterparts: dict[Event, Event], in_jax: Values, in_torch: Values
 ) -> tuple[str, ...]:
-    """Causes of a difference between modules that nothing is known of but what passes through them."""
-    if event.side == "in":  # something between two layers
-        earlier = list(ours)[: list(ours).index(event)]
-        before = next((ours[e] for e in reversed(earlier) if e.side == "out" and e in counterparts), None)
-        if before is not None and before.shape == ours[event].shape:
-            mine, other = (_applied(before, side) for side in (ours[event], theirs[counterparts[event]]))
-            if mine and other:
-                return (f"{mine} in JAX, {other} in torch (tried on the layer before)",)
+    """Causes of a difference between modules of which only the values that pass through them are known."""
+    if event.side == "in":
+        # The layers before agree: whatever stands between the last of them and this input is different. If that is a
+        # known activation in both, it maps one captured value to the other.
+        earlier = list(in_jax)[: list(in_jax).index(event)]
+        before = next((in_jax[e] for e in reversed(earlier) if e.side == "out" and e in counterparts), None)
+        if before is not None and before.shape == in_jax[event].shape:
+            jax_form, torch_form = (_applied(before, x) for x in (in_jax[event], in_torch[counterparts[event]]))
+            if jax_form and torch_form:
+                return (f"{jax_form} in JAX, {torch_form} in torch (tried on the layer before)",)
         return HINTS["between"]
     layer: Any = dict(torch_fn.named_modules()).get(counterparts[event].layer)
     kind = type(layer).__name__
-    entered = ours.get(event._replace(side="in"))
+    entered = in_jax.get(event._replace(side="in"))
     tried = []
     if hasattr(layer, "eps") and entered is not None:
-        eps = _eps_of(layer, entered, ours[event])
+        eps = _eps_of(layer, entered, in_jax[event])
         tried = [] if eps is None else [f"eps = {eps:g} in JAX, {layer.eps:g} in torch (tried)"]
     hints = {"norm": "norm", "linear": "linear", "attention": "attention", "rnn": "recurrent", "lstm": "recurrent"}
     hints |= {"gru": "recurrent", "embedding": "embedding"}
@@ -145,22 +162,22 @@ def of_foreign(
 
 
 def _applied(before: np.ndarray, after: np.ndarray) -> str | None:
-    """The activation that makes one value of another."""
+    """The activation that maps one value to another."""
     return next((name for name, function in ACTIVATIONS.items() if _close(function(before), after)), None)
 
 
-def _eps_of(layer: Any, entered: np.ndarray, ours: np.ndarray) -> float | None:
-    """The usual eps, another than its own, with which a torch norm comes nearest to our output, if that near."""
+def _eps_of(layer: Any, entered: np.ndarray, in_jax: np.ndarray) -> float | None:
+    """The eps with which a torch norm gives JAX's output: the nearest of the usual ones, if it is not torch's own."""
     import torch
 
-    found = {}
+    outputs = {}
     for eps in (1e-3, 1e-5, 1e-6, 1e-8, 1e-12):
         other = copy.deepcopy(layer)
         other.eps = eps
         with torch.no_grad():
-            found[eps] = to_array(other(to_tensor(entered)))
-    best = min(found, key=lambda eps: float(np.square(found[eps] - ours).sum()))
-    return best if best != layer.eps and _close(found[best], ours) else None
+            outputs[eps] = to_array(other(to_tensor(entered)))
+    best = min(outputs, key=lambda eps: float(np.square(outputs[eps] - in_jax).sum()))
+    return best if best != layer.eps and _close(outputs[best], in_jax) else None
 
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:
@@ -169,11 +186,15 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.max(np.abs(a.astype(np.float64) - b), initial=0) <= 8 * eps * np.max(np.abs(b), initial=0))
 
 
-def _agree(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    return ours.shape == theirs.shape and bool(np.max(np.abs(ours - theirs)) <= FLOAT64 * np.max(np.abs(theirs)))
+def _agree(in_jax: np.ndarray, in_torch: np.ndarray) -> bool:
+    """Whether two float64 results are the same."""
+    if in_jax.shape != in_torch.shape:
+        return False
+    return bool(np.max(np.abs(in_jax - in_torch)) <= FLOAT64 * np.max(np.abs(in_torch)))
 
 
 def _kind(cfg: ModelConfig, event: Event) -> str:
+    """The key of HINTS for an event: what enters a layer is made by the layer around it."""
     layer = event.layer if event.side == "out" else event.layer.rpartition("/")[0]
     last = layer.rpartition("/")[2]
     if last.endswith("norm"):
@@ -189,6 +210,7 @@ def _kind(cfg: ModelConfig, event: Event) -> str:
 
 
 def _probes(cfg: ModelConfig, params: Params, event: Event) -> Iterator[Probe]:
+    """Every trap that could show first at this event."""
     for words, changes in _other_fields(cfg):
         yield words, dataclasses.replace(cfg, **changes), params
     kernel = f"{event.layer}/kernel"
@@ -212,7 +234,7 @@ def _probes(cfg: ModelConfig, params: Params, event: Event) -> Iterator[Probe]:
 
 
 def _other_fields(cfg: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Traps that another value of a field describes."""
+    """Traps that are another value of a field of the config."""
     gated = ("swiglu", "geglu")
     names = gated if cfg.activation in gated else ("gelu", "gelu_tanh", "relu", "silu")
     fields: dict[str, tuple[Any, ...]] = {"final_softcap": (None,)}
@@ -252,6 +274,7 @@ def _embedding_probes(cfg: ModelConfig, params: Params) -> Iterator[Probe]:
 
 
 def _attention_probes(cfg: ModelConfig, params: Params, layer: str) -> Iterator[Probe]:
+    """Traps that no field describes, but changed weights: queries times sqrt H cancel the scores' 1 / sqrt H."""
     query = f"{layer}/query"
     if cfg.attention_score in ("dot", "multiplicative") and not cfg.qk_norm:
         scaled = params
@@ -266,7 +289,7 @@ def _attention_probes(cfg: ModelConfig, params: Params, layer: str) -> Iterator[
     out = f"{layer}/out/kernel"
     plain = cfg.attention_score == "dot" and cfg.kv_sharing == "grouped" and _leaf(params, out) is not None
     if plain and 1 < groups < cfg.num_heads:
-        # Head n would read key/value head n mod K: the same as reordering the heads before and after.
+        # Tiled, head n reads key/value head n mod K. Reordering the heads of the queries and of `out` does the same.
         order = np.arange(cfg.num_heads).reshape(groups, cfg.kv_heads).T.reshape(-1)
         tiled = params
         for name in ("kernel", "bias"):

@@ -1,4 +1,4 @@
-"""One network in both frameworks, seen under the same names."""
+"""One network in both frameworks, its layers under the same names."""
 
 import contextlib
 import dataclasses
@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from jaxlm.config import ModelConfig
-from jaxlm.convert.tensors import by_path, to_array
-from jaxlm.convert.torchref import jax_name, to_torchref, torch_name, turned
+from jaxlm.convert.tensors import to_array, to_tensor
+from jaxlm.convert.torchref import jax_name, module_name, to_torchref, torch_name, turned
 from jaxlm.model.build import build_model
 from jaxlm.ops.loss import cross_entropy
 from jaxlm.parity.capture import Event, hooked, traced
-from jaxlm.parity.measure import Pair
+from jaxlm.parity.measure import Results
 from jaxlm.types import Params
 
 Values = dict[Event, np.ndarray]
@@ -23,18 +24,19 @@ Values = dict[Event, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What a network computes from a batch: its layers' values, logits, losses, and by path the weighted gradients."""
+    """What a network computes from a batch: its layers' values, logits, losses, and gradients by path."""
 
     values: Values
     logits: np.ndarray
     loss: np.ndarray
     plain_loss: np.ndarray
-    """Without weights."""
+    """The loss without weights."""
     grads: dict[str, np.ndarray]
+    """The gradients of `loss`; empty if they were not asked for."""
 
 
-class Ours:
-    """The network in JAX, products at the highest precision."""
+class JaxNetwork:
+    """The network in JAX, with products at the highest precision."""
 
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         self.cfg = cfg
@@ -55,15 +57,36 @@ class Ours:
         return jax.value_and_grad(loss, has_aux=True)(params) if with_grads else (loss(params), {})
 
     def forward(self, windows: np.ndarray, weights: np.ndarray, with_grads: bool = True) -> Pass:
-        """On token windows [B, T + 1] whose targets have the weights [B, T]."""
+        """Reads token windows [B, T + 1] whose targets have the weights [B, T]."""
         dtype = jnp.promote_types(self.cfg.dtype, jnp.float32)
         result = self._pass(self.params, windows, weights.astype(dtype), with_grads=with_grads)
         (loss, (logits, trace, plain)), grads = result
-        found = {path: np.asarray(grad) for path, grad in by_path(grads).items()}
-        return Pass(trace.by_event(), np.asarray(logits), np.asarray(loss), np.asarray(plain), found)
+        by_path = {path: np.asarray(grad) for path, grad in flatten_dict(grads, sep="/").items()}
+        return Pass(trace.by_event(), np.asarray(logits), np.asarray(loss), np.asarray(plain), by_path)
+
+    def attention_weights(self, windows: np.ndarray) -> tuple[dict[str, np.ndarray], Values]:
+        """Each attention layer's softmax [B, maps, T, T], by path, and the values of the pass that computed it.
+
+        A layer that computes a local window has none to show.
+        """
+
+        def apply(params: Params, tokens: Any) -> Any:
+            return self.model.apply({"params": params}, tokens, mutable=["intermediates"])[1].get("intermediates", {})
+
+        # Allowed excess precision, XLA passes on values before they are rounded to bfloat16: not those captured.
+        exactly_as_written = {"xla_allow_excess_precision": False}
+        compiled = jax.jit(traced(apply), compiler_options=exactly_as_written)
+        sown, trace = compiled(self.params, windows[:, :-1])
+        suffix = "/attention_weights"
+        weights = {
+            path.removesuffix(suffix): np.asarray(leaf).reshape(len(windows), -1, *leaf.shape[-2:])
+            for path, (leaf,) in flatten_dict(sown, sep="/").items()
+            if path.endswith(suffix)
+        }
+        return weights, trace.by_event()
 
     def decode(self, chunks: Sequence[np.ndarray]) -> list[tuple[Values, np.ndarray]]:
-        """Values and logits of chunks of tokens [B, T], one after another through a cache of max_seq_len tokens."""
+        """Reads chunks of tokens [B, T] one after another through a cache of max_seq_len: values and logits of each."""
         cache, results = self.model.init_cache(len(chunks[0]), self.cfg.max_seq_len), []
         for chunk in chunks:
             (logits, cache), trace = self.apply(self.params, chunk, cache)
@@ -71,26 +94,26 @@ class Ours:
         return results
 
 
-class Theirs:
+class TorchNetwork:
     """The network in torch, on the CPU, its layers under jaxlm's names."""
 
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         import torchref
 
-        self.cfg, self.paths = cfg, list(by_path(params))
+        self.cfg, self.paths = cfg, list(flatten_dict(params, sep="/"))
         self.model = torchref.build_model(cfg).eval()
         self.model.load_state_dict(to_torchref(cfg, params), strict=True)
 
     def forward(self, windows: np.ndarray, weights: np.ndarray, with_grads: bool = True) -> Pass:
-        """As `Ours.forward`."""
+        """The same as `JaxNetwork.forward`."""
         import torch
 
         import torchref
 
-        tokens = torch.from_numpy(windows.astype(np.int64))
-        with torch.set_grad_enabled(with_grads), hooked(self.model) as seen:
+        tokens = to_tensor(windows).long()
+        with torch.set_grad_enabled(with_grads), hooked(self.model) as values:
             logits = self.model(tokens[:, :-1])
-            loss = torchref.cross_entropy(logits, tokens[:, 1:], torch.from_numpy(weights))
+            loss = torchref.cross_entropy(logits, tokens[:, 1:], to_tensor(weights))
             plain = torchref.cross_entropy(logits, tokens[:, 1:])
         grads = {}
         if with_grads:
@@ -100,47 +123,79 @@ class Theirs:
                 parameter = self.model.get_parameter(torch_name(path))
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 grads[path] = turned(path, to_array(grad))
-        return Pass(_renamed(seen), to_array(logits), to_array(loss), to_array(plain), grads)
+        return Pass(_renamed(values), to_array(logits), to_array(loss), to_array(plain), grads)
+
+    def attention_weights(self, windows: np.ndarray, values: Values) -> dict[str, np.ndarray]:
+        """As `JaxNetwork.attention_weights`, from queries and keys that are given: the rest is torch's own.
+
+        So both softmaxes have the same inputs, and only their own rounding is between them.
+
+        Args:
+          values: of another network; its queries, keys and what their norms return replace torch's.
+        """
+        import torch
+
+        weights: dict[str, np.ndarray] = {}
+        handles = []
+        for event, value in values.items():
+            layer, _, last = event.layer.rpartition("/")
+            if event.side == "out" and layer.endswith("attention") and last.startswith(("query", "key")):
+                module = self.model.get_submodule(module_name(event.layer))
+                given = to_tensor(value)
+                handles.append(module.register_forward_hook(lambda _, __, out, given=given: given.to(out.dtype)))
+        for name, module in self.model.named_modules():
+            if name.endswith(".softmax"):
+                path = jax_name(name).removesuffix("/softmax")
+                handles.append(
+                    module.register_forward_hook(lambda _, __, out, path=path: weights.update({path: to_array(out)}))
+                )
+        try:
+            with torch.no_grad():
+                self.model(to_tensor(windows[:, :-1]).long())
+        finally:
+            for handle in handles:
+                handle.remove()
+        return weights
 
     def decode(self, chunks: Sequence[np.ndarray]) -> list[tuple[Values, np.ndarray]]:
-        """As `Ours.decode`."""
+        """The same as `JaxNetwork.decode`."""
         import torch
 
         results = []
         self.model.clear_cache()
         with torch.no_grad():
             for chunk in chunks:
-                with hooked(self.model) as seen:
-                    logits = self.model(torch.from_numpy(chunk.astype(np.int64)), use_kv_cache=True)
-                results.append((_renamed(seen), to_array(logits)))
+                with hooked(self.model) as values:
+                    logits = self.model(to_tensor(chunk).long(), use_kv_cache=True)
+                results.append((_renamed(values), to_array(logits)))
         self.model.clear_cache()
         return results
 
 
 class Networks:
-    """One model four times: in jaxlm and torchref, in the config's type and, unless that is it, in float64."""
+    """One model four times: in jaxlm and torchref, in the config's type and, unless that is float64, in float64."""
 
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         exact = dataclasses.replace(cfg, dtype="float64", param_dtype="float64")
         wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
         with computing(cfg.dtype):
-            ours, theirs = Ours(cfg, params), Theirs(cfg, params)
+            in_type = JaxNetwork(cfg, params), TorchNetwork(cfg, params)
         with computing("float64"):
-            more = (None, None) if cfg == exact else (Ours(exact, wide), Theirs(exact, wide))
-        self.networks = Pair(ours, theirs, *more)
+            in_float64 = () if cfg == exact else (JaxNetwork(exact, wide), TorchNetwork(exact, wide))
+        self.each = Results(*in_type, *in_float64)
 
-    def run(self, function: Callable[[Any], Any]) -> Pair:
-        """What a function makes of each."""
+    def run(self, function: Callable[[Any], Any]) -> Results:
+        """Calls a function with each network."""
 
-        def computed(network: Ours | Theirs) -> Any:
+        def computed(network: JaxNetwork | TorchNetwork) -> Any:
             with computing(network.cfg.dtype):
                 return function(network)
 
-        return self.networks.map(computed)
+        return self.each.map(computed)
 
 
-def _renamed(seen: Values) -> Values:
-    return {event._replace(layer=jax_name(event.layer)): value for event, value in seen.items()}
+def _renamed(values: Values) -> Values:
+    return {event._replace(layer=jax_name(event.layer)): value for event, value in values.items()}
 
 
 @contextlib.contextmanager

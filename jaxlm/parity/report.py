@@ -1,29 +1,31 @@
-"""What a comparison found, as rows, and where two implementations part first."""
+"""What a comparison says: a row for each quantity, and where two implementations first diverge."""
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 from jaxlm.parity.capture import Event
 from jaxlm.parity.measure import Row
 
-COLUMNS = ["quantity", "name", "shape", "max abs", "max rel", "ULP", "our error", "torch's", "float64", "verdict"]
+COLUMNS = ["quantity", "name", "shape", "max abs", "max rel", "ULP", "JAX error", "torch error", "float64", "verdict"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """The first place, in the order of computation, where the two differ by more than rounding."""
+    """The first place, in the order of computation, where the two differ: by a bug, or if by none, by rounding."""
 
     quantity: str
     layer: str
-    """jaxlm's path of the layer, such as block_0/attention; embedding and model name what lies outside of all."""
+    """jaxlm's path of the layer, such as block_0/attention; embedding and model name what lies outside all layers."""
     inputs_agree: bool
-    """Whether what went into that layer is the same in both."""
+    """Whether the inputs of that layer are the same in both."""
     where: str
-    """In words."""
+    """The place in words."""
     causes: tuple[str, ...] = ()
-    """Likely causes: first those that were tried out and explain the difference."""
+    """Likely causes: first those that were tried and explain the difference."""
+    verdict: Literal["rounding", "DIFFERS"] = "DIFFERS"
+    """rounding: the float64 results agree, so it is not a bug of the formula, but JAX rounds too much."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,29 +37,29 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing but rounding lies between the two."""
+        """Whether the two are the same up to admissible rounding."""
         return self.first is None and all(row.passed for row in self.rows)
 
     def worst(self, quantity: str) -> Row:
-        """The row of a quantity with the largest error: in float64 where that was computed."""
+        """The row of a quantity with the largest error: the float64 error where that was computed."""
         rows = [row for row in self.rows if row.quantity == quantity]
         return max(rows, key=lambda row: row.max_rel if row.float64_rel is None else row.float64_rel)
 
     def table(self) -> list[list[str]]:
-        """The rows as texts, under COLUMNS; errors are shares of the largest value."""
+        """The rows as texts, under COLUMNS. JAX's, torch's and float64's errors are shares of the largest value."""
         return [
             [
                 row.quantity,
                 row.name,
                 "x".join(map(str, row.shape)),
-                *map(_shown, (row.max_abs, row.max_rel, row.ulp, row.our_error, row.torch_error, row.float64_rel)),
+                *map(_shown, (row.max_abs, row.max_rel, row.ulp, row.jax_error, row.torch_error, row.float64_rel)),
                 row.verdict,
             ]
             for row in self.rows
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The report as plain JSON types."""
         return {
             "passed": self.passed,
             "first_divergence": None if self.first is None else dataclasses.asdict(self.first),
@@ -71,8 +73,22 @@ class Report:
         return "\n".join([*texts, *summary(self)])
 
 
+class PartResult(NamedTuple):
+    """What the comparison of one part (layers, gradients, updates, decoding) gives."""
+
+    rows: list[Row]
+    divergence: Divergence | None
+
+
+def joined(parts: Sequence[PartResult]) -> Report:
+    """The report of several parts, in the order of computation; a bug comes before rounding, wherever that is."""
+    divergences = [part.divergence for part in parts if part.divergence is not None]
+    bug = next((one for one in divergences if one.verdict == "DIFFERS"), None)
+    return Report(tuple(row for part in parts for row in part.rows), bug or next(iter(divergences), None))
+
+
 def summary(report: Report) -> list[str]:
-    """The verdict in words, a line each."""
+    """The verdict in words, as lines."""
     if report.first is None:
         failed = [row for row in report.rows if not row.passed]
         return [f"{row.quantity} {row.name}: {row.verdict}" for row in failed] or [
@@ -80,30 +96,59 @@ def summary(report: Report) -> list[str]:
         ]
     first = report.first
     agree = "its inputs agree" if first.inputs_agree else "its inputs differ already"
-    lines = [f"first divergence, {first.quantity}: {first.layer}; {agree}; {first.where}"]
+    what = "first divergence" if first.verdict == "DIFFERS" else "rounding (float64 agrees), first"
+    lines = [f"{what}, {first.quantity}: {first.layer}; {agree}; {first.where}"]
     return lines + [f"  likely cause: {cause}" for cause in first.causes]
 
 
-def first_divergence(quantity: str, rows: Iterable[tuple[Event, Row]]) -> tuple[Event, Divergence] | None:
-    """Where a list of events, in the order of computation, parts first; None if nowhere."""
-    agreed: list[Event] = []
-    for event, row in rows:
-        if row.passed:
-            agreed.append(event)
-            continue
-        before = f"{agreed[-1]} agrees" if agreed else "nothing before was seen"
-        if event.side == "in":
-            layer = event.layer.rpartition("/")[0]
-            where = f"{event} differs, {before}"
-            inputs = Event(layer, "in", 0)
-            agree = inputs in agreed or not any(e == inputs for e, _ in rows)
-        else:
-            layer, where = event.layer, f"{event} differs, {before}"
-            agree = event._replace(side="in") in agreed or not any(e == event._replace(side="in") for e, _ in rows)
-        if not layer:
-            layer = "model" if any(e.side == "out" for e in agreed) else "embedding"
-        return event, Divergence(quantity, layer, agree, where)
+def first_divergence(
+    quantity: str, events: Sequence[tuple[Event, Row]], verdicts: Sequence[str] = ("DIFFERS", "rounding")
+) -> tuple[Event, Row, Divergence] | None:
+    """The first event, in the order of computation, that has the first of the verdicts that any event has."""
+    for verdict in verdicts:
+        for i, (event, row) in enumerate(events):
+            if row.verdict == verdict:
+                return event, row, _divergence(quantity, event, row, events[:i], {other for other, _ in events})
     return None
+
+
+def first_failed_row(rows: Sequence[Row]) -> Divergence | None:
+    """A divergence that no layer explains: that of the first row that differs, or else rounds too much."""
+    failed = sorted((row for row in rows if not row.passed), key=lambda row: row.verdict == "rounding")
+    if not failed:
+        return None
+    row = failed[0]
+    return Divergence(
+        row.quantity, "model", True, _said(f"{row.quantity} {row.name}".strip(), row), (), divergence_verdict(row)
+    )
+
+
+def _divergence(
+    quantity: str, event: Event, row: Row, before: Sequence[tuple[Event, Row]], every: set[Event]
+) -> Divergence:
+    agreed = [earlier for earlier, _ in before]
+    where = f"{_said(str(event), row)}, {f'{agreed[-1]} agrees' if agreed else 'nothing before it was captured'}"
+    if event.side == "in":
+        # What enters a layer is made by the layer around it: that one is to be named.
+        layer = event.layer.rpartition("/")[0]
+        entered = Event(layer, "in", 0)
+    else:
+        layer, entered = event.layer, event._replace(side="in")
+    inputs_agree = entered in agreed or entered not in every
+    if not layer:
+        layer = "model" if any(earlier.side == "out" for earlier in agreed) else "embedding"
+    return Divergence(quantity, layer, inputs_agree, where, (), divergence_verdict(row))
+
+
+def _said(what: str, row: Row) -> str:
+    if row.verdict == "rounding":
+        return f"{what} has the rounding error {_shown(row.jax_error)}, torch's has {_shown(row.torch_error)} (RMS)"
+    return f"{what} differs"
+
+
+def divergence_verdict(row: Row) -> Literal["rounding", "DIFFERS"]:
+    """The verdict of a row that failed."""
+    return "rounding" if row.verdict == "rounding" else "DIFFERS"
 
 
 def _shown(value: float | None) -> str:

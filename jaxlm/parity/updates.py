@@ -1,171 +1,79 @@
-"""Steps of every optimizer from identical parameters, state and gradients, in JAX and in torch."""
+"""Updates: do the optimizers of both frameworks take the same steps from identical gradients?"""
 
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxlm.config import ModelConfig, OptimConfig
-from jaxlm.convert.tensors import by_path, to_array, to_tensor
-from jaxlm.convert.torchref import to_torchref, torch_name, turned
-from jaxlm.optim import build_optimizer
-from jaxlm.optim.build import OURS
+from jaxlm.model.layer_stack import stack_params, unstack_params
+from jaxlm.parity import causes, optimizer_steps
+from jaxlm.parity.comparison import Comparison, pick
+from jaxlm.parity.measure import Results, Row, measure
+from jaxlm.parity.networks import JaxNetwork, TorchNetwork
+from jaxlm.parity.report import Divergence, PartResult
 from jaxlm.types import Params
 
-if TYPE_CHECKING:
-    import torch
 
-STEPS = (1.0, -0.5, 2.0)
-"""What the gradient is multiplied by in each step, so that moments, corrections and decay rates all show."""
+def compare_updates(comparison: Comparison, count: int) -> PartResult:
+    """Compares three steps of every optimizer from the gradients of so many batches; one row an optimizer, the worst.
 
-CLIP_NORM = 1.0
-OPTIMIZERS = {
-    name: OptimConfig(
-        name=name,
-        learning_rate=1e-2,
-        schedule="constant",
-        warmup_steps=0,
-        weight_decay=0.0 if name == "adam" else 0.1,
-        clip_norm=CLIP_NORM,
-    )
-    for name in OURS
-}
-"""What jaxlm trains with under each name: clipped, with decay; adam is adamw without decay."""
-
-TRAPS: dict[str, dict[str, dict[str, Any]]] = {
-    "adam": {
-        "no bias correction": {"bias_correction": False},
-        "eps inside the root": {"eps_placement": "inside"},
-        "eps added before the correction (the AdamSN authors' and TensorFlow's Adam)": {"eps_placement": "uncorrected"},
-        "beta2 0.999": {"gamma": 0.999},
-        "no decay": {"weight_decay": 0.0},
-    },
-    "adamsn": {
-        "no bias correction": {"bias_correction": False},
-        "eps inside the root": {"eps_placement": "inside"},
-        "one number per output": {"subset": "per_output"},
-        "one number per input": {"subset": "per_input"},
-        "Adam's second moment on linear kernels": {"subset_size": 1},
-        "no decay": {"weight_decay": 0.0},
-    },
-    "adafactor": {
-        "no bias correction": {"bias_correction": False},
-        "eps on the squares": {"eps_placement": "squares"},
-        "not factored": {"min_dim_size_to_factor": 10**9},
-        "no decay": {"weight_decay": 0.0},
-    },
-    "sgd": {"no decay": {"weight_decay": 0.0}},
-}
-"""Known differences between optimizers of one name, as options of torchref's. adamw has those of adam."""
-
-
-def jax_updates(name: str, params: Params, grads: Params) -> dict[str, np.ndarray]:
-    """By path, what STEPS of these gradients add to the parameters."""
-    tx = build_optimizer(OPTIMIZERS[name], len(STEPS))
-
-    @jax.jit
-    def run(params: Params, grads: Params) -> Params:
-        def step(carry: Any, factor: jax.Array) -> tuple[Any, None]:
-            now, state = carry
-            updates, state = tx.update(jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state, now)
-            return (optax.apply_updates(now, updates), state), None
-
-        (ended, _), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.asarray(STEPS))
-        return jax.tree.map(jnp.subtract, ended, params)
-
-    return {path: np.asarray(leaf) for path, leaf in by_path(run(params, grads)).items()}
-
-
-def torch_updates(name: str, cfg: ModelConfig, params: Params, grads: Params, **options: Any) -> dict[str, np.ndarray]:
-    """The same by torchref's optimizer, whose own options `options` replace."""
-    import torchref
-
-    model = torchref.build_model(cfg)
-    model.load_state_dict(to_torchref(cfg, params), strict=True)
-    start, kinds = dict(model.named_parameters()), parameter_kinds(model)
-    slopes = {torch_name(path): to_tensor(turned(path, np.asarray(leaf))) for path, leaf in by_path(grads).items()}
-    parts = {n: [part.detach().clone() for part in _matrices(n, p.detach())] for n, p in start.items()}
-    leaves = [(kinds[n], part.requires_grad_()) for n in parts for part in parts[n]]
-    optimizer = torch_optimizer(OPTIMIZERS[name], leaves, **options)
-    for factor in STEPS:
-        clipped = torchref.optim.clip_by_global_norm([g * factor for g in slopes.values()], CLIP_NORM)
-        for n, grad in zip(slopes, clipped, strict=True):
-            for part, slope in zip(parts[n], _matrices(n, grad), strict=True):
-                part.grad = slope.clone()
-        optimizer.step()
-    added = {n: to_array(_whole(n, parts[n], p.detach()) - p.detach()) for n, p in start.items()}
-    return {path: turned(path, added[torch_name(path)]) for path in by_path(params)}
-
-
-def torch_optimizer(
-    cfg: OptimConfig, leaves: Sequence[tuple[str, "torch.Tensor"]], **options: Any
-) -> "torch.optim.Optimizer":
-    """torchref's optimizer for a config, at its peak rate and without its clipping; `options` replace its own.
-
-    Args:
-      leaves: each parameter after its kind (`parameter_kinds`); they are grouped as torchref's docstrings say.
+    Both take torch's gradients, of a norm at which one of the three steps is not clipped.
     """
-    import torchref
-
-    linear, tables, vectors = ([leaf for kind, leaf in leaves if kind == of] for of in ("linear", "table", "vector"))
-    groups: list[dict[str, Any]] = [{"params": linear}, {"params": tables}, {"params": vectors, "weight_decay": 0.0}]
-    make: Any
-    fields: dict[str, Any] = {"lr": cfg.learning_rate, "weight_decay": cfg.weight_decay}
-    moments: dict[str, Any] = {"beta": cfg.b1, "gamma": cfg.b2, "eps": cfg.eps}
-    match cfg.name:
-        case "sgd":
-            make = torchref.optim.SGD
-        case "adafactor":
-            make = functools.partial(torchref.optim.Adafactor, gamma=cfg.b2, eps=cfg.eps)
-        case "adamsn":
-            make = functools.partial(torchref.optim.AdamSN, **moments)
-            fields["weight_decay"] *= cfg.adam_lr_ratio
-            others = {"lr": cfg.adam_lr_ratio * cfg.learning_rate, "linear": False}
-            for group in groups[1:]:
-                group.update(others)
-            groups[1]["weight_decay"] = options.get("weight_decay", cfg.weight_decay)
-        case _:
-            make = functools.partial(torchref.optim.AdamW, **moments)
-    return make([group for group in groups if group["params"]], **{**fields, **options})
+    norm = 1.5 * optimizer_steps.CLIP_NORM
+    grads = [_of_norm(unflatten_dict(one.torch.grads, sep="/"), norm) for one in comparison.passes(count)]
+    sizes = {
+        path: float(np.max(np.abs(leaf), initial=0)) for path, leaf in flatten_dict(comparison.params, sep="/").items()
+    }
+    rows, divergences = [], []
+    for name in optimizer_steps.OPTIMIZERS:
+        step = functools.partial(_step, comparison, name)
+        steps = [comparison.networks.run(functools.partial(step, grads=one)) for one in grads]
+        by_path = [
+            # An update changes its parameter and is rounded with it, so rounding errors are shares of the parameter.
+            measure("update", f"{name} {path}", [pick(one, path) for one in steps], comparison.cfg.dtype, unit=size)
+            for path, size in sizes.items()
+        ]
+        worst = max(by_path, key=_badness)
+        rows.append(worst)
+        if not worst.passed:
+            divergences.append(_divergence(comparison, name, worst, grads[0], steps[0]))
+    bug = next((one for one in divergences if one.verdict == "DIFFERS"), None)
+    return PartResult(rows, bug or next(iter(divergences), None))
 
 
-def parameter_kinds(model: "torch.nn.Module") -> dict[str, str]:
-    """linear, table or vector, by the torch module that each parameter of a torchref model belongs to."""
-    import torch
-
-    owners = dict(model.named_modules())
-
-    def kind(name: str) -> str:
-        owner, _, last = name.rpartition(".")
-        if last.startswith("score_"):
-            return "linear"
-        if last != "weight":
-            return "vector"
-        return {torch.nn.Linear: "linear", torch.nn.Embedding: "table"}.get(type(owners[owner]).__bases__[0], "vector")
-
-    return {name: kind(name) for name, _ in model.named_parameters()}
+def _badness(row: Row) -> tuple[int, float]:
+    return ("same", "rounding", "DIFFERS").index(row.verdict), row.float64_rel or row.max_rel
 
 
-def _matrices(name: str, leaf: "torch.Tensor") -> list["torch.Tensor"]:
-    """A parameter's matrices (out, in): the weights of scores are maps [head, in, out], or [head, in] to one output."""
-    last = name.rpartition(".")[2]
-    if not last.startswith("score_"):
-        return [leaf]
-    heads = leaf.unbind()
-    if last == "score_weight":  # [head, key, query]: from the query to the key
-        return list(heads)
-    return [head.T if head.ndim == 2 else head[None] for head in heads]
+def _divergence(comparison: Comparison, name: str, row: Row, grads: Params, step: Results) -> Divergence:
+    path = row.name.split()[1]
+    layer = path.rpartition("/")[0] or "embedding"
+    given = "from identical parameters, state and gradients"
+    if row.verdict == "rounding":
+        where = f"the update of {path} by {name} rounds too much, {given}"
+        return Divergence("update", layer, True, where, causes.HINTS["rounding"], "rounding")
+    where = f"the update of {path} by {name} differs, {given}"
+    cfg = comparison.networks.each.most_exact_torch.cfg
+    tried = causes.of_update(path, name, cfg, comparison.params, grads, step.most_exact_jax[path])
+    return Divergence("update", layer, True, where, tried)
 
 
-def _whole(name: str, parts: list["torch.Tensor"], like: "torch.Tensor") -> "torch.Tensor":
-    """The inverse of `_matrices`."""
-    import torch
+def _step(
+    comparison: Comparison, name: str, network: JaxNetwork | TorchNetwork, grads: Params
+) -> dict[str, np.ndarray]:
+    """What an optimizer adds to the parameters, by path; in JAX to layers stacked as they are configured."""
+    dtype, cfg = network.cfg.param_dtype, comparison.asked_cfg
+    params, slopes = (jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for tree in (comparison.params, grads))
+    if isinstance(network, TorchNetwork):
+        return optimizer_steps.torch_updates(name, network.cfg, params, slopes)
+    if not cfg.scan_layers:
+        return optimizer_steps.jax_updates(name, params, slopes)
+    stacked = optimizer_steps.jax_updates(name, *(stack_params(cfg, tree) for tree in (params, slopes)))
+    return flatten_dict(unstack_params(cfg, unflatten_dict(stacked, sep="/")), sep="/")
 
-    if len(parts) == 1 and parts[0].shape == like.shape:
-        return parts[0]
-    turn = like.ndim == 3 and not name.endswith("score_weight")
-    return torch.stack([part.T if turn else part for part in parts]).detach().reshape(like.shape)
+
+def _of_norm(tree: Params, norm: float) -> Params:
+    """The tree scaled to a global norm; zeros stay zeros."""
+    now = np.sqrt(sum(float(np.square(leaf.astype(np.float64)).sum()) for leaf in jax.tree.leaves(tree)))
+    return jax.tree.map(lambda leaf: (leaf * (norm / (now or 1.0))).astype(leaf.dtype), tree)

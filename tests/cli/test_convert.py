@@ -117,7 +117,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, gpt2, monkeypatch)
         (["--from", "hf", "--to", "hf"], "--to hf is not there yet"),
         (["--from", "keras"], "invalid choice 'keras'"),
         ([], "--from"),
-        (["--from", "hf", "--tokenizer", "nowhere.json"], "nowhere.json holds no tokenizer"),
+        (["--from", "hf", "--tokenizer", "nowhere.json"], "nowhere.json is not a tokenizer"),
         (["--from", "nanogpt"], "ckpt.pt is not a file"),
     ],
 )
@@ -171,7 +171,7 @@ def test_ids_are_taken_where_they_are_asked_for(tmp_path, gpt2):
         ({**word_tokenizer(), "decoder": None}, "decoder is of type None"),
         ({**word_tokenizer(), "model": {"type": "Unigram"}}, "model is of type 'Unigram', only 'BPE'"),
         ({"type": "ids", "vocab_size": 38}, "has ids up to 37, the model up to 36"),
-        ([], "holds no tokenizer"),
+        ([], "is not a tokenizer"),
     ],
 )
 def test_an_unfit_tokenizer_is_refused(tmp_path, gpt2, content, words):

@@ -45,7 +45,7 @@ def refused(source):
         (
             GPT2,
             {"embd_pdrop": 0.2},
-            "embd_pdrop = 0.2 is not supported: jaxlm has one rate, which is resid_pdrop = 0.1",
+            "embd_pdrop = 0.2 is not supported: jaxlm has one dropout rate; make it equal to resid_pdrop = 0.1",
         ),
         (GPT2, {"n_ctx": 24}, "n_ctx = 24 is not supported"),
         (GPT2, {"n_layer": None}, "has no n_layer"),
@@ -54,8 +54,16 @@ def refused(source):
         (GPT2, {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
         (GPT2, {"auto_map": {}}, "auto_map = {} is not supported: jaxlm does not know this field"),
         (LLAMA, {"hidden_act": "relu2"}, "hidden_act = 'relu2' is not supported: give one of silu, swish, gelu"),
-        (LLAMA, {"attention_bias": True}, "attention_bias = True is not supported: beside mlp_bias = False"),
-        (LLAMA, {"mlp_bias": True}, "attention_bias = False is not supported: beside mlp_bias = True"),
+        (
+            LLAMA,
+            {"attention_bias": True},
+            "attention_bias = True is not supported: jaxlm has biases in both or in neither, and mlp_bias = False",
+        ),
+        (
+            LLAMA,
+            {"mlp_bias": True},
+            "attention_bias = False is not supported: jaxlm has biases in both or in neither, and mlp_bias = True",
+        ),
         (LLAMA, {"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
         (LLAMA, {"use_sliding_window": True}, "use_sliding_window = True is not supported"),
         (LLAMA, {"sliding_window": 8}, "sliding_window = 8 is not supported"),
@@ -111,7 +119,7 @@ def test_rates_and_eps_are_taken_over(tmp_path):
         ),
         (
             lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1}),
-            "lm_head.weight is not the embedding table, though the config ties them",
+            "lm_head.weight differs from the embedding table, though the config ties them",
         ),
         (lambda t: t.update({"lm_head.weight": np.ones((37, 14))}), "lm_head.weight has shape (37, 14), not (37, 15)"),
     ],
@@ -154,7 +162,7 @@ def test_masks_and_frequencies_beside_the_parameters_are_passed_over(tmp_path):
 
 def test_float64_is_refused_in_32_bits(tmp_path):
     tensors = {name: tensor.astype(np.float64) for name, tensor in weights(GPT2).items()}
-    assert "weights of float64, which need 64-bit JAX" in refused(write(tmp_path / "model", GPT2, tensors))
+    assert "float64 weights, which need 64-bit JAX" in refused(write(tmp_path / "model", GPT2, tensors))
 
 
 def test_other_types_of_floats_are_named(gpt2):
@@ -188,14 +196,14 @@ def shards(folder, **places):
     ("damage", "words"),
     [
         (lambda d: (d / "config.json").unlink(), "config.json cannot be read (No such file or directory)"),
-        (lambda d: (d / "config.json").write_text("{"), "config.json is no JSON"),
-        (lambda d: (d / "config.json").write_text("[1]"), "config.json holds no JSON object"),
-        (lambda d: (d / "config.json").write_bytes(b"\xff"), "config.json is no JSON"),
-        (lambda d: (d / "model.safetensors").unlink(), "has no model.safetensors and no pytorch_model.bin"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda d: (d / "config.json").write_text("[1]"), "config.json does not hold a JSON object"),
+        (lambda d: (d / "config.json").write_bytes(b"\xff"), "config.json is not JSON"),
+        (lambda d: (d / "model.safetensors").unlink(), "has neither model.safetensors nor pytorch_model.bin"),
         (lambda d: (d / "model.safetensors").write_bytes(b"12345"), "model.safetensors cannot be read"),
         (lambda d: (shards(d), (d / "1.safetensors").unlink()), "1.safetensors cannot be read"),
-        (lambda d: shards(d, surplus="0.safetensors"), "0.safetensors is not the shard of"),
-        (lambda d: shards(d, **{"transformer.ln_f.bias": "1.safetensors"}), "is not the shard of"),
+        (lambda d: shards(d, surplus="0.safetensors"), "0.safetensors does not match"),
+        (lambda d: shards(d, **{"transformer.ln_f.bias": "1.safetensors"}), "ln_f.bias is missing or unexpected"),
         (lambda d: shards(d, far="../far.safetensors"), "names the file '../far.safetensors' outside its folder"),
         (lambda d: (shards(d), (d / "model.safetensors.index.json").write_text("{}")), "has no weight_map"),
     ],

@@ -1,4 +1,4 @@
-"""Adafactor: a second moment kept as the means of its rows and columns."""
+"""Adafactor: stores the second moment as the means of its rows and columns."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from torchref.optim.base import Optimizer, options_of, rms
 
 
 class Adafactor(Optimizer):
-    """Adafactor: of the second moment of a matrix (out, in) only the means of its rows and columns are kept.
+    """Adafactor: keeps only the means over rows and over columns of a matrix's (out, in) second moment.
 
     The update is::
 
@@ -21,14 +21,14 @@ class Adafactor(Optimizer):
         s = s / max(1, RMS(s) / clipping_threshold)
         a = lr max(RMS(p), min_parameter_scale)         lr without multiply_by_parameter_scale
         m = momentum m + (1 - momentum) a s             a s without momentum
-        p -= m + weight_decay_lr weight_decay p         a in place of weight_decay_lr if that is None
+        p -= m + weight_decay_lr weight_decay p         a instead of weight_decay_lr if that is None
 
     Weights of more axes are factored over the last two; vectors, and matrices with a side below
     min_dim_size_to_factor, keep V = gamma V + (1 - gamma) g^2. The paper's relative step is a schedule of lr.
 
     Args:
-      decay_exponent: gamma = 1 - t^-decay_exponent (the paper: 0.8), which needs no correction and has none.
-      momentum: None = none; so too clipping_threshold.
+      decay_exponent: gamma = 1 - t^-decay_exponent (the paper: 0.8), which needs no bias correction and has none.
+      momentum, clipping_threshold: None = none.
 
     Source: Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235.
     """

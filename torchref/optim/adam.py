@@ -9,7 +9,7 @@ from torchref.optim.base import Optimizer, options_of
 
 
 class Moments(Optimizer):
-    """What the three Adams share: their step, with c_u and c_v the bias corrections, and decoupled decay."""
+    """What the three Adams share: their step, where c_u and c_v are the bias corrections, and decoupled decay."""
 
     choices: ClassVar = {"eps_placement": ("outside", "uncorrected", "inside")}
 
@@ -46,7 +46,7 @@ class Adam(Moments):
       beta: decay rate of the first moment, torch's betas[0].
       gamma: decay rate of the second moment, torch's betas[1].
       eps_placement: which of the three; "outside" is torch's.
-      bias_correction: False takes u for u_hat and v for v_hat.
+      bias_correction: False uses u for u_hat and v for v_hat.
 
     Source: Kingma & Ba 2014, https://arxiv.org/abs/1412.6980; uncorrected: the end of its section 2.
     """
@@ -67,7 +67,7 @@ class Adam(Moments):
 class AdamW(Moments):
     """Adam with decoupled decay: `Adam`'s step and p -= lr weight_decay p, both from the same p.
 
-    Every parameter of a group decays: for decay on matrices only, give the others a group with weight_decay=0. The
+    Every parameter of a group decays: for decay on matrices only, put the others in a group with weight_decay=0. The
     other arguments are those of `Adam`.
 
     Source: Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101.

@@ -1,4 +1,4 @@
-"""AdamSN: Adam whose second moment is one number for each subset of a matrix."""
+"""AdamSN: Adam with a single second moment for each subset of a matrix."""
 
 from typing import Any, ClassVar
 
@@ -11,27 +11,28 @@ from torchref.optim.base import options_of
 
 
 class AdamSN(Moments):
-    """AdamW whose second moment of a linear map W (out, in) is one number a subset, of the *sum* of g^2 over it.
+    """AdamW that keeps one second moment for each subset of a linear map W (out, in), of the *sum* of g^2 over it.
 
     By rows or by columns::
 
         per_output:  v_i = gamma v_i + (1 - gamma) sum_j g_ij^2
         per_input:   v_j = gamma v_j + (1 - gamma) sum_i g_ij^2
 
-    Weights of more axes are seen as (out, all else). jaxlm's adam_lr_ratio is the ratio of the rates of two groups,
-    and as its decay goes with the smaller one, so does the first group's weight_decay::
+    Weights of more axes are reshaped to (out, everything else). jaxlm's adam_lr_ratio is the ratio of the rates of two
+    groups; decay goes with the smaller rate, which is why the first group's weight_decay is scaled::
 
         AdamSN([{"params": linear, "lr": lr, "weight_decay": adam_lr_ratio * weight_decay},
                 {"params": others, "lr": adam_lr_ratio * lr, "weight_decay": weight_decay, "linear": False}])
 
-    where jaxlm decays matrices only: norms and biases go into a third group without decay.
+    jaxlm decays matrices only: norms and biases go into a third group without decay.
 
     Args:
       subset: "auto" (the authors' rule) is per_output where out >= in, else per_input.
       subset_size: cuts each row or column into subsets of this many entries; None = one subset, 1 is Adam.
-      linear: False for embeddings and whatever else is no linear map: they, as vectors always, keep Adam's moment.
+      linear: False for embeddings and other parameters that are not linear maps: they keep Adam's moment, as vectors
+        always do.
 
-    The other arguments are those of `Adam` and `AdamW`; the authors have "uncorrected" and eps = 1e-6.
+    The other arguments are those of `Adam` and `AdamW`; the authors use "uncorrected" and eps = 1e-6.
 
     Source: Nguyen & Nguyen 2024, https://arxiv.org/abs/2411.07120.
     """

@@ -1,4 +1,4 @@
-"""What all optimizers share: checked groups, the loop over parameters, and state that stays wide."""
+"""What all optimizers share: checked groups, the loop over parameters, and state that stays in its wide type."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,19 +13,19 @@ NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "momentum beta gamma": ("at least 0 and below 1", lambda x: 0 <= x < 1),
     "subset_size min_dim_size_to_factor": ("at least 1", lambda x: x >= 1),
 }
-"""What the options that are numbers may be, in words and as a test."""
+"""The range of each numeric option, in words and as a test."""
 
 MAY_BE_NONE = {"weight_decay_lr", "clipping_threshold", "decay_exponent", "momentum", "subset_size"}
 
 
 class Optimizer(torch.optim.Optimizer):
-    """What all share: checked groups, and a step that subtracts `_change` from each parameter."""
+    """The base class: checked groups, and a step that subtracts `_change` from each parameter."""
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """The options that are one of a few words."""
+    """The allowed words of options that are words."""
 
     def _change(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """What a parameter loses in this step; `p` and `g` are at least float32, state["step"] is t."""
+        """What this step subtracts from a parameter; `p` and `g` are at least float32, state["step"] is t."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -52,14 +52,14 @@ class Optimizer(torch.optim.Optimizer):
                 value = options[name]
                 absent = value is None and name in MAY_BE_NONE
                 if not absent and not (isinstance(value, int | float | Tensor) and fits(value)):
-                    raise ValueError(f"{name} = {value!r} does not do: give a number {what}")
+                    raise ValueError(f"{name} = {value!r} is invalid: give a number {what}")
         for name, words in self.choices.items():
             if options[name] not in words:
                 raise ValueError(f"{name} = {options[name]!r} is unknown: choose one of {', '.join(words)}")
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the state as it was saved, where torch would narrow it to the type of the parameters."""
+        """Loads the state in the types it was saved in; torch would narrow it to the type of the parameters."""
         super().load_state_dict(state_dict)
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
             for index, p in zip(saved["params"], group["params"], strict=True):
@@ -68,7 +68,7 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A constructor's arguments, as the options that groups have by default."""
+    """Turns a constructor's arguments into the default options of groups."""
     return {name: value for name, value in arguments.items() if name not in ("self", "params", "__class__")}
 
 
@@ -78,9 +78,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def clip_by_global_norm(grads: Sequence[Tensor], max_norm: float) -> list[Tensor]:
-    """The gradients times max_norm / norm where the root of the sum of all their squares exceeds max_norm.
+    """Scales the gradients by max_norm / norm if their global norm exceeds max_norm.
 
-    `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm it divides by.
+    `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm that it divides by.
     """
     norm = math.sqrt(sum(float(at_least_float32(g).square().sum()) for g in grads))
     return [g * (max_norm / norm) if norm > max_norm else g for g in grads]

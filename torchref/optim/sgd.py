@@ -16,7 +16,7 @@ class SGD(Optimizer):
         m = momentum m + g
         p -= lr (m + weight_decay p)                        nesterov: g + momentum m in place of m
 
-    `torch.optim.SGD` adds weight_decay * p to g instead, which with momentum is another thing.
+    `torch.optim.SGD` adds weight_decay * p to g instead, which is different with momentum.
 
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning".
     """

@@ -1,0 +1,27 @@
+"""What the commands print on stdout: tables by rich, JSON."""
+
+import json
+import sys
+from typing import Any, NoReturn
+
+
+def print_json(value: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """One JSON object, or a list of them, on one line of stdout."""
+    encoding = sys.stdout.encoding or "utf-8"  # None: a StringIO
+    print(json.dumps(value, ensure_ascii=encoding.lower() != "utf-8"))
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout; what looks like rich's markup is text."""
+    import rich.console  # only what prints a table waits for the import
+    import rich.table
+    import rich.text
+
+    class Console(rich.console.Console):
+        def on_broken_pipe(self) -> NoReturn:
+            raise  # rich would end the program with exit code 1
+
+    table = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in columns), title=title)
+    for row in rows:
+        table.add_row(*map(rich.text.Text, row))
+    Console().print(table)

@@ -1,0 +1,82 @@
+"""On given tokens, as `jaxlm parity RUN --text` reads them, bugs and coarse computation are caught, rounding is not."""
+
+import mutations
+import numpy as np
+import planting
+import pytest
+
+from jaxlm.parity import check, inputs, random_params
+from jaxlm.parity.comparison import MORE, Comparison
+
+TOKENS = np.random.default_rng(1).integers(0, 13, (1, 15))
+PLANTED = {mutation.name: mutation for mutation in mutations.MUTATIONS}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ring of slots one too short",
+        "a step that does not see its own key",
+        "a later chunk that forgets the old keys",
+        "products of 11 bits (TF32)",
+        "softmax in bfloat16, of a float32 model",
+    ],
+)
+def test_a_planted_bug_is_caught_and_named_on_given_tokens(name):
+    mutation = PLANTED[name]
+    report = planting.run(mutation, TOKENS)
+    assert planting.missed(mutation, report) == [], f"what is missing in\n{report}"
+    verdicts = {row.verdict for row in report.rows}
+    assert mutation.verdict in verdicts, report
+    assert mutation.verdict == "DIFFERS" or "DIFFERS" not in verdicts, report
+
+
+def test_the_same_tokens_without_a_bug():
+    """Of few tokens, where a few large rounding errors decide an RMS, and of as many as above."""
+    for tokens in (TOKENS, TOKENS[:, :3]):
+        for name in ("ring of slots one too short", "products of 11 bits (TF32)"):
+            report = planting.compared(*PLANTED[name].case, tokens)
+            assert report.passed, report
+
+
+def test_one_badly_rounded_position_is_settled_by_more_tokens(monkeypatch):
+    """What `--text` met: a step of one position whose rounding error is several times torch's by bad luck."""
+    cfg = PLANTED["ring of slots one too short"].case[0]
+    forward = Comparison.event_rows
+    read = []
+
+    def unlucky(self, quantity, values):
+        read.append(len(values))
+        if quantity == "decoding" and len(values) == 1:
+            values = [
+                draw
+                if draw.torch_float64 is None
+                else type(draw)(
+                    {event: value + 1e-5 for event, value in draw.jax.items()}, *list(vars(draw).values())[1:]
+                )
+                for draw in values
+            ]
+        return forward(self, quantity, values)
+
+    monkeypatch.setattr(Comparison, "event_rows", unlucky)
+    report = check(cfg, random_params(cfg), TOKENS, parts=("decoding",))
+    assert report.passed, report
+    assert MORE[1] in read
+    monkeypatch.setattr("jaxlm.parity.comparison.MORE", (1,))
+    report = check(cfg, random_params(cfg), TOKENS, parts=("decoding",))
+    assert (report.first.quantity, report.first.verdict) == ("decoding", "rounding")
+    assert report.first.causes[0].startswith("products below float32")
+    assert any(row.quantity == "decoding" and row.verdict == "rounding" for row in report.rows)
+    assert not any("ring" in cause for cause in report.first.causes)
+
+
+def test_a_bfloat16_model_reads_thousands_of_tokens():
+    def shape(**fields):
+        cfg = mutations.MUTATIONS[0].case[0]
+        batches = inputs.Batches(type(cfg)(**{**planting.SMALL, **fields}), None, 0, None)
+        return batches.draws, batches.first(1)[0].weights.shape
+
+    assert shape() == (3, (3, 16))
+    assert shape(dtype="bfloat16") == (1, (256, 16))
+    assert shape(dtype="bfloat16", max_seq_len=64) == (1, (64, 64))
+    assert shape(dtype="bfloat16", vocab_size=2**17, max_seq_len=64) == (1, (8, 64))

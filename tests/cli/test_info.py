@@ -1,0 +1,90 @@
+"""`jaxlm info`: what a model costs, and whether the compiler computes right."""
+
+import json
+
+import pytest
+from support import command, refused
+
+from jaxlm.cli.info import fold_blocks
+from jaxlm.ops import canary
+
+
+def test_a_large_preset_shows_its_summary_first_and_its_blocks_once():
+    code, out, _ = command("info", "gpt2-124m")
+    assert code == 0
+    lines = out.splitlines()
+    places = [
+        next(i for i, line in enumerate(lines) if text in line)
+        for text in ("124,439,808", "656,222,216        │ 65.9%", "block_0 … block_11, each", "│   attention/key/bias")
+    ]
+    assert places == sorted(places)
+    assert len(lines) < 60
+    assert "block_1/" not in out
+
+
+def test_json_keeps_every_shape_in_the_order_of_the_blocks():
+    found = json.loads(command("info", "gpt2-124m", "--json")[1])
+    assert found["parameters"] == 124_439_808
+    assert found["optimizer_state_bytes"]["adafactor"] == 1_360_208
+    assert len(found["shapes"]) == 12 * 16 + 4
+    blocks = [path.split("/")[0] for path in found["shapes"] if path.endswith("mlp_norm/scale")]
+    assert blocks == [f"block_{i}" for i in range(12)]
+
+
+def test_blocks_of_other_shapes_keep_rows_of_their_own():
+    table = [(f"block_{i}/up", (2, 3 if i == 4 else 7), 6) for i in range(12)] + [("embedding", (5,), 5)]
+    assert fold_blocks(table[:4] + table[5:]) == [
+        [", ".join(f"block_{i}" for i in range(12) if i != 4) + ", each", "", ""],
+        ["  up", "2 x 7", "6"],
+        ["embedding", "5", "5"],
+    ]
+    assert fold_blocks(table)[2:4] == [["block_4", "", ""], ["  up", "2 x 3", "6"]]
+    assert fold_blocks(table[:3]) == [["block_0 … block_2, each", "", ""], ["  up", "2 x 7", "6"]]
+
+
+def test_a_model_may_be_changed_by_options_before_and_after_its_name(folder):
+    for arguments in (["tiny", "--model.family", "bigram"], ["--model.family", "bigram", "tiny"]):
+        found = json.loads(command("info", *arguments, "--json")[1])
+        assert (found["parameters"], found["cache_bytes"]) == (65 * 65, 0)
+    assert json.loads(command("info", "runs/tiny-1", "--json")[1])["model"]["num_layers"] == 1
+
+
+def test_alone_it_says_that_every_program_of_the_canary_is_right():
+    code, out, _ = command("info")
+    assert code == 0
+    count = len(canary.run_programs())
+    assert f"compiler: {count} of {count} programs right\n" in out
+    assert "│ jaxlib " in out
+    found = json.loads(command("info", "--json")[1])
+    assert found["compiler"]["right"] is True
+    assert len(found["compiler"]["programs"]) == count
+    assert found["versions"].keys() >= {"jax", "jaxlib"}
+
+
+def test_a_wrong_program_is_named_with_its_error_and_fails(monkeypatch):
+    outcomes = canary.Outcome("sum of squares", 0.0077, False), canary.Outcome("softmax", 1e-8, True)
+    monkeypatch.setattr(canary, "run_programs", lambda: outcomes)
+    code, out, _ = command("info")
+    assert code == 1
+    assert "compiler: 1 of 2 programs right\ncompiler: sum of squares is wrong by 7.7e-03 of its largest value\n" in out
+    code, out, _ = command("info", "--json")
+    assert code == 1
+    assert json.loads(out)["compiler"] == {
+        "right": False,
+        "programs": [
+            {"name": "sum of squares", "error": 0.0077, "right": False},
+            {"name": "softmax", "error": 1e-8, "right": True},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "'nothing' is neither a preset nor a run: choose one of nanogpt-cpu"),
+        (["--model.num-layers", "3"], "--model options change a preset or a run: give one"),
+        (["tiny", "--model.num-heads", "5"], "num_heads = 5 does not divide embed_dim = 32"),
+    ],
+)
+def test_bad_input_is_refused(arguments, words):
+    assert words in refused("info", *arguments)
