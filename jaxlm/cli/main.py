@@ -23,9 +23,9 @@ from jaxlm.cli.train import train
 from jaxlm.errors import CheckError, UserError
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
-    "train": (train, "[PRESET]", "Train a model, or go on with a run"),
+    "train": (train, "[PRESET]", "Train a model, or continue a run"),
     "sample": (sample, "RUN", "Sample text from a run"),
-    "eval": (evaluate, "RUN", "Measure a run on held-out data: the exact loss, or a task"),
+    "eval": (evaluate, "RUN...", "Measure runs on held-out data: the exact loss, or a task"),
     "runs": (runs, "[FOLDER]", "List the runs in a folder: steps, losses, the settings that differ"),
     "attend": (attend, "RUN", "Draw the attention maps of every layer and head over a text"),
     "parity": (parity, "[RUN]", "Compare a model with PyTorch, layer by layer, and name the first difference"),
