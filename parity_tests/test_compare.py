@@ -1,4 +1,4 @@
-"""`jaxlm.parity.compare` on modules of others: what agrees, what is planted, and what cannot be compared."""
+"""`jaxlm.parity.compare` on arbitrary modules: ports that agree, planted bugs, and what cannot be compared."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_the_guide_finds_both_planted_bugs(capsys):
 
 
 class Port(nn.Module):
-    """Two linear layers, the second perhaps turned."""
+    """Two linear layers, the second perhaps transposed."""
 
     turned: bool = False
     between: object = jnp.tanh
@@ -142,7 +142,7 @@ def test_results_that_are_no_arrays():
 
 
 class Counting(torch.nn.Module):
-    """A module that grows with every call."""
+    """A module whose result grows with every call."""
 
     def __init__(self):
         super().__init__()
