@@ -102,9 +102,10 @@ def train_step(
 
         micro_batches = jax.tree.map(lambda a: a.reshape(grad_accum, -1, a.shape[1]), (windows, weights))
         shapes = jax.eval_shape(value_and_grad, *jax.tree.map(lambda a: a[0], micro_batches), key)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        # A sum in bfloat16 would lose the later micro-batches, so totals are in at least float32.
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes)
         total, _ = jax.lax.scan(micro_step, zeros, (*micro_batches, jnp.arange(grad_accum)))
-        loss, grads = jax.tree.map(lambda leaf: leaf / grad_accum, total)
+        loss, grads = jax.tree.map(lambda leaf, like: (leaf / grad_accum).astype(like.dtype), total, shapes)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     skipped, before = skipped_steps(opt_state), skipped_steps(state.opt_state)

@@ -38,6 +38,17 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     jax.tree.map(lambda a, b: assert_close(a, b, 10 * FLOAT32), *moments)
 
 
+def test_micro_batches_of_bfloat16_gradients_are_added_in_float32():
+    """256 equal micro-batches: in bfloat16 the sum would stop growing, and the mean be about half of the gradient."""
+    cfg = dataclasses.replace(CFG, dropout=0.0, param_dtype="bfloat16", dtype="bfloat16")
+    windows = jnp.tile(random_tokens(cfg, 1, 8), (256, 1))
+    step = jax.jit(train_step, static_argnums=(2, 3, 4, 5))
+    tx = optax.sgd(1.0)
+    one, _ = step(fresh(cfg, tx), windows[:1], build_model(cfg), tx, 0, 1)
+    many, _ = step(fresh(cfg, tx), windows, build_model(cfg), tx, 0, 256)
+    jax.tree.map(lambda a, b: assert_close(a, b, 0.02), many.params, one.params)
+
+
 def padded_rows(lengths, width=8):
     """Rows of random tokens and then 64, the padding of these tests; row i has lengths[i] targets."""
     rows = np.random.default_rng(1).integers(0, 64, (len(lengths), width))
