@@ -1,4 +1,4 @@
-"""What the tests of conversion share: a config of every kind, and random parameters for it without a compilation."""
+"""Shared by the tests of conversion: a config of every kind, and random parameters for it without compiling."""
 
 import dataclasses
 
@@ -55,7 +55,7 @@ def random_params(cfg, seed=0):
 
 
 def assert_bitwise(ours, reference):
-    """Two trees of arrays have the same names, types, shapes and bits."""
+    """Asserts that two trees of arrays have the same names, types, shapes and bits."""
     assert jax.tree.structure(ours) == jax.tree.structure(reference)
     for (path, a), (_, b) in zip(*map(jax.tree_util.tree_leaves_with_path, (ours, reference)), strict=True):
         a, b = np.asarray(a), np.asarray(b)

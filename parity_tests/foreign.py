@@ -1,4 +1,4 @@
-"""Foreign models with random weights for the tests of converters, and our gradients under their names."""
+"""Models of other libraries with random weights, and jaxlm's gradients under their names, for tests of converters."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from transformers.models.llama import modeling_llama
 
 
 def randomised(model, seed=0):
-    """Every parameter large enough for each path to matter: N(0, 0.3), norm scales around 1."""
+    """Sets every parameter to N(0, 0.3), norm scales around 1: large enough for each path to matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -33,7 +33,7 @@ def llama(seed=0, **changes):
 
 
 def in_float64(monkeypatch):
-    """transformers computes RMS norms and rotary angles in float32 whatever the model's type; here in float64."""
+    """Makes transformers compute RMS norms and rotary angles in float64; it uses float32 whatever the model's type."""
 
     def norm(self, x):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
@@ -50,7 +50,7 @@ def in_float64(monkeypatch):
 
 
 def gpt2_names(tree):
-    """Our tree (parameters or gradients) of a GPT-2, under Hugging Face's names and in its layout."""
+    """jaxlm's tree (parameters or gradients) of a GPT-2, under Hugging Face's names and in its layout."""
     found = {
         "transformer.wte.weight": tree["embedding"],
         "transformer.wpe.weight": tree["position_embedding"],
@@ -70,7 +70,7 @@ def gpt2_names(tree):
 
 
 def llama_names(tree):
-    """The same of a Llama, whose weights are (out, in)."""
+    """The same for a Llama, whose weights are (out, in)."""
     found = {"model.embed_tokens.weight": tree["embedding"], "model.norm.weight": tree["final_norm"]["scale"]}
     for i in range(2):
         block, name = tree[f"block_{i}"], f"model.layers.{i}"
@@ -93,7 +93,7 @@ def _head(tree):
 
 
 def save_nanogpt(model, path, bias=True, prefix=""):
-    """A GPT-2 with GELU and tied embeddings as nanoGPT stores it: weights (out, in), masks beside the parameters."""
+    """Saves a GPT-2 with GELU and tied embeddings as nanoGPT does: weights (out, in), masks beside the parameters."""
     cfg, state = model.config, {}
     for name, tensor in model.state_dict().items():
         linear = ".c_" in name and name.endswith("weight")

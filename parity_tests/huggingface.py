@@ -28,7 +28,7 @@ LLAMA = {
     "down_proj": "down",
     "_proj": "",
 }
-"""What replaces what in a parameter's name."""
+"""Parts of transformers' parameter names, and what torchref has instead."""
 STARCODER2 = LLAMA | {"mlp.c_fc": "mlp.up", "mlp.c": "mlp.down"}
 STARCODER2["_proj"] = STARCODER2.pop("_proj")
 GPT2 = {
@@ -124,7 +124,7 @@ def in_torchref(
 
 
 def _with_table(rng: np.random.Generator) -> tuple[dict, dict]:
-    """What GPT-2 and OPT share: their own names of the sizes come later."""
+    """Random sizes for GPT-2 and OPT; each names them its own way."""
     heads, width = int(rng.choice([2, 3, 5])), int(rng.choice([3, 4, 7]))
     sizes = {"embed_dim": heads * width, "num_heads": heads, "num_layers": 2, "mlp_dim": 23, "max_seq_len": 7}
     vocab_size, tied = int(rng.choice([11, 13])), bool(rng.integers(2))
@@ -154,7 +154,7 @@ def _common(ours: dict) -> dict:
 
 
 def _with_rope(rng: np.random.Generator, free_width: bool) -> tuple[dict, dict]:
-    """What the Llamas share; their MLP is gated, their norm RMS."""
+    """Random sizes for the Llama family: gated MLP, RMS norm, RoPE."""
     heads, kv_heads = [(3, 1), (3, 3), (4, 2), (6, 2)][rng.integers(4)]
     width = int(rng.choice([2, 4, 6]))
     eps, theta = float(rng.choice([1e-6, 1e-2])), float(rng.choice([50.0, 10000.0]))
@@ -218,4 +218,4 @@ FAMILIES: dict[str, Callable[[np.random.Generator], tuple[dict, dict]]] = {
     "Qwen3": functools.partial(_qwen, third=True),
     "Starcoder2": _starcoder2,
 }
-"""Each draws (the sizes as transformers names them, those of ModelConfig)."""
+"""Each function draws sizes and returns them under transformers' names and under ModelConfig's."""

@@ -20,7 +20,7 @@ GATES = {"elman": ("",), "lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}
 
 
 def torch_network(kind, activation, params, width, layers):
-    """torch's module with the weights of a jaxlm network. Torch has two biases a gate, Linen one (GRU's n: two)."""
+    """torch's module with a jaxlm network's weights. torch has two biases for each gate, Linen one (GRU's n: two)."""
     options = {"nonlinearity": activation} if kind == "elman" else {}
     module = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind]
     network = module(width, width, num_layers=layers, batch_first=True, dtype=torch.float64, **options)

@@ -1,4 +1,4 @@
-"""`jaxlm.parity.compare` on modules of others: what agrees, what is planted, and what cannot be compared."""
+"""`jaxlm.parity.compare` on arbitrary modules: ports that agree, planted bugs, and what cannot be compared."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_the_guide_finds_both_planted_bugs(capsys):
 
 
 class Port(nn.Module):
-    """Two linear layers, the second perhaps turned."""
+    """Two linear layers, the second perhaps transposed."""
 
     turned: bool = False
     between: object = jnp.tanh
@@ -142,7 +142,7 @@ def test_results_that_are_no_arrays():
 
 
 class Counting(torch.nn.Module):
-    """A module that grows with every call."""
+    """A module whose result grows with every call."""
 
     def __init__(self):
         super().__init__()
@@ -226,3 +226,18 @@ def test_what_a_transformation_hides_is_not_seen():
     _, trace = jax.jit(traced(Scanned().apply))(variables, x)
     assert trace.events == (Event("", "in"), Event("outer", "in"), Event("outer", "out"), Event("", "out"))
     assert trace.owners == ("outer",)
+
+
+def test_bad_luck_with_a_few_numbers_is_settled_by_inputs_nearby():
+    x = np.array([[0.3, -0.7, 1.1]], np.float32)
+    off = 1 + 10 * np.finfo(np.float32).eps
+
+    def unlucky(y):
+        return jnp.where((y == x).all(), off * y, y)
+
+    assert parity.compare(unlucky, torch.nn.Identity(), [x]).passed
+    always = parity.compare(lambda y: off * y, torch.nn.Identity(), [x])
+    assert always.first.quantity == "result"
+    assert not parity.compare(
+        lambda y: unlucky(y) * jnp.where((y == x).all(), 1.001, 1), torch.nn.Identity(), [x]
+    ).passed

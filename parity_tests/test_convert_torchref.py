@@ -1,4 +1,4 @@
-"""Parameters to and from torchref's state dict: nothing is lost, nothing is passed over."""
+"""Parameters to and from torchref's state dict: nothing is lost or ignored."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ def test_what_comes_out_is_a_copy(name, param_dtype):
 
 
 def edited(tree, path, leaf):
-    """A tree with the leaf at `path` (a/b/c) put in, or taken out where it is None."""
+    """The tree with the leaf at `path` (a/b/c) added, or removed if it is None."""
     name, _, rest = path.partition("/")
     if rest:
         return {**tree, name: edited(tree.get(name, {}), rest, leaf)}

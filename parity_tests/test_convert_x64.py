@@ -1,4 +1,4 @@
-"""Weights brought in from transformers and nanoGPT: logits, gradients, greedy continuation in float64; no bit lost."""
+"""Weights imported from transformers and nanoGPT: logits, gradients and greedy tokens in float64; every bit is kept."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ def loss_of(logits, weight):
 
 
 def check_equal(cfg, params, theirs, names):
-    """Logits, the gradient of every trained parameter, and ten greedy tokens of each prompt."""
+    """Compares logits, the gradient of every parameter, and ten greedy tokens of each prompt."""
     assert (cfg.dtype, cfg.param_dtype) == ("float64", "float64")
     model = jaxlm.build_model(cfg)
     like = jax.eval_shape(lambda: jaxlm.init_params(model, jax.random.key(0)))

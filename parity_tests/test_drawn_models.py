@@ -68,7 +68,7 @@ FIELDS = {
 
 @strategies.composite
 def configs(draw):
-    """Small configs of any family, each field drawn; those that no model can have are left out."""
+    """Draws small configs of any family, each field at random, without those that are invalid."""
     family = draw(one_of("transformer", "transformer", "transformer", "recurrent", "embedding_bigram", "bigram"))
     fields = {name: draw(values) for name, values in FIELDS[family].items()}
     try:
@@ -80,7 +80,7 @@ def configs(draw):
 
 
 def drawn(count, **how):
-    """Settings for so many configs; a failure is not shrunk, for its models are small as they are."""
+    """Settings for so many configs. A failure is not shrunk: the models are small already."""
     quiet, only = list(hypothesis.HealthCheck), (hypothesis.Phase.generate,)
     return hypothesis.settings(max_examples=count, deadline=None, phases=only, suppress_health_check=quiet, **how)
 
@@ -94,7 +94,7 @@ def test_drawn_models_are_those_of_torch(cfg):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_many_drawn_models_are_those_of_torch(seed):
-    """Twenty configs a seed, so that they run beside one another."""
+    """Twenty configs for each seed, so that the seeds run in parallel."""
 
     @hypothesis.seed(seed)
     @drawn(20, database=None)

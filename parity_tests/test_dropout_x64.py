@@ -1,4 +1,4 @@
-"""Every dropout with the same masks on both sides: where it falls, in which order, and how what stays grows."""
+"""Every dropout with the same masks in both frameworks: where it is applied, in which order, and its scaling."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ CASES = [
 
 
 class Masks:
-    """Masks by the order in which they are asked for, of whatever shape that many values have."""
+    """Masks in the order in which they are asked for; a mask is the same for every shape of as many values."""
 
     def __init__(self):
         self.asked = []

@@ -5,7 +5,7 @@ import numpy as np
 import planting
 import pytest
 
-from jaxlm.parity import check, inputs, random_params
+from jaxlm.parity import check, random_params
 from jaxlm.parity.comparison import MORE, Comparison
 
 TOKENS = np.random.default_rng(1).integers(0, 13, (1, 15))
@@ -17,7 +17,6 @@ PLANTED = {mutation.name: mutation for mutation in mutations.MUTATIONS}
     [
         "ring of slots one too short",
         "a step that does not see its own key",
-        "a later chunk that forgets the old keys",
         "products of 11 bits (TF32)",
         "softmax in bfloat16, of a float32 model",
     ],
@@ -32,11 +31,10 @@ def test_a_planted_bug_is_caught_and_named_on_given_tokens(name):
 
 
 def test_the_same_tokens_without_a_bug():
-    """Of few tokens, where a few large rounding errors decide an RMS, and of as many as above."""
+    """As many as above, and so few that one large rounding error decides an RMS."""
     for tokens in (TOKENS, TOKENS[:, :3]):
-        for name in ("ring of slots one too short", "products of 11 bits (TF32)"):
-            report = planting.compared(*PLANTED[name].case, tokens)
-            assert report.passed, report
+        report = planting.compared(*PLANTED["ring of slots one too short"].case, tokens)
+        assert report.passed, report
 
 
 def test_one_badly_rounded_position_is_settled_by_more_tokens(monkeypatch):
@@ -68,15 +66,3 @@ def test_one_badly_rounded_position_is_settled_by_more_tokens(monkeypatch):
     assert report.first.causes[0].startswith("products below float32")
     assert any(row.quantity == "decoding" and row.verdict == "rounding" for row in report.rows)
     assert not any("ring" in cause for cause in report.first.causes)
-
-
-def test_a_bfloat16_model_reads_thousands_of_tokens():
-    def shape(**fields):
-        cfg = mutations.MUTATIONS[0].case[0]
-        batches = inputs.Batches(type(cfg)(**{**planting.SMALL, **fields}), None, 0, None)
-        return batches.draws, batches.first(1)[0].weights.shape
-
-    assert shape() == (3, (3, 16))
-    assert shape(dtype="bfloat16") == (1, (256, 16))
-    assert shape(dtype="bfloat16", max_seq_len=64) == (1, (64, 64))
-    assert shape(dtype="bfloat16", vocab_size=2**17, max_seq_len=64) == (1, (8, 64))

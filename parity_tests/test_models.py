@@ -9,7 +9,7 @@ from jaxlm import parity
 
 
 def assert_same(cfg, parts=("gradients", "decoding", "sampling"), draws=None):
-    """The report of a config, after nothing was found in it."""
+    """Asserts that a config passes; returns the report."""
     report = parity.check(cfg, parity.random_params(cfg), parts=parts, draws=draws)
     assert report.passed, "\n".join(parity.summary(report))
     return report
@@ -28,7 +28,7 @@ def named(cfg):
 
 
 ROUNDED = {0, 1, 3, 4, 5, 10, 12, len(cases.ROWS), len(cases.ROWS) + 5}
-"""The cases whose rounding in float32 and greedy tokens are compared too; of the others, float64 alone."""
+"""The cases compared in float32 and by greedy tokens too; the others are compared in float64 only."""
 
 
 @pytest.mark.parametrize("i", range(len(cases.CASES)), ids=lambda i: named(cases.CASES[i]))

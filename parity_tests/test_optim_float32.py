@@ -1,4 +1,4 @@
-"""Single float32 steps from the same state, against float64 and beside PyTorch's own."""
+"""Single float32 steps from the same state: jaxlm's and PyTorch's errors against float64."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ FLOOR = PAPER | {"eps": EPS, "eps_placement": "floor"}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An optimizer of jaxlm, the same of torchref, and of PyTorch if it has one, with its names of torchref's state."""
+    """An optimizer in jaxlm, torchref and, if it has one, PyTorch, with PyTorch's names for torchref's state."""
 
     ours: optax.GradientTransformation
     reference: Callable
@@ -124,7 +124,7 @@ def normals(rng, size=1.0):
 
 @functools.cache
 def results():
-    """By (t, case, leaf): the parameters of ours, of torch and the true ones after step t, each [seeds, ...]."""
+    """The parameters after step t in JAX, torch and float64, each [seeds, ...], by (t, case, leaf)."""
     out = {}
     for seed, before in itertools.product(range(SEEDS), (0, STEPS - 1)):
         rng = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def test_a_float32_step_is_as_exact_as_torchs(name, t):
 
 
 def test_the_bias_correction_keeps_float32s_precision():
-    """At t = 1 the second moment over its correction is g^2; Optax's is wrong by 1e-5."""
+    """At t = 1 the corrected second moment is g^2; Optax's is off by 1e-5."""
 
     def error(tx, g):
         update, _ = tx.update(g, tx.init(g))

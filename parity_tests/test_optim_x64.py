@@ -21,12 +21,12 @@ pytestmark = pytest.mark.x64
 
 @dataclasses.dataclass(frozen=True)
 class Equal:
-    """Optimizers that are one and the same."""
+    """Optimizers that must give the same trajectory."""
 
     ours: optax.GradientTransformation
     torchref: Callable
     torch: Callable | None = None
-    """PyTorch's or Hugging Face's."""
+    """A PyTorch or Hugging Face optimizer."""
     optax: Any = None
 
 
@@ -130,7 +130,7 @@ ADAMSN = {
 
 
 def factored(rate, torch_rate=None, factors="last", **options):
-    """Adafactor of jaxlm, all decaying, and of torchref with the same options; `torch_rate` is a schedule's."""
+    """Adafactor in jaxlm, with decay everywhere, and in torchref with the same options; `torch_rate` is a schedule."""
     names = {"b2": "gamma", "weight_decay_rate": "weight_decay_lr"}
     renamed = {names.get(name, name): value for name, value in options.items()}
     reference = on_all(torchref.optim.Adafactor, 1.0 if torch_rate else rate, **renamed)

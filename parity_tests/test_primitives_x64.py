@@ -1,4 +1,4 @@
-"""The pure functions against PyTorch's own, values and gradients, in float64."""
+"""jaxlm's pure functions against PyTorch's, values and gradients, in float64."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""`torchref.Attention`: its value against torch's, its derivatives by hand against autograd's, in float64."""
+"""`torchref.Attention`: its value against torch's and its derivatives against autograd's, in float64."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ DERIVATIVES = {
     "dLdWq": "W_q",
     "dLdWv": "W_v",
 }
-"""What is derived by what."""
+"""The derivatives, and the tensor each is taken in."""
 
 
 def problem(*batch):

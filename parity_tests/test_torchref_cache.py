@@ -63,7 +63,7 @@ def random_tokens(length, batch=2):
 
 @torch.no_grad()
 def in_chunks(model, tokens, lengths):
-    """Logits of the sequence read with the cache, a chunk of each length after another."""
+    """Logits of the sequence, read through the cache in chunks of these lengths."""
     model.clear_cache()
     return torch.cat([model(chunk, use_kv_cache=True) for chunk in tokens.split(lengths, dim=1)], dim=1)
 

@@ -1,4 +1,4 @@
-"""Fresh parameters of torchref against those of `jaxlm.init_params`, and what its dropout rates do."""
+"""Fresh parameters of torchref against those of `jaxlm.init_params`, and the effect of its dropout rates."""
 
 import collections
 import math

@@ -1,4 +1,4 @@
-"""The layers of torchref against torch's functions, and where no library has them against loops, in float64."""
+"""torchref's layers in float64 against torch's functions, or against plain loops if no library has them."""
 
 import math
 from types import SimpleNamespace
@@ -42,7 +42,7 @@ def assert_same_value_and_gradients(ours, theirs, *tensors):
 
 
 def assert_same_module(module, theirs, *tensors):
-    """The same of a module and a function of (its parameters by name, the tensors)."""
+    """The same for a module and a function of (the module's parameters by name, the tensors)."""
     names, parameters = zip(*module.named_parameters(), strict=True)
 
     def split(tensors):
@@ -202,7 +202,7 @@ def test_scores_are_capped_as_in_gemma_2():
 
 
 def score(cfg, p, head, query, key):
-    """How well one key [H] answers one query [H], as the design gives it."""
+    """The score of one key [H] for one query [H]."""
     if cfg.attention_score == "dot":
         return torch.dot(key, query) / math.sqrt(len(key))
     if cfg.attention_score == "multiplicative":
@@ -215,7 +215,7 @@ def score(cfg, p, head, query, key):
 
 
 def attention_in_loops(cfg, p, x, window):
-    """The sublayer for each sequence, query and attention map on its own; x [B, T, D]."""
+    """The sublayer, computed for each sequence, query and attention map separately; x [B, T, D]."""
     group = cfg.num_heads // cfg.kv_heads
     rows = []
     for tokens in x:

@@ -12,7 +12,7 @@ SEEDS = range(6)
 
 
 def logits_with_gradients(model, tokens):
-    """The logits; leaves the gradients of their sum under random weights on the parameters."""
+    """Returns the logits, and backpropagates their sum under random weights."""
     logits = model(tokens)
     logits = getattr(logits, "logits", logits)
     weight = torch.randn(logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

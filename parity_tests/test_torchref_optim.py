@@ -1,4 +1,4 @@
-"""What the reference optimizers promise beside their formulas."""
+"""What the reference optimizers promise besides their formulas."""
 
 import pytest
 import torch

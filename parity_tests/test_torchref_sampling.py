@@ -1,4 +1,4 @@
-"""torchref's sampler: greedy against transformers' `generate`, filters against its warpers, cached against naive."""
+"""torchref's sampler: greedy against transformers' `generate`, filters against its warpers, cached against uncached."""
 
 import dataclasses
 

@@ -18,7 +18,7 @@ SHAPES = {
     "norm": {"scale": (7,)},
     "embedding": (13, 7),
 }
-"""jaxlm's kernels are (in, out); torch is given their transposes."""
+"""Shapes of parameters. jaxlm's kernels are (in, out); torch gets their transposes."""
 
 
 def is_shape(x):
@@ -57,7 +57,7 @@ PARAMS, GRADS = problem()
 
 
 def turned(name, x):
-    """A kernel from (in, out) to (out, in) or back, its steps before or not; any other array as it is."""
+    """Transposes a kernel, or a kernel at every step; leaves any other array as it is."""
     return np.swapaxes(x, -1, -2) if name.endswith("kernel") else x
 
 
@@ -76,7 +76,7 @@ def torch_path(make):
 
 
 def jax_paths(optimizers):
-    """The same of Optax optimizers by name, all in one program."""
+    """The same for Optax optimizers by name, all in one program."""
 
     @jax.jit
     def run(params, grads):
@@ -111,7 +111,7 @@ def on_groups(kind, lr, weight_decay, **options):
 
 
 def scheduled(make, rate):
-    """The optimizer `make` makes, its lr set to rate(t) before step t = 0, 1, ..."""
+    """The optimizer that `make` builds, with lr = rate(t) before step t = 0, 1, ..."""
 
     def make_scheduled(named):
         optimizer, steps = make(named), itertools.count()
@@ -128,7 +128,7 @@ def scheduled(make, rate):
 
 
 def subset_norm(lr=1e-2, ratio=0.1, weight_decay=0.0, **options):
-    """torchref's AdamSN in the groups that jaxlm.optim.adamsn makes."""
+    """torchref's AdamSN with the groups of jaxlm.optim.adamsn."""
 
     def make(named):
         kernels = [p for name, p in named.items() if name.endswith("kernel")]

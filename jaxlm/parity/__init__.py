@@ -1,4 +1,4 @@
-"""The same function in JAX and in torch: is what differs rounding, and if not, where does it begin?"""
+"""Compares a function in JAX with the same in torch: is the difference rounding, and if not, where does it begin?"""
 
 from jaxlm.parity.compare import compare
 from jaxlm.parity.models import check, random_params

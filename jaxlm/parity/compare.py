@@ -56,7 +56,7 @@ def compare(
     (jax.jit, nn.scan and nn.remat hide theirs) and the torch modules inside `torch_fn`, if it is a module. Then copies
     of it compute, one of them in float64, and JAX's rounding error may be twice torch's plus 4 units in the last place
     (RMS; 64 for a single value). A few numbers can miss that by bad luck, so before only rounding fails, inputs that
-    differ by a thousandth are compared as well. For a plain function the largest difference decides: 1e-5 of the
+    differ by a thousandth are compared too. For a plain function the largest difference decides: 1e-5 of the
     largest value in float32, 1e-10 in float64.
 
     Args:
@@ -128,13 +128,13 @@ def _report(torch_fn: Any, results: list[Results], names: Mapping[str, str] | No
     rows = [one for event, one in events if event.side == "out" and event.layer]
     rows.append(row("result", "", *2 * [lambda computed: computed.result]))
     rows += [row("gradient", f"of input {i}", *2 * [functools.partial(_grad, i)]) for i in first.jax.grads]
-    found = first_divergence("activation", events)
-    if found is None:
+    first_event = first_divergence("activation", events)
+    if first_event is None:
         failed = first_failed_row(rows)
         where = "every layer that was captured agrees"
         outside = failed and Divergence(failed.quantity, OUTSIDE, True, where, causes.HINTS["between"])
         return Report(tuple(rows), outside)
-    event, failed_row, divergence = found
+    event, failed_row, divergence = first_event
     if failed_row not in rows:  # the input of a layer
         rows.append(dataclasses.replace(failed_row, name=str(event)))
     if divergence.layer in ("model", "embedding"):
