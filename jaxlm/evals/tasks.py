@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from jaxlm.config import SamplingParams
+from jaxlm.config.base import to_dict
 from jaxlm.data import transcripts
 from jaxlm.data.batches import TokenStream
 from jaxlm.data.corpus import load_corpus, read_transcripts
@@ -120,22 +121,11 @@ def _generate(
     tokenizer, shape = run.tokenizer, (len(prompts), sampling.max_new_tokens)
     special = [token for token in (tokenizer.eos_token, tokenizer.pad_token) if token is not None]
     without_text = range(tokenizer.vocab_size, run.model.cfg.vocab_size)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), jnp.arange(len(prompts)))
+    options = to_dict(sampling) | {"forbidden_tokens": (*sampling.forbidden_tokens, *special, *without_text)}
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.pop("seed")), jnp.arange(len(prompts)))
     new, log_probs = np.zeros(shape, np.int32), np.zeros(shape)
     for batch, real in batches(len(prompts), batch_size):
-        out = generate(
-            run.model,
-            run.params,
-            prompts[batch],
-            max_new_tokens=sampling.max_new_tokens,
-            key=keys[batch],
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            forbidden_tokens=[*sampling.forbidden_tokens, *special, *without_text],
-        )
+        out = generate(run.model, run.params, prompts[batch], key=keys[batch], **options)
         new[batch[:real]], log_probs[batch[:real]] = np.asarray(out.tokens)[:real], np.asarray(out.log_probs)[:real]
     return new, log_probs
 
