@@ -79,7 +79,7 @@ def test_without_a_token_for_the_beginning_the_first_token_is_certain(folder, tm
 
 
 def test_texts_too_long_and_folders_that_do_not_load_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"reads at most 40 tokens, a text has \d+"):
+    with pytest.raises(ValueError, match=r"reads at most 40 tokens, but a text has \d+"):
         load_scorer(folder, batch_size=8)([TEXTS[0] * 5])
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match=r"oracle .* cannot be loaded \(.*\): save its model and its tokenizer there"):

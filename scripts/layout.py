@@ -1,4 +1,4 @@
-"""Writes the tree of docs/layout.md from the docstrings, one line for each file of jaxlm.
+"""Writes the tree of docs/layout.md from the docstrings of the files of jaxlm.
 
 python scripts/layout.py
 """
@@ -33,10 +33,12 @@ def summary(path: Path) -> str:
 
 
 def lines(folder: Path, indent: str) -> list[str]:
-    """The folder's own line, then one for each of its files."""
-    files = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+    """The folder's own line, then one for each of its files; files that hold a command share one."""
     own = f"{indent + folder.name + '/':26}{summary(folder / '__init__.py')}"
-    return [own, *(f"{indent + '  ' + path.name:26}{summary(path)}" for path in files)]
+    files = {path.name: summary(path) for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"}
+    commands = [name for name, text in files.items() if text.startswith("`jaxlm ")]
+    rows = [f"{indent + '  ' + name:26}{text}" for name, text in files.items() if name not in commands]
+    return [own, *rows, *([f"{indent}  {' '.join(commands)}: one command each"] if commands else [])]
 
 
 def tree() -> str:

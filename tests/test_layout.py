@@ -92,10 +92,16 @@ def test_importing_jaxlm_starts_no_backend_and_takes_no_torch():
 def test_help_and_refusals_import_no_jax():
     code = (
         "import sys, jaxlm.cli.main as c\n"
-        "c.main(['--help']); c.main(['train', 'nothing']); c.main(['presets', '--json'])\n"
+        "c.main(['--help']); c.main(['train', 'nothing']); c.main(['presets', '--json']); c.main(['runs', '.'])\n"
+        "[c.main([command, '--help']) for command in c.COMMANDS]\n"
         "print('jax' in sys.modules, 'torch' in sys.modules)"
     )
     assert run_python(code)[-2:] == ["False", "False"]
+
+
+def test_dir_shows_the_public_names_and_no_others():
+    assert dir(jaxlm) == sorted(jaxlm.__all__)
+    assert not any(name.startswith("_") for name in dir(jaxlm))
 
 
 def test_every_name_of_the_package_resolves():

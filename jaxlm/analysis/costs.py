@@ -1,4 +1,4 @@
-"""What a model costs, from its program's shapes alone: nothing is computed and no parameter is made."""
+"""What a model costs, from the shapes in its program alone: nothing is computed and no parameter is made."""
 
 import dataclasses
 import math
@@ -28,8 +28,8 @@ def parameter_table(cfg: ModelConfig) -> list[tuple[str, tuple[int, ...], int]]:
 def forward_flops_per_token(cfg: ModelConfig) -> float:
     """Floating-point operations of the matrix products of a forward pass over max_seq_len tokens, per token.
 
-    A product of [m, k] and [k, n] counts 2 m k n; what a mask then hides is counted, as it is computed. A training
-    step takes about three times as many. Embedding lookups, norms and activations are left out.
+    A product of [m, k] and [k, n] counts 2 m k n, including the scores that a mask hides, which are computed too. A
+    training step takes about three times as many. Embedding lookups, norms and activations are not counted.
     """
     model, tokens = _model(cfg), jax.ShapeDtypeStruct((1, cfg.max_seq_len), jnp.int32)
     program = jax.make_jaxpr(lambda params, tokens: model.apply({"params": params}, tokens)[0])
@@ -37,28 +37,28 @@ def forward_flops_per_token(cfg: ModelConfig) -> float:
 
 
 def cache_bytes(cfg: ModelConfig, capacity: int) -> int:
-    """Bytes of the cache of one row with room for `capacity` tokens: keys, values, positions; or hidden states."""
+    """Bytes of the cache of one row with room for `capacity` tokens: keys, values and positions, or hidden states."""
     return tree_bytes(jax.eval_shape(lambda: init_cache(cfg, 1, capacity)))
 
 
 def cache_bytes_per_token(cfg: ModelConfig) -> int:
-    """By how many bytes a row's cache grows with a token, as long as no window is full; 0 for other families."""
+    """Bytes by which a row's cache grows with each token while no window is full; 0 for families without attention."""
     return cache_bytes(cfg, 2) - cache_bytes(cfg, 1) if cfg.max_seq_len > 1 else 0
 
 
 def activation_bytes_per_sequence(cfg: ModelConfig) -> int:
-    """Bytes that autodiff keeps for the backward pass for each sequence of max_seq_len tokens, dropout off.
+    """Bytes that automatic differentiation keeps for the backward pass, for each sequence of max_seq_len tokens.
 
-    An estimate: XLA may recompute or share some, and the backward pass needs room of its own.
+    An estimate without dropout: XLA may recompute or share some of them, and the backward pass needs room of its own.
     """
     model, params = _model(cfg), _abstract_params(cfg)
 
-    def kept(batch: int) -> int:
+    def kept(batch: int) -> int:  # the bytes of what the function of the backward pass holds
         windows = jax.ShapeDtypeStruct((batch, cfg.max_seq_len + 1), jnp.int32)
         saved = jax.eval_shape(lambda p, w: jax.vjp(lambda p: batch_loss(p, model, w), p)[1], params, windows)
         return tree_bytes(saved)
 
-    return kept(3) - kept(2)  # what does not grow with the batch (parameters, masks) drops out
+    return kept(3) - kept(2)  # leaves out what does not grow with the batch: parameters and masks
 
 
 COMPARED_OPTIMIZERS = (
@@ -73,7 +73,7 @@ COMPARED_OPTIMIZERS = (
 
 
 def optimizer_bytes(cfg: ModelConfig) -> dict[str, int]:
-    """Bytes of the state of each of COMPARED_OPTIMIZERS for a model, by name and arguments; "adamw" is one of them."""
+    """Bytes of the state of each of COMPARED_OPTIMIZERS for a model, by name and arguments, such as "adamw"."""
     params = _abstract_params(cfg)
     return {
         " ".join((optim.name, *optim.arguments)): state_bytes(
@@ -84,7 +84,7 @@ def optimizer_bytes(cfg: ModelConfig) -> dict[str, int]:
 
 
 def _model(cfg: ModelConfig) -> LanguageModel:
-    """The model, with the plain attention where the config's runs on another machine: it costs the same products."""
+    """The model. The attention of cuDNN, which needs a GPU, is replaced by another of the same matrix products."""
     return build_model(dataclasses.replace(cfg, attention_impl="auto") if cfg.attention_impl == "cudnn" else cfg)
 
 
@@ -93,7 +93,7 @@ def _abstract_params(cfg: ModelConfig):
 
 
 def _product_flops(program: Jaxpr) -> int:
-    """2 m k n over every dot_general; the body of a scan counts as often as it runs, one branch of a cond."""
+    """2 m k n over every dot_general; the body of a scan as often as it runs, and the costliest branch of a cond."""
     total = 0
     for equation in program.eqns:
         inner = [p for value in equation.params.values() for p in (value if isinstance(value, tuple) else (value,))]

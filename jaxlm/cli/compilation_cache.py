@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk: what one call of the command compiled, the next one loads."""
+"""Compiled programs kept on disk: what one call of a command compiles, the next one loads."""
 
 import contextlib
 import os
@@ -13,24 +13,30 @@ from jax.experimental.compilation_cache import compilation_cache
 def cache_folder() -> str:
     """$JAX_COMPILATION_CACHE_DIR (empty: none), else jaxlm/xla in the user's cache folder.
 
+    That is $XDG_CACHE_HOME or ~/.cache. A relative path there is ignored, as its standard says: it would put a cache
+    into every working folder.
+
     Raises:
       RuntimeError: there is no home folder.
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if chosen is not None:
         return chosen
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return str((Path(caches) if caches else Path.home() / ".cache") / "jaxlm" / "xla")
+    candidates = Path(os.environ.get("XDG_CACHE_HOME", "")), Path.home() / ".cache"
+    for caches in candidates:
+        if caches.is_absolute():
+            return str(caches / "jaxlm" / "xla")
+    raise RuntimeError(f"the home folder {Path.home()} is not an absolute path")
 
 
 @contextlib.contextmanager
 def kept_programs() -> Iterator[None]:
-    """JAX's persistent compilation cache, for small programs too; JAX's settings are as before afterwards.
+    """Turns on JAX's persistent compilation cache, for small programs too, and afterwards restores JAX's settings.
 
-    A folder that cannot be made or written is a warning, and nothing is kept.
+    If the folder cannot be created or written, there is a warning and nothing is kept.
     """
     settings: dict[str, object] = {
-        "jax_compilation_cache_dir": _made_folder(),
+        "jax_compilation_cache_dir": _create_folder(),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in settings}
@@ -41,11 +47,12 @@ def kept_programs() -> Iterator[None]:
         _update(before)
 
 
-def _made_folder() -> str | None:
+def _create_folder() -> str | None:
+    """The cache folder, created if need be; None if nothing is to be kept."""
     folder = "the cache folder"
     try:
         folder = cache_folder()
-        if "://" not in folder and folder:  # JAX takes addresses of cloud storage too
+        if "://" not in folder and folder:  # JAX also takes addresses of cloud storage
             Path(folder).mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise OSError("it is read-only")
@@ -62,4 +69,4 @@ def _made_folder() -> str | None:
 def _update(settings: dict[str, object]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX opens its folder once
+    compilation_cache.reset_cache()  # JAX would go on with the folder it opened first

@@ -116,7 +116,11 @@ def _print_comparison(results: list[dict[str, Any]]) -> None:
     """A row for each run. What all runs share stands in the title, so that the table stays narrow."""
     names = dict.fromkeys(name for result in results for name in result if name not in ("run", "examples"))
     columns = {name: [result.get(name) for result in results] for name in names}
-    shared = [name for name in names if not isinstance(columns[name][0], float) and len(set(columns[name])) == 1]
+    shared = [
+        name
+        for name, (first, *rest) in columns.items()
+        if not isinstance(first, float) and rest.count(first) == len(rest)
+    ]
     title = ", ".join(f"{name} {_shown(columns[name][0])}" for name in shared if columns[name][0] is not None)
     differing = [name for name in names if name not in shared]
     rows = [

@@ -23,9 +23,9 @@ from jaxlm.cli.train import train
 from jaxlm.errors import CheckError, UserError
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
-    "train": (train, "[PRESET]", "Train a model, or go on with a run"),
+    "train": (train, "[PRESET]", "Train a model, or continue a run"),
     "sample": (sample, "RUN", "Sample text from a run"),
-    "eval": (evaluate, "RUN", "Measure a run on held-out data: the exact loss, or a task"),
+    "eval": (evaluate, "RUN...", "Measure runs on held-out data: the exact loss, or a task"),
     "runs": (runs, "[FOLDER]", "List the runs in a folder: steps, losses, the settings that differ"),
     "attend": (attend, "RUN", "Draw the attention maps of every layer and head over a text"),
     "parity": (parity, "[RUN]", "Compare a model with PyTorch, layer by layer, and name the first difference"),
@@ -43,6 +43,9 @@ NOT_YET_OPTIONS = ("--mesh", "--init-from")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # jaxlib 0.10.1 logs an error of 3 KB for each program that it loads from the compilation cache, because tuning
+    # flags of the compiler such as prefer-no-gather are not features of a processor. It loads the program nevertheless.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without the characters of a text still shows the rest
     with warnings.catch_warnings():

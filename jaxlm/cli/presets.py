@@ -8,14 +8,6 @@ from jaxlm.config.base import to_dict
 from jaxlm.config.model import ModelConfig
 from jaxlm.config.presets import PRESETS, describe, preset
 
-_SIZES = {
-    "transformer": ("num_layers", "embed_dim", "num_heads", "max_seq_len"),
-    "recurrent": ("num_layers", "embed_dim", "max_seq_len"),
-    "embedding_bigram": ("embed_dim",),
-    "bigram": (),
-}
-"""The sizes besides the vocabulary that a model of each family has. (A bigram reads no context.)"""
-
 _LETTERS = {"num_layers": "L", "embed_dim": "D", "num_heads": "N", "max_seq_len": "T", "vocab_size": "V"}
 
 
@@ -39,4 +31,6 @@ def presets(arguments: list[str]) -> int:
 
 def sizes(model: ModelConfig) -> str:
     """The sizes that a model's family reads, such as "L 4, D 128, N 4, T 64, V 65"."""
-    return ", ".join(f"{_LETTERS[name]} {getattr(model, name)}" for name in (*_SIZES[model.family], "vocab_size"))
+    readers = {field.name: field.metadata.get("read_by", (model.family,)) for field in dataclasses.fields(model)}
+    read = {name: letter for name, letter in _LETTERS.items() if model.family in readers[name]}
+    return ", ".join(f"{letter} {getattr(model, name)}" for name, letter in read.items())

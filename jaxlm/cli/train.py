@@ -99,9 +99,7 @@ def _next_free(preset: str) -> Iterator[Path]:
             folder.mkdir(parents=True)
             break
         except FileExistsError:
-            if RUNS.is_dir():
-                continue
-            raise UserError(f"{RUNS} is not a folder: move it away, or choose another --out") from None
+            continue
         except OSError as error:
             raise UserError(f"{folder} cannot be created ({error.strerror}): choose another --out") from None
     try:

@@ -7,6 +7,7 @@ above powers of two, odd, long.
 """
 
 import importlib.metadata
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,9 +40,14 @@ class Program(NamedTuple):
     inputs: tuple[np.ndarray, ...]
 
 
-def known_fault() -> str | None:
-    """Where the installed jaxlib is reported to compute wrong results; None if it is not known to."""
-    return KNOWN_WRONG.get(importlib.metadata.version("jaxlib"))
+def warn_of_known_fault() -> None:
+    """Warns in one line if the installed jaxlib is known to compute wrong results on this backend."""
+    version = importlib.metadata.version("jaxlib")
+    if version in KNOWN_WRONG and jax.default_backend() == "cpu":
+        warnings.warn(
+            f"jaxlib {version} computes wrong results on CPU ({KNOWN_WRONG[version]}): install another version",
+            stacklevel=3,
+        )
 
 
 def run_programs() -> tuple[Outcome, ...]:

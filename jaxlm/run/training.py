@@ -19,6 +19,7 @@ from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.optim import build_optimizer, skipped_steps
 from jaxlm.run import checkpoint, hooks
 from jaxlm.run.folder import check_data, new_folder, read_record, write_config
@@ -91,6 +92,7 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
       CheckError: the loss or gradient is not finite (optim.max_nonfinite skips some such steps), or every checkpoint is
         damaged.
     """
+    warn_of_known_fault()
     session = resumed_session(config, Path(out)) if resume else new_session(config, Path(out))
     with _signals() as received:
         return _run(session, received)

@@ -23,10 +23,12 @@ def compile_something(size):
         ({"JAX_COMPILATION_CACHE_DIR": "mine", "XDG_CACHE_HOME": "/caches"}, "mine"),
         ({"XDG_CACHE_HOME": "/caches"}, "/caches/jaxlm/xla"),
         ({"XDG_CACHE_HOME": "", "HOME": "/home/one"}, "/home/one/.cache/jaxlm/xla"),
+        ({"XDG_CACHE_HOME": "caches", "HOME": "/home/one"}, "/home/one/.cache/jaxlm/xla"),
+        ({"XDG_CACHE_HOME": ".", "HOME": "/home/one"}, "/home/one/.cache/jaxlm/xla"),
         ({"HOME": "/home/one"}, "/home/one/.cache/jaxlm/xla"),
     ],
 )
-def test_the_folder_is_the_users_choice_or_in_his_cache(monkeypatch, environment, expected):
+def test_the_folder_is_the_users_choice_or_in_the_users_cache(monkeypatch, environment, expected):
     for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -47,6 +49,21 @@ def test_programs_are_kept_and_settings_are_given_back(tmp_path, monkeypatch):
         compile_something(5)
     assert any(path.name.startswith("jit__lambda") for path in (tmp_path / "other").iterdir())
     assert sorted((tmp_path / "new" / "programs").iterdir()) == kept
+
+
+def test_no_cache_is_made_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "caches")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with kept_programs():
+        compile_something(9)
+    assert any((tmp_path / "home/.cache/jaxlm/xla").iterdir())
+    monkeypatch.setenv("HOME", ".")
+    with pytest.warns(UserWarning, match="compiled programs are not kept: .* is not an absolute path"), kept_programs():
+        compile_something(11)
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_an_empty_choice_keeps_nothing(monkeypatch):

@@ -21,8 +21,8 @@ def test_every_preset_is_listed_with_its_description(monkeypatch):
 
 def test_only_the_sizes_that_a_family_reads():
     assert sizes(preset("nanogpt-cpu").model) == "L 4, D 128, N 4, T 64, V 65"
-    assert sizes(preset("bigram").model) == "V 65"
-    assert sizes(preset("embedding-bigram").model) == "D 32, V 65"
+    assert sizes(preset("bigram").model) == "T 256, V 65"
+    assert sizes(preset("embedding-bigram").model) == "D 32, T 256, V 65"
     recurrent = dataclasses.replace(preset("embedding-bigram").model, family="recurrent", cell="lstm", num_layers=2)
     assert sizes(recurrent) == "L 2, D 32, T 256, V 65"
 

@@ -119,12 +119,13 @@ def test_a_place_where_no_run_can_be_is_named(tmp_path, monkeypatch):
     (tmp_path / "runs").write_text("")
     code, _, err = command("train", "tiny")
     assert (code, err.count("\n")) == (2, 1)
-    assert "runs is not a folder: move it away, or choose another --out" in err
+    assert "runs/tiny-1 cannot be created (Not a directory): choose another --out" in err
 
 
 # The warm-up ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("default:warmup_steps")
 @pytest.mark.parametrize(
     ("arguments", "words", "warmup"),
     [

@@ -53,7 +53,7 @@ def test_the_references_are_not_what_is_compiled():
 
 
 def test_versions_known_to_be_wrong(monkeypatch):
-    installed = importlib.metadata.version
-    assert canary.known_fault() is None
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2" if name == "jaxlib" else installed(name))
-    assert canary.known_fault() == "jax-ml/jax#39103"
+    canary.warn_of_known_fault()  # says nothing: a warning would be an error here
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
+    with pytest.warns(UserWarning, match=r"jaxlib 0.10.2 computes wrong results on CPU \(jax-ml/jax#39103\): install"):
+        canary.warn_of_known_fault()

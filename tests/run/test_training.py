@@ -1,6 +1,7 @@
 """Runs that are stopped, killed, damaged and resumed. The processes are real ones."""
 
 import dataclasses
+import importlib.metadata
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from jaxlm.config.presets import preset
 from jaxlm.data.batches import TokenStream, WindowBlock
 from jaxlm.errors import CheckError, UserError
 from jaxlm.evals.loss import evaluate
+from jaxlm.ops import canary
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
 from jaxlm.run.folder import load_run, read_config
@@ -372,7 +374,8 @@ def test_the_share_of_the_warm_up_stays(config, tmp_path):
     cpu = dataclasses.replace(preset("nanogpt-cpu"), model=config.model, data=config.data)
     with pytest.warns(UserWarning, match="warmup_steps = 200 does not fit into steps = 200: using 20, the same share"):
         train(shortened(cpu, 200), tmp_path / "a")
-    mine = dataclasses.replace(config, preset="mine")  # no preset: the default warm-up is 100
+    model = dataclasses.replace(config.model, vocab_size=58)  # that of the text, as no preset gives another
+    mine = dataclasses.replace(config, preset="mine", model=model)  # the default warm-up is 100
     with pytest.warns(UserWarning, match="warmup_steps = 100 does not fit into steps = 60: using 3"):
         train(shortened(mine, 60, warmup_steps=100), tmp_path / "b")
     train(shortened(cpu, 201), tmp_path / "c")  # it fits
@@ -385,3 +388,10 @@ def test_a_warm_up_of_the_users_own_is_refused(config, tmp_path):
     ):
         train(shortened(config, 30, warmup_steps=30), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_version_known_to_compute_wrong_results_is_warned_of(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(canary.KNOWN_WRONG, importlib.metadata.version("jaxlib"), "a report")
+    few = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6))
+    with pytest.warns(UserWarning, match=r"jaxlib \S+ computes wrong results on CPU \(a report\): install another"):
+        assert train(few, tmp_path / "run").step == 6
