@@ -27,7 +27,8 @@ def compare_decoding(comparison: Comparison, count: int) -> PartResult:
     later = min(read // 2, LATER_TOKENS)
     prefill = read - later
     begins = [0, prefill, *range(prefill + max(1, later // 2), read)]
-    chunks = [np.split(batch.windows[:, :-1], begins[1:], axis=1) for batch in comparison.batches.first(count)]
+    rows_read = [batch.windows[: comparison.batches.decoded_rows, :-1] for batch in comparison.batches.first(count)]
+    chunks = [np.split(rows, begins[1:], axis=1) for rows in rows_read]
     results = [networks.run(functools.partial(_decode, chunks=one)) for one in chunks]
     rows = [
         comparison.row("decoding", f"prefill of {prefill}", [draw.map(lambda steps: steps[0][1]) for draw in results]),
@@ -57,7 +58,7 @@ def compare_greedy(comparison: Comparison, prompt: np.ndarray | None) -> PartRes
 
     each, cfg = comparison.decoding_networks.each, comparison.cfg
     in_jax, in_torch = each.most_exact_jax, each.most_exact_torch
-    tokens, new = comparison.batches.first(1)[0].windows, GREEDY_TOKENS
+    tokens, new = comparison.batches.first(1)[0].windows[: comparison.batches.decoded_rows], GREEDY_TOKENS
     if prompt is None:
         prompt = tokens[:, : tokens.shape[1] // 2]
     if cfg.has_position_table:

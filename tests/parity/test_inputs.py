@@ -27,13 +27,15 @@ def test_random_tokens_fill_the_context_up_to_where_attention_goes_local():
 def test_a_bfloat16_model_reads_thousands_of_tokens():
     assert shape(dtype="bfloat16") == (1, (256, 16))
     assert shape(dtype="bfloat16", max_seq_len=64) == (1, (64, 64))
+    assert batches(dtype="bfloat16").decoded_rows == 16
     assert shape(dtype="bfloat16", vocab_size=2**17, max_seq_len=64) == (1, (8, 64))
 
 
 def test_random_batches_follow_those_given():
     tokens = np.arange(9)[None]
     every = batches(tokens)
-    assert every.draws == 1
+    assert (every.draws, every.decoded_rows) == (1, 1)
+    assert batches(np.zeros((20, 9), int)).decoded_rows == 20
     first, second, third = every.first(3)
     np.testing.assert_array_equal(first.windows, tokens)
     assert second.windows.shape == third.windows.shape == tokens.shape
