@@ -63,7 +63,7 @@ def evaluate(arguments: list[str]) -> int:
     with kept_programs():
         results = [{"run": str(path), **_evaluate(path, options)} for path in options.runs]
     if options.json:
-        print_json(results[0] if len(results) == 1 else results)
+        print_json(results[0] if len(results) == 1 else {"runs": results})
     elif len(results) > 1:
         _print_comparison(results)
     else:

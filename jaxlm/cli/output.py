@@ -5,8 +5,8 @@ import sys
 from typing import Any, NoReturn
 
 
-def print_json(value: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """One JSON object, or a list of them, on one line of stdout."""
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
     encoding = sys.stdout.encoding or "utf-8"  # None: a StringIO
     print(json.dumps(value, ensure_ascii=encoding.lower() != "utf-8"))
 

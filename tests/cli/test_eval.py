@@ -136,7 +136,7 @@ def test_several_runs_are_one_table_and_a_list(folder):
     code, out, _ = command("eval", "runs/tiny-1", "runs/tiny-2", "--data.path", "other.txt")
     assert code == 0
     assert out.count("bits_per_byte") == 1
-    for result in measured("runs/tiny-1", "runs/tiny-2", "--data.path", "other.txt"):
+    for result in measured("runs/tiny-1", "runs/tiny-2", "--data.path", "other.txt")["runs"]:
         (line,) = [line for line in out.splitlines() if result["run"] in line]
         assert f"{result['loss']:.6g}" in line
         assert f"{result['bits_per_byte']:.6g}" in line
