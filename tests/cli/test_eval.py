@@ -130,7 +130,7 @@ def test_other_data_of_the_run_itself_are_refused_without_a_path(folder):
 
 
 def test_several_runs_are_one_table_and_a_list(folder):
-    results = measured("runs/tiny-1", "runs/tiny-2")
+    results = measured("runs/tiny-1", "runs/tiny-2")["runs"]
     assert results == [measured("runs/tiny-1"), measured("runs/tiny-2")]
     assert results[0]["bits_per_byte"] != results[1]["bits_per_byte"]
     code, out, _ = command("eval", "runs/tiny-1", "runs/tiny-2", "--data.path", "other.txt")
