@@ -216,14 +216,14 @@ def score(cfg, p, head, query, key):
 
 def attention_in_loops(cfg, p, x, window):
     """The sublayer, computed for each sequence, query and attention map separately; x [B, T, D]."""
-    group = cfg.num_heads // cfg.kv_heads
+    group = cfg.num_heads // cfg.resolved.num_kv_heads
     rows = []
     for tokens in x:
-        queries = linear(p, "query", tokens).unflatten(-1, (cfg.num_heads, cfg.head_width))
-        keys = linear(p, "key", tokens).unflatten(-1, (-1, cfg.head_width))
-        values = linear(p, "value", tokens).unflatten(-1, (-1, cfg.value_width))
+        queries = linear(p, "query", tokens).unflatten(-1, (cfg.num_heads, cfg.resolved.head_dim))
+        keys = linear(p, "key", tokens).unflatten(-1, (-1, cfg.resolved.head_dim))
+        values = linear(p, "value", tokens).unflatten(-1, (-1, cfg.resolved.value_head_dim))
         if cfg.kv_sharing == "mean_pooled":
-            shared = range(cfg.kv_heads)
+            shared = range(cfg.resolved.num_kv_heads)
             keys, values = (
                 torch.stack([sum(a[:, i * group + j] for j in range(group)) / group for i in shared], 1)
                 for a in (keys, values)
@@ -231,7 +231,7 @@ def attention_in_loops(cfg, p, x, window):
         for t in range(len(tokens)):
             seen = range(0 if window is None else max(0, t + 1 - window), t + 1)
             maps = []
-            for i in range(cfg.kv_heads):
+            for i in range(cfg.resolved.num_kv_heads):
                 scores = [
                     torch.stack([score(cfg, p, n, queries[t, n], keys[s, i]) for s in seen])
                     for n in range(i * group, i * group + group)

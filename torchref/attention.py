@@ -21,12 +21,12 @@ class SelfAttention(nn.Module):
     def __init__(self, cfg: ModelConfig, window: int | None) -> None:
         super().__init__()
         self.cfg, self.window = cfg, window
-        heads, width = cfg.num_heads, cfg.head_width
-        shared = heads if cfg.kv_sharing == "mean_pooled" else cfg.kv_heads
+        heads, width = cfg.num_heads, cfg.resolved.head_dim
+        shared = heads if cfg.kv_sharing == "mean_pooled" else cfg.resolved.num_kv_heads
         bias = cfg.use_bias if cfg.qkv_bias is None else cfg.qkv_bias
         self.query = Linear(cfg, cfg.embed_dim, heads * width, bias)
         self.key = Linear(cfg, cfg.embed_dim, shared * width, bias)
-        self.value = Linear(cfg, cfg.embed_dim, shared * cfg.value_width, bias)
+        self.value = Linear(cfg, cfg.embed_dim, shared * cfg.resolved.value_head_dim, bias)
         if cfg.qk_norm:
             self.query_norm, self.key_norm = Norm(cfg, width, "rmsnorm"), Norm(cfg, width, "rmsnorm")
         hidden = cfg.score_dim or width
@@ -38,7 +38,9 @@ class SelfAttention(nn.Module):
             self.score_key, self.score_query = (self._weight(2 * width, width, hidden) for _ in range(2))
             self.score_out = self._weight(hidden, hidden)
         if cfg.attention_out_proj:
-            self.out = Linear(cfg, cfg.attention_maps * cfg.value_width, cfg.embed_dim, cfg.use_bias, to_residual=True)
+            self.out = Linear(
+                cfg, cfg.attention_maps * cfg.resolved.value_head_dim, cfg.embed_dim, cfg.use_bias, to_residual=True
+            )
         self.softmax = nn.Softmax(dim=-1)  # a module, so that a hook can read the attention weights
         self.clear_cache()
 
@@ -55,12 +57,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False) -> Tensor:
         """Maps x [B, T, D] at `positions` [T] to [B, T, D]."""
-        cfg, (batch, length, _) = self.cfg, x.shape
-        groups = cfg.num_heads // cfg.kv_heads
-        queries = self.query(x).unflatten(2, (-1, cfg.head_width))
-        keys, values = self.key(x).unflatten(2, (-1, cfg.head_width)), self.value(x).unflatten(2, (-1, cfg.value_width))
+        cfg, sizes, (batch, length, _) = self.cfg, self.cfg.resolved, x.shape
+        groups = cfg.num_heads // sizes.num_kv_heads
+        queries = self.query(x).unflatten(2, (-1, sizes.head_dim))
+        keys = self.key(x).unflatten(2, (-1, sizes.head_dim))
+        values = self.value(x).unflatten(2, (-1, sizes.value_head_dim))
         if cfg.kv_sharing == "mean_pooled":
-            keys, values = (a.unflatten(2, (cfg.kv_heads, groups)).mean(dim=3) for a in (keys, values))
+            keys, values = (a.unflatten(2, (sizes.num_kv_heads, groups)).mean(dim=3) for a in (keys, values))
         if cfg.qk_norm:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         queries, keys, values = (a.transpose(1, 2) for a in (queries, keys, values))  # [B, heads, T, width]
@@ -79,7 +82,7 @@ class SelfAttention(nn.Module):
 
         scores = self._scores(queries, keys.repeat_interleave(groups, dim=1))
         if cfg.kv_sharing == "summed_scores":
-            scores = scores.unflatten(1, (cfg.kv_heads, groups)).sum(dim=2)
+            scores = scores.unflatten(1, (sizes.num_kv_heads, groups)).sum(dim=2)
         else:
             values = values.repeat_interleave(groups, dim=1)
         behind = positions[:, None] - key_positions[None, :]
@@ -92,7 +95,7 @@ class SelfAttention(nn.Module):
     def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Scores queries [B, N, T, H] against keys [B, N, S, H]: [B, N, T, S], in at least float32."""
         cfg = self.cfg
-        root = math.sqrt(cfg.head_width)
+        root = math.sqrt(cfg.resolved.head_dim)
         if cfg.attention_score == "dot":
             return widened(queries) @ widened(keys).transpose(2, 3) / root
         if cfg.attention_score == "multiplicative":

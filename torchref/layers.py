@@ -105,9 +105,9 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[cfg.activation]
         self.gate = None
         if cfg.activation in ("swiglu", "geglu"):
-            self.gate = Linear(cfg, cfg.embed_dim, cfg.mlp_width, cfg.use_bias)
-        self.up = Linear(cfg, cfg.embed_dim, cfg.mlp_width, cfg.use_bias)
-        self.down = Linear(cfg, cfg.mlp_width, cfg.embed_dim, cfg.use_bias, to_residual=True)
+            self.gate = Linear(cfg, cfg.embed_dim, cfg.resolved.mlp_dim, cfg.use_bias)
+        self.up = Linear(cfg, cfg.embed_dim, cfg.resolved.mlp_dim, cfg.use_bias)
+        self.down = Linear(cfg, cfg.resolved.mlp_dim, cfg.embed_dim, cfg.use_bias, to_residual=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [B, T, D] to the same shape."""

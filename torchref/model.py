@@ -97,7 +97,7 @@ class Block(nn.Module):
         self.cfg = cfg
         self.attention_norm = make_norm(cfg, cfg.embed_dim)
         self.attention = SelfAttention(cfg, window)
-        if cfg.mlp_width:
+        if cfg.resolved.mlp_dim:
             self.mlp_norm = make_norm(cfg, cfg.embed_dim)
             self.mlp = MLP(cfg)
 
@@ -107,7 +107,7 @@ class Block(nn.Module):
         out = self.attention(self.attention_norm(x) if pre else x, positions, use_kv_cache)
         x = self._joined(x, out)
         x = x if pre else self.attention_norm(x)
-        if self.cfg.mlp_width:
+        if self.cfg.resolved.mlp_dim:
             x = self._joined(x, self.mlp(self.mlp_norm(x) if pre else x))
             x = x if pre else self.mlp_norm(x)
         return x

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxlm.config.base import Validated, check_at_least, check_rate
 from jaxlm.errors import UserError
@@ -17,12 +17,21 @@ _LAYERED = {"read_by": ("transformer", "recurrent")}
 _EMBEDDING = {"read_by": ("transformer", "embedding_bigram", "recurrent")}
 
 
+class ResolvedSizes(NamedTuple):
+    """Sizes that ModelConfig derives from other fields where they are None. The names are those of its fields."""
+
+    num_kv_heads: int
+    head_dim: int
+    value_head_dim: int
+    mlp_dim: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
     """The architecture of a language model. Two equal configs describe the same function of the parameters.
 
     A field whose metadata has `read_by` is read by these families alone; in a config of another family it must keep its
-    default. None means "derived from other fields": the properties at the end give the resolved values.
+    default. None means "derived from other fields"; `resolved` has the numbers.
     """
 
     family: Family = "transformer"
@@ -146,19 +155,19 @@ class ModelConfig(Validated):
                 f"num_heads = {self.num_heads} does not divide embed_dim = {self.embed_dim}: "
                 "change one, or give head_dim"
             )
-        if self.num_heads % self.kv_heads:
+        if self.num_heads % self.resolved.num_kv_heads:
             raise UserError(
                 f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}: change one"
             )
-        joined = self.attention_maps * self.value_width
+        joined = self.attention_maps * self.resolved.value_head_dim
         if not self.attention_out_proj and joined != self.embed_dim:
             raise UserError(
                 f"attention_out_proj = False leaves the heads' {joined} features (attention maps x value head width) "
                 f"where embed_dim = {self.embed_dim} are needed: make them equal, or give the projection back"
             )
-        if self.position == "rope" and self.head_width % 2:
+        if self.position == "rope" and self.resolved.head_dim % 2:
             raise UserError(
-                f"head_dim = {self.head_width} is odd, but position = 'rope' rotates pairs: give an even one"
+                f"head_dim = {self.resolved.head_dim} is odd, but position = 'rope' rotates pairs: give an even one"
             )
         if self.position == "sinusoidal" and self.embed_dim % 2:
             raise UserError(
@@ -195,10 +204,10 @@ class ModelConfig(Validated):
                     f"attention_impl = 'cudnn' cannot compute {name} = {getattr(self, name)!r}: "
                     f"give {value!r}, or attention_impl = 'auto'"
                 )
-        if self.head_width % 8 or self.head_width > 128:
+        if self.resolved.head_dim % 8 or self.resolved.head_dim > 128:
             raise UserError(
                 f"attention_impl = 'cudnn' needs a head width that is a multiple of 8 up to 128, not "
-                f"{self.head_width}: change head_dim, or give attention_impl = 'auto'"
+                f"{self.resolved.head_dim}: change head_dim, or give attention_impl = 'auto'"
             )
 
     def _check_fields_of_family(self) -> None:
@@ -211,29 +220,20 @@ class ModelConfig(Validated):
             )
 
     @property
-    def kv_heads(self) -> int:
-        """K, resolved."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-    @property
-    def head_width(self) -> int:
-        """H, resolved."""
-        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def value_width(self) -> int:
-        """Width of a value head, resolved."""
-        return self.head_width if self.value_head_dim is None else self.value_head_dim
-
-    @property
-    def mlp_width(self) -> int:
-        """F, resolved."""
-        return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
+    def resolved(self) -> "ResolvedSizes":
+        """The sizes that may be None in a config, as the numbers that they stand for."""
+        head_dim = self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+        return ResolvedSizes(
+            num_kv_heads=self.num_heads if self.num_kv_heads is None else self.num_kv_heads,
+            head_dim=head_dim,
+            value_head_dim=head_dim if self.value_head_dim is None else self.value_head_dim,
+            mlp_dim=4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim,
+        )
 
     @property
     def attention_maps(self) -> int:
         """Attention maps of a layer: K where a group's scores are summed, else N."""
-        return self.kv_heads if self.kv_sharing == "summed_scores" else self.num_heads
+        return self.resolved.num_kv_heads if self.kv_sharing == "summed_scores" else self.num_heads
 
     @property
     def window_period(self) -> tuple[int | None, ...]:

@@ -36,8 +36,8 @@ def gpt2_params(cfg: ModelConfig, tensors: Tensors, prefix: str, transposed: boo
             },
             "mlp_norm": norm(f"{block}.ln_2"),
             "mlp": {
-                "up": linear.layer(f"{block}.mlp.c_fc", width, cfg.mlp_width, cfg.use_bias),
-                "down": linear.layer(f"{block}.mlp.c_proj", cfg.mlp_width, width, cfg.use_bias),
+                "up": linear.layer(f"{block}.mlp.c_fc", width, cfg.resolved.mlp_dim, cfg.use_bias),
+                "down": linear.layer(f"{block}.mlp.c_proj", cfg.resolved.mlp_dim, width, cfg.use_bias),
             },
         }
     return params

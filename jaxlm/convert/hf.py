@@ -196,8 +196,8 @@ def _rope_theta(fields: Fields) -> float:
 
 
 def _llama_params(cfg: ModelConfig, tensors: Tensors, prefix: str) -> Params:
-    linear, width, mlp = Linear(tensors, transposed=True), cfg.embed_dim, cfg.mlp_width
-    queries, keys = cfg.num_heads * cfg.head_width, cfg.kv_heads * cfg.head_width
+    linear, width, mlp = Linear(tensors, transposed=True), cfg.embed_dim, cfg.resolved.mlp_dim
+    queries, keys = cfg.num_heads * cfg.resolved.head_dim, cfg.resolved.num_kv_heads * cfg.resolved.head_dim
 
     def norm(name: str) -> Params:
         return {"scale": tensors.take(f"{name}.weight", width)}

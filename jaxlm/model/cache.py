@@ -137,8 +137,8 @@ def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> Cache:
     def layer(window: int | None) -> LayerCache:
         slots = _slots(capacity, window)
         return LayerCache(
-            jnp.zeros((batch_size, cfg.kv_heads, cfg.head_width, slots), dtype),
-            jnp.zeros((batch_size, cfg.kv_heads, slots, cfg.value_width), dtype),
+            jnp.zeros((batch_size, cfg.resolved.num_kv_heads, cfg.resolved.head_dim, slots), dtype),
+            jnp.zeros((batch_size, cfg.resolved.num_kv_heads, slots, cfg.resolved.value_head_dim), dtype),
             jnp.full((batch_size, slots), -1, jnp.int32),
         )
 

@@ -119,7 +119,7 @@ class Attention(nn.Module):
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
     ) -> tuple[Float[Array, "B T N H"], KeyValues]:
         """Queries, and the keys and values of the same tokens, rotated to their positions where RoPE is used."""
-        cfg = self.cfg
+        cfg, sizes = self.cfg, self.cfg.resolved
         bias = cfg.use_bias if cfg.qkv_bias is None else cfg.qkv_bias
 
         def heads(name: str, count: int, width: int) -> Float[Array, "B T heads width"]:
@@ -128,30 +128,30 @@ class Attention(nn.Module):
 
         def shared(name: str, width: int) -> Float[Array, "B T K width"]:
             if cfg.kv_sharing != "mean_pooled":
-                return heads(name, cfg.kv_heads, width)
+                return heads(name, sizes.num_kv_heads, width)
             full = heads(name, cfg.num_heads, width)
-            return rearrange(full, "b t (kv group) width -> b t kv group width", kv=cfg.kv_heads).mean(axis=3)
+            return rearrange(full, "b t (kv group) width -> b t kv group width", kv=sizes.num_kv_heads).mean(axis=3)
 
-        queries, keys = heads("query", cfg.num_heads, cfg.head_width), shared("key", cfg.head_width)
-        values = shared("value", cfg.value_width)
+        queries, keys = heads("query", cfg.num_heads, sizes.head_dim), shared("key", sizes.head_dim)
+        values = shared("value", sizes.value_head_dim)
         if cfg.qk_norm:
             queries = Norm(cfg, "rmsnorm", name="query_norm")(queries)
             keys = Norm(cfg, "rmsnorm", name="key_norm")(keys)
         if cfg.position == "rope":
-            angles = rope_angles(positions, cfg.head_width, cfg.rope_theta, jnp.promote_types(cfg.dtype, jnp.float32))
+            angles = rope_angles(positions, sizes.head_dim, cfg.rope_theta, jnp.promote_types(cfg.dtype, jnp.float32))
             queries, keys = (apply_rope(a, angles, cfg.rope_layout) for a in (queries, keys))
         return queries, KeyValues(keys, values, positions)
 
     @nn.nowrap
     def _score(self) -> Score:
         """The configured score with its parameters, one set for each query head."""
-        cfg = self.cfg
-        width, hidden = cfg.head_width, cfg.score_dim or cfg.head_width
+        cfg, sizes = self.cfg, self.cfg.resolved
+        width, hidden = sizes.head_dim, cfg.score_dim or sizes.head_dim
 
         def weight(name: str, fan_in: int, *shape: int) -> Float[Array, "K G ..."]:
             init = weight_init(cfg, fan_in)
             made = self.param(f"score_{name}", init, (cfg.num_heads, *shape), jnp.dtype(cfg.param_dtype))
-            return made.astype(cfg.dtype).reshape(cfg.kv_heads, -1, *shape)
+            return made.astype(cfg.dtype).reshape(sizes.num_kv_heads, -1, *shape)
 
         score: Score = dot_scores
         if cfg.attention_score == "multiplicative":
@@ -183,10 +183,10 @@ class MLP(nn.Module):
         """Transforms each token separately."""
         cfg = self.cfg
         hidden = ACTIVATIONS[cfg.activation](
-            Dense(cfg, cfg.mlp_width, cfg.use_bias, name="gate" if cfg.activation in GATED else "up")(x)
+            Dense(cfg, cfg.resolved.mlp_dim, cfg.use_bias, name="gate" if cfg.activation in GATED else "up")(x)
         )
         if cfg.activation in GATED:
-            hidden *= Dense(cfg, cfg.mlp_width, cfg.use_bias, name="up")(x)
+            hidden *= Dense(cfg, cfg.resolved.mlp_dim, cfg.use_bias, name="up")(x)
         return Dense(cfg, cfg.embed_dim, cfg.use_bias, to_residual=True, name="down")(hidden)
 
 
@@ -218,7 +218,7 @@ class Block(nn.Module):
             return out
 
         x = sublayer(x, attention, "attention_norm")
-        if cfg.mlp_width:
+        if cfg.resolved.mlp_dim:
             x = sublayer(x, MLP(cfg, name="mlp"), "mlp_norm")
         return x, new_cache
 

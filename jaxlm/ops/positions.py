@@ -9,19 +9,19 @@ from jaxtyping import Array, Float, Int
 
 
 def rope_angles(
-    positions: Int[Array, "#B T"], head_width: int, theta: float = 10000.0, dtype: DTypeLike = jnp.float32
+    positions: Int[Array, "#B T"], head_dim: int, theta: float = 10000.0, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "#B T half"]:
     """Angles position * theta^(-2i/H) for i = 0 .. H/2 - 1, in radians.
 
     Args:
       positions: absolute positions in tokens.
-      head_width: H, even.
+      head_dim: H, even.
       theta: base of the frequencies.
       dtype: type of the result; float32 or wider, so that distant positions stay distinct.
 
     Source: Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
     """
-    exponents = jnp.arange(0, head_width, 2, dtype=dtype) / head_width
+    exponents = jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim
     return positions.astype(dtype)[..., None] * (theta**-exponents)[None, None]
 
 

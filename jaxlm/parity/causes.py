@@ -280,23 +280,23 @@ def _attention_probes(cfg: ModelConfig, params: Params, layer: str) -> Iterator[
         scaled = params
         for name in ("kernel", "bias"):
             if (leaf := _leaf(params, f"{query}/{name}")) is not None:
-                scaled = _with(scaled, f"{query}/{name}", leaf * math.sqrt(cfg.head_width))
+                scaled = _with(scaled, f"{query}/{name}", leaf * math.sqrt(cfg.resolved.head_dim))
         yield "scores not divided by the root of the head width", cfg, scaled
     weight = _leaf(params, f"{layer}/score_weight")
     if weight is not None:
         yield "score_weight transposed", cfg, _with(params, f"{layer}/score_weight", weight.swapaxes(1, 2))
-    groups = cfg.num_heads // cfg.kv_heads
+    groups = cfg.num_heads // cfg.resolved.num_kv_heads
     out = f"{layer}/out/kernel"
     plain = cfg.attention_score == "dot" and cfg.kv_sharing == "grouped" and _leaf(params, out) is not None
     if plain and 1 < groups < cfg.num_heads:
         # Tiled, head n reads key/value head n mod K. Reordering the heads of the queries and of `out` does the same.
-        order = np.arange(cfg.num_heads).reshape(groups, cfg.kv_heads).T.reshape(-1)
+        order = np.arange(cfg.num_heads).reshape(groups, cfg.resolved.num_kv_heads).T.reshape(-1)
         tiled = params
         for name in ("kernel", "bias"):
             if (leaf := _leaf(params, f"{query}/{name}")) is not None:
-                heads = leaf.reshape(*leaf.shape[:-1], cfg.num_heads, cfg.head_width)
+                heads = leaf.reshape(*leaf.shape[:-1], cfg.num_heads, cfg.resolved.head_dim)
                 tiled = _with(tiled, f"{query}/{name}", np.take(heads, order, axis=-2).reshape(leaf.shape))
-        kernel = _leaf(params, out).reshape(cfg.num_heads, cfg.value_width, -1)
+        kernel = _leaf(params, out).reshape(cfg.num_heads, cfg.resolved.value_head_dim, -1)
         tiled = _with(tiled, out, kernel[order].reshape(-1, cfg.embed_dim))
         yield "key/value heads tiled instead of grouped", cfg, tiled
 

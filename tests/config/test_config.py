@@ -37,10 +37,10 @@ def test_any_valid_model_config_survives_json(window, dropout, mlp_dim):
 
 def test_derived_widths():
     cfg = ModelConfig(**SIZES, num_layers=5, embed_dim=12, num_heads=6, num_kv_heads=2, window=(3, None))
-    assert (cfg.kv_heads, cfg.head_width, cfg.value_width, cfg.mlp_width) == (2, 2, 2, 48)
+    assert cfg.resolved == (2, 2, 2, 48)
     assert cfg.layer_windows == (3, None, 3, None, 3)
     cfg = ModelConfig(**SIZES, embed_dim=13, num_heads=3, head_dim=4, value_head_dim=5, mlp_dim=0)
-    assert (cfg.kv_heads, cfg.head_width, cfg.value_width, cfg.mlp_width) == (3, 4, 5, 0)
+    assert cfg.resolved == (3, 4, 5, 0)
 
 
 @pytest.mark.parametrize(
