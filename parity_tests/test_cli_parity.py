@@ -109,7 +109,7 @@ def test_a_difference_is_named_and_exits_with_1(monkeypatch):
         (("RUN", "--text", "ÄB"), "characters 'BÄ' are outside the vocabulary"),
         (("RUN", "--text", "a"), "give 3 or more ids"),
         (("RUN", "--text", "the quick brown fox"), "18 tokens are beyond the learned position table, max_seq_len = 11"),
-        (("RUN", "--prompt", "the lazy dog"), "prompt has 12 tokens: give fewer than max_seq_len = 11"),
+        (("RUN", "--prompt", "the lazy dog"), "13 tokens are beyond the learned position table, max_seq_len = 11"),
         (("RUN", "--prompt", ""), "prompt is empty"),
         (("RUN", "--step", 1), "step 1 has no checkpoint"),
         (("RUN", "--model.num-layers", 2), "--model.num-layers"),

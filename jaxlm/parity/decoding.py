@@ -61,8 +61,7 @@ def compare_greedy(comparison: Comparison, prompt: np.ndarray | None) -> PartRes
     tokens, new = comparison.batches.first(1)[0].windows[: comparison.batches.decoded_rows], GREEDY_TOKENS
     if prompt is None:
         prompt = tokens[:, : tokens.shape[1] // 2]
-    if cfg.has_position_table:
-        new = min(new, cfg.max_seq_len - prompt.shape[1])
+    new = cfg.within_reach(prompt.shape[1] + new) - prompt.shape[1]
     if new < 1:
         return PartResult([], None)
     with computing("float64"):

@@ -89,5 +89,4 @@ def _check(cfg: ModelConfig, windows: np.ndarray) -> None:
         raise UserError(
             f"tokens {list(windows.shape)} cannot be compared: give 3 or more ids below {cfg.vocab_size} a row"
         )
-    if cfg.has_position_table and read > cfg.max_seq_len:
-        raise UserError(f"{read} tokens are beyond the learned position table, max_seq_len = {cfg.max_seq_len}")
+    cfg.check_reach(read)

@@ -65,8 +65,8 @@ def check(
     for path, leaf in flatten_dict(params, sep="/").items():
         if not np.isfinite(np.asarray(leaf, np.float64)).all():
             raise UserError(f"parameter {path} is not finite: a model with NaN or infinity cannot be compared")
-    if prompt is not None and cfg.has_position_table and prompt.shape[1] >= cfg.max_seq_len:
-        raise UserError(f"prompt has {prompt.shape[1]} tokens: give fewer than max_seq_len = {cfg.max_seq_len}")
+    if prompt is not None:  # and a token that continues it
+        cfg.check_reach(prompt.shape[1] + 1, "give a shorter prompt")
     batches = Batches(cfg, tokens, seed, draws)
     comparison = Comparison(cfg, params, batches, with_grads="gradients" in parts or "updates" in parts)
     # In the order of computation: what comes later is only right if what comes before is.
