@@ -1,6 +1,7 @@
 """The structure: imports point one way, files stay short, and importing jaxlm is light."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,21 +13,7 @@ import jaxlm
 PACKAGE = Path(jaxlm.__file__).parent
 
 # Each folder may import from those above it and from itself. What lies beside the folders is for all of them.
-FOLDERS = [
-    "config",
-    "data",
-    "ops",
-    "model",
-    "optim",
-    "training",
-    "decode",
-    "convert",
-    "parity",
-    "run",
-    "analysis",
-    "evals",
-    "cli",
-]
+FOLDERS = runpy.run_path(str(PACKAGE.parent / "scripts" / "layout.py"))["FOLDERS"]
 FOR_ALL = {"errors", "types"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
