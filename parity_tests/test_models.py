@@ -27,8 +27,8 @@ def named(cfg):
     return "-".join(str(getattr(cfg, name)) for name in ("family", "cell", *cases.PAIRED))
 
 
-ROUNDED = {0, 1, 3, 4, 5, 10, 12, len(cases.ROWS), len(cases.ROWS) + 5}
-"""The cases compared in float32 and by greedy tokens too; the others are compared in float64 only."""
+ROUNDED = {0, 1, 4, 12, len(cases.ROWS)}
+"""The cases compared in float32 and by greedy tokens too; the others are compared in float64 only, in full when slow."""
 
 
 @pytest.mark.parametrize("i", range(len(cases.CASES)), ids=lambda i: named(cases.CASES[i]))

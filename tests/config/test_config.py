@@ -104,7 +104,7 @@ def test_a_bad_companion_field_is_named_with_its_value(make, words):
     ("data", "words"),
     [
         ({"vocab_size": 5, "max_seq_len": 3, "num_layer": 2}, "no field num_layer"),
-        ({"vocab_size": 5}, "lacks max_seq_len"),
+        ({"vocab_size": 5}, "needs max_seq_len"),
     ],
 )
 def test_json_with_a_surplus_or_missing_key_is_refused(data, words):
