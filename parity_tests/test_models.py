@@ -28,7 +28,7 @@ def named(cfg):
 
 
 ROUNDED = {0, 1, 4, 12, len(cases.ROWS)}
-"""The cases compared in float32 and by greedy tokens too; the others are compared in float64 only, in full when slow."""
+"""The cases compared in float32 and by greedy tokens too; the others in float64 only, but in full when slow."""
 
 
 @pytest.mark.parametrize("i", range(len(cases.CASES)), ids=lambda i: named(cases.CASES[i]))
