@@ -7,6 +7,7 @@ from etils import epy as _epy
 
 with _epy.lazy_api_imports(globals()):
     from jaxlm import attention as attention
+    from jaxlm import config as config
     from jaxlm import convert as convert
     from jaxlm import optim as optim
     from jaxlm import parity as parity
@@ -42,6 +43,7 @@ __all__ = [
     "attention_maps",
     "beam_search",
     "build_model",
+    "config",
     "convert",
     "generate",
     "generate_naive",

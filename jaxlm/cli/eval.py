@@ -1,6 +1,7 @@
 """`jaxlm eval`: measures runs on held-out data or on another text."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,14 +72,20 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _report(done: int, total: int) -> None:
+    if done < total:  # the result says the rest
+        print(f"evaluated {done:,} of {total:,} tokens", file=sys.stderr)
+
+
 def _evaluate(path: Path, options: _EvalOptions) -> dict[str, Any]:
     from jaxlm.evals import loss
     from jaxlm.run.folder import load_run
 
     run = load_run(path, options.step)
     if options.task == "loss":
-        return loss.evaluate(run, options.path, options.val_path)
-    if options.path or options.val_path:
+        print(f"evaluating {path}, step {run.step}", file=sys.stderr)
+        return loss.evaluate(run, options.path, options.val_path, _report)
+    if options.path or options.val_path:  # where the run's own data are now; a task has no other
         run = dataclasses.replace(run, config=run.config.with_data_at(options.path, options.val_path))
     return _task(run, options)
 

@@ -32,7 +32,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "convert": (convert, "SRC DST", "Make a run of a Hugging Face or nanoGPT model"),
     "prepare": (prepare, "DATASET", "Download a dataset into the local cache and check it"),
     "presets": (presets, "", "List the named configurations"),
-    "info": (info, "[PRESET|RUN]", "Parameters, FLOPs and memory of a model; without one: versions and devices"),
+    "info": (
+        info,
+        "[PRESET|RUN]",
+        "Cost of a model in parameters, FLOPs, memory; without one: versions, devices, compiler",
+    ),
 }
 """Each command: what runs it, its positional arguments, and what it does."""
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
-    encoding = sys.stdout.encoding or "utf-8"  # None: a StringIO
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a StringIO has none, and stdout may be closed
     print(json.dumps(value, ensure_ascii=encoding.lower() != "utf-8"))
 
 

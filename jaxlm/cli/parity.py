@@ -95,7 +95,12 @@ def _ids(text: str | None, tokenizer: "Tokenizer", name: str) -> "np.ndarray | N
     """Encodes a text as one row of ids."""
     from jaxlm.data.tokenizer import prompt_ids
 
-    return None if text is None else prompt_ids(text, tokenizer, name)[None]
+    if text is None:
+        return None
+    ids = prompt_ids(text, tokenizer, name)
+    if name == "text" and len(ids) < 3:
+        raise UserError(f"text {text!r} has {len(ids)} token{'s' * (len(ids) > 1)}: give at least 3")
+    return ids[None]
 
 
 def _defaults(given: Given) -> _ParityOptions:

@@ -140,7 +140,7 @@ def _print_summaries(title: str, summaries: list[RunSummary]) -> None:
         rows.append([summary.run, summary.preset, step, loss, _age(summary.age_s), _settings_text(settings)])
     print_table(title, ["run", "preset", "step", "val loss", "age", "settings"], rows)
     if shared:
-        print(f"all of them: {_settings_text(shared)}")
+        print(f"all of them: {_settings_text(shared, ', ')}")
 
 
 def _shared(settings: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def _shared(settings: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in first.items() if all(name in o and o[name] == value for o in others)}
 
 
-def _settings_text(settings: dict[str, Any]) -> str:
-    return "\n".join(f"{name} {value}" for name, value in settings.items())
+def _settings_text(settings: dict[str, Any], separator: str = "\n") -> str:
+    return separator.join(f"{name} {value}" for name, value in settings.items())
 
 
 def _age(seconds: float) -> str:

@@ -28,7 +28,14 @@ class _SampleOptions(CheckpointOptions):
 
 def sample(arguments: list[str]) -> int:
     """`jaxlm sample RUN`: texts on stdout, one sample as it comes; a copy is kept in the run."""
-    options = parse_options(_SampleOptions, arguments, "sample", _defaults)
+    own_length = False
+
+    def defaults(given: Given) -> _SampleOptions:
+        nonlocal own_length
+        own_length = "max_new_tokens" in given.get("sample", {})
+        return _defaults(given)
+
+    options = parse_options(_SampleOptions, arguments, "sample", defaults)
     path, cfg = options.run, options.sample
     if options.prompt_file is not None:
         cfg = dataclasses.replace(cfg, prompt=read_text(options.prompt_file))
@@ -39,7 +46,7 @@ def sample(arguments: list[str]) -> int:
         from jaxlm.run.folder import load_run
 
         loaded = load_run(path, options.step)
-        if cfg.max_new_tokens == loaded.config.sample.max_new_tokens:  # not a length that the user has asked for
+        if not own_length:  # the run's own length is not a choice to warn of
             warnings.simplefilter("ignore", PositionTableWarning)
         samples = generate_samples(loaded, cfg, None if options.json or cfg.num_samples > 1 else _show)
     texts = [cfg.prompt + one.text for one in samples]

@@ -51,7 +51,14 @@ class _TrainOptions:
 
 def train(arguments: list[str]) -> int:
     """`jaxlm train [PRESET]`: trains, then prints a sample."""
-    options = parse_options(_TrainOptions, arguments, "train", _defaults)
+    own_warmup = False
+
+    def defaults(given: Given) -> _TrainOptions:
+        nonlocal own_warmup
+        own_warmup = "warmup_steps" in given.get("optim", {})
+        return _defaults(given)
+
+    options = parse_options(_TrainOptions, arguments, "train", defaults)
     parts = {name: getattr(options, name) for name in _PARTS}
     config = ExperimentConfig(preset=options.preset, **parts)
     config = config.with_data_at(config.data.path, config.data.val_path)
@@ -59,7 +66,7 @@ def train(arguments: list[str]) -> int:
     from jaxlm.run.training import train as train_run
 
     with _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out) as folder:
-        outcome = train_run(config, folder, options.resume)
+        outcome = train_run(config, folder, options.resume, keep_warmup=own_warmup)
     if outcome.signum is not None:
         return 128 + outcome.signum
     print(_sample(folder))

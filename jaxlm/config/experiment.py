@@ -18,7 +18,7 @@ class DataConfig(Validated):
     """Which text or transcripts, and how they become tokens."""
 
     dataset: str = "tinyshakespeare"
-    """A recipe in data/; unused when path is given."""
+    """Name of a dataset, tinyshakespeare or librispeech; ignored if path is given."""
     path: str | None = None
     """Your own data instead of a recipe: a UTF-8 text file; for transcripts a CSV file (id,transcript), a folder of
     CSV files, or a folder of .npy files with one utterance each."""

@@ -28,10 +28,11 @@ class ResolvedSizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Validated):
-    """The architecture of a language model. Two equal configs describe the same function of the parameters.
+    """The architecture of the model.
 
-    A field whose metadata has `read_by` is read by these families alone; in a config of another family it must keep its
-    default. None means "derived from other fields"; `resolved` has the numbers.
+    Two equal configs describe the same function of the parameters. A field whose metadata has `read_by` is read by
+    these families alone; in a config of another family it must keep its default. None means "derived from other
+    fields"; `resolved` has the numbers.
     """
 
     family: Family = "transformer"

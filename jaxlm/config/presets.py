@@ -201,7 +201,7 @@ def preset(name: str) -> ExperimentConfig:
     """The configuration called `name`.
 
     Raises:
-      ValueError: no preset has that name; the message lists those there are.
+      UserError: no preset has that name; the message lists those there are.
     """
     if name not in PRESETS:
         raise UserError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")

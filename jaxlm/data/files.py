@@ -1,6 +1,7 @@
 """Files written all at once or not at all, and text that must be UTF-8."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ def staged(target: Path, fix: str = "free some space, or choose another place") 
         yield staging
         staging.replace(target)
     except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise UserError(f"{target} was created by another process in the meantime: {fix}") from None
         reason = error.strerror or error  # NumPy's tofile raises without an errno when the disk is full
         raise UserError(f"{target} cannot be written ({reason}): {fix}") from None
     finally:

@@ -9,6 +9,7 @@ from jaxlm.errors import UserError
 from jaxlm.run.folder import Run, check_data, check_named
 from jaxlm.training.evaluate import (
     Evaluation,
+    Report,
     check_converged,
     count_bytes,
     eval_batch_size,
@@ -17,7 +18,9 @@ from jaxlm.training.evaluate import (
 )
 
 
-def evaluate(run: Run, path: Path | None = None, val_path: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Run, path: Path | None = None, val_path: Path | None = None, report: Report | None = None
+) -> dict[str, Any]:
     """Exact losses, nats per token, over every target of a text.
 
     Without a path, or if it leads to the run's own data (known by their sha256): val_loss, perplexity and bits_per_byte
@@ -28,16 +31,17 @@ def evaluate(run: Run, path: Path | None = None, val_path: Path | None = None) -
     Args:
       path: a text, or transcripts if the run was trained on transcripts.
       val_path: where the run's own held-out transcripts are now.
+      report: called with the targets done and all targets, as the evaluation of the run's own data goes on.
 
     Raises:
       UserError: data that are missing, have characters unknown to the run, or are too short for one target; a
         `val_path` that is not of the run.
     """
     if path is None and val_path is None:
-        return _evaluate_own(run)
+        return _evaluate_own(run, report)
     config = run.config.with_data_at(path, val_path)
     if corpus.identity(config.data) == run.corpus_sha256:
-        return _evaluate_own(dataclasses.replace(run, config=config))
+        return _evaluate_own(dataclasses.replace(run, config=config), report)
     if path is None or val_path is not None:
         raise UserError(
             f"with --data.val-path {val_path} the data are not those of the run {run.path}: name other transcripts by "
@@ -46,12 +50,12 @@ def evaluate(run: Run, path: Path | None = None, val_path: Path | None = None) -
     return _evaluate_other(dataclasses.replace(run, config=config))
 
 
-def _evaluate_own(run: Run) -> dict[str, Any]:
+def _evaluate_own(run: Run, report: Report | None) -> dict[str, Any]:
     check_named(run)
     data = run.config.data
     splits = corpus.load_corpus(data, run.config.model.max_seq_len, run.tokenizer)
     check_data(splits.sha256, run.corpus_sha256)
-    losses = Evaluation(run.model, splits, run.config)(run.params)
+    losses = Evaluation(run.model, splits, run.config)(run.params, report)
     where = {"data": data.path or data.dataset, "split": "validation"}
     return {"step": run.step, **where, **losses, "val_targets": splits.val.num_targets}
 

@@ -1,9 +1,9 @@
-"""Does the compiler compute right? Small programs of the kinds a language model is made of, against NumPy in float64.
+"""Does the compiler compute correctly? Small programs such as models are made of, against NumPy in float64.
 
 jaxlib 0.10.2 computes wrong results on CPU without a word: a matrix product of each of many rows that is reduced at
-once loses the last rows (https://github.com/jax-ml/jax/issues/39103). No test of a formula sees such a fault, for a
-wrong result depends on sizes. These programs have sizes that show it, and others that later faults may need: just
-above powers of two, odd, long.
+once loses the last rows (https://github.com/jax-ml/jax/issues/39103). Tests of formulas miss such a fault, because it
+depends on array sizes. These programs have sizes that show it, and sizes that may show others: just above powers of
+two, odd, long.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
-"""The largest error of a right program, as a share of the largest value. The fault above makes 2e-3 to 1."""
+"""The largest error of a correct program, as a share of the largest value. The fault above makes 2e-3 to 1."""
 
 KNOWN_WRONG = {"0.10.2": "jax-ml/jax#39103"}
 """Versions of jaxlib that compute wrong results on CPU, and where that is reported."""

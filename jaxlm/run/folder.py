@@ -194,7 +194,7 @@ def check_data(sha256: str, expected: str | None) -> None:
     if expected is not None and sha256 != expected:
         raise UserError(
             f"the data are not those of the run: their sha256 is {sha256[:12]}..., the run's is {expected[:12]}...; "
-            "put the run's own data back, or name them by --data.path"
+            "put the run's own data back, or name the place where they are now by --data.path"
         )
 
 

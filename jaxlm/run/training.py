@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import optax
 
-from jaxlm.config import ExperimentConfig, OptimConfig, SampleConfig, TrainConfig, presets
+from jaxlm.config import ExperimentConfig, SampleConfig, presets
 from jaxlm.config.base import difference
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.corpus import Corpus, load_corpus
@@ -75,12 +75,15 @@ class Session:
     """The step of the checkpoint that the state comes from; None = the state is a new one."""
 
 
-def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Outcome:
+def train(config: ExperimentConfig, out: str | Path, resume: bool = False, keep_warmup: bool = False) -> Outcome:
     """Trains a model and writes the run folder `out`; with `resume`, continues from its latest sound checkpoint.
 
     Everything is checked before anything is written. SIGINT and SIGTERM end the run after the steps under way, with a
     checkpoint; a second signal acts at once. Progress goes to stderr, and rows to out/metrics.jsonl, whose fields
     `jaxlm.run.metrics` lists.
+
+    Args:
+      keep_warmup: use optim.warmup_steps as it is. Otherwise the warm-up of a preset shrinks with train.steps.
 
     Returns:
       An Outcome: `path` is the run's folder, for `jaxlm.load_run`; `step` is how many steps it has taken; `val_loss`
@@ -93,12 +96,15 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False) -> Ou
         damaged.
     """
     warn_of_known_fault()
-    session = resumed_session(config, Path(out)) if resume else new_session(config, Path(out))
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"config = {config!r} is not an ExperimentConfig: give one, such as jaxlm.preset('tiny')")
+    out = Path(out)
+    session = resumed_session(config, out) if resume else new_session(config, out, keep_warmup)
     with _signals() as received:
         return _run(session, received)
 
 
-def new_session(config: ExperimentConfig, out: Path) -> Session:
+def new_session(config: ExperimentConfig, out: Path, keep_warmup: bool = False) -> Session:
     """Checks a config and its data, and creates the run folder.
 
     Raises:
@@ -108,7 +114,8 @@ def new_session(config: ExperimentConfig, out: Path) -> Session:
         is_run = (out / "config.json").exists()
         fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
         raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
-    config = _fit_warmup(config)
+    if not keep_warmup:
+        config = shrink_warmup(config)
     corpus = load_corpus(config.data, config.model.max_seq_len)
     session = _session(config, out, corpus)
     with new_folder(out, session.config, corpus.tokenizer, corpus.sha256):
@@ -127,7 +134,10 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
     if sha256 is None:
         raise UserError(f"{out} was imported, not trained: there is no training to continue; use another --out")
     tokenizer = tokenizers.load(out / "tokenizer.json")
-    config = _fit_vocabulary(_fit_warmup(config), tokenizer.vocab_size)
+    if config.optim.warmup_steps == _preset_warmup(config):  # a new run may have shrunk it; `stored_config` knows
+        optim = dataclasses.replace(config.optim, warmup_steps=stored_config.optim.warmup_steps)
+        config = dataclasses.replace(config, optim=optim)
+    config = _fit_vocabulary(config, tokenizer.vocab_size)
     _check_same(config, stored_config, out)
     corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
     check_data(corpus.sha256, sha256)
@@ -232,24 +242,26 @@ def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConf
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
 
-def _fit_warmup(config: ExperimentConfig) -> ExperimentConfig:
-    """The config with a warm-up shorter than the run.
+def _preset_warmup(config: ExperimentConfig) -> int | None:
+    """The warm-up of the config's preset; None if it has no preset."""
+    return presets.preset(config.preset).optim.warmup_steps if config.preset in presets.PRESETS else None
 
-    A warm-up that is the preset's own (of the defaults without a preset) shrinks in proportion to the steps, and a
-    warning says so. Any other was given by the user and stays; `build_schedule` refuses it.
+
+def shrink_warmup(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with the same share of warm-up as its preset, if it has fewer steps; a warning says so.
+
+    A warm-up other than the preset's was chosen by the user and stays. `build_schedule` refuses it if it does not fit.
     """
-    if config.preset in presets.PRESETS:
-        preset = presets.preset(config.preset)
-        usual_optim, usual_train = preset.optim, preset.train
-    else:
-        usual_optim, usual_train = OptimConfig(), TrainConfig()
     steps, warmup = config.train.steps, config.optim.warmup_steps
-    if warmup < steps or warmup != usual_optim.warmup_steps:
+    if warmup == 0 or warmup != _preset_warmup(config):
         return config
-    shorter = warmup * steps // usual_train.steps
+    usual_steps = presets.preset(config.preset).train.steps
+    if steps >= usual_steps:
+        return config
+    shorter = warmup * steps // usual_steps
     warnings.warn(
-        f"warmup_steps = {warmup} does not fit into steps = {steps}: using {shorter}, the same share as of "
-        f"{usual_train.steps}; --optim.warmup-steps chooses another",
+        f"the preset's warm-up of {warmup} steps shrinks to {shorter}, because steps = {steps} instead of "
+        f"{usual_steps}; set another with --optim.warmup-steps",
         stacklevel=4,
     )
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_steps=shorter))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import FLOAT32, assert_close
 
 from jaxlm.ops.loss import cross_entropy, target_log_probs, token_losses
 
@@ -58,3 +59,12 @@ def test_forbidden_logits_count_for_nothing():
     expected = jax.nn.log_softmax(jnp.array([1.0, 2.0]))[1]
     np.testing.assert_allclose(target_log_probs(logits, jnp.array([2])), [expected], rtol=1e-6)
     assert target_log_probs(logits, jnp.array([1]))[0] == -jnp.inf
+
+
+def test_cross_entropy_by_hand_and_with_weights():
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]]))
+    targets = jnp.array([[1, 2]])
+    assert_close(token_losses(logits + 3, targets), -np.log([[0.25, 0.7]]), FLOAT32)
+    assert float(cross_entropy(logits, targets)) == pytest.approx(-np.log([0.25, 0.7]).mean(), rel=1e-5)
+    weighted = cross_entropy(logits, targets, jnp.array([[0.0, 2.0]]))
+    assert float(weighted) == pytest.approx(-np.log(0.7), rel=1e-5)

@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from models import VARIANTS, variant
 from optimizers import PAPER, assert_trees_close, compiled, numbers, trajectory
@@ -11,7 +10,7 @@ from tolerances import FLOAT32, assert_close
 
 from jaxlm.errors import UserError
 from jaxlm.model.layer_stack import stack_params
-from jaxlm.optim import ParamKind, adafactor, adam, adamsn, adamw, param_kinds, scale_by_adam, scale_by_adamsn, sgd
+from jaxlm.optim import ParamKind, adafactor, adam, adamsn, adamw, param_kinds, sgd
 from jaxlm.optim.param_kinds import kinds_like
 
 # Literal kinds: "i>o" are the input and the output axes of linear maps, L* a leading axis of layers.
@@ -168,40 +167,6 @@ def test_stacked_layers_may_be_told_by_kinds():
             assert_close(update["kernel"][:, i], theirs[name][layer], FLOAT32)
 
 
-@pytest.mark.parametrize(("shape", "kept"), [((3, 5), (1, 5)), ((5, 3), (5, 1)), ((3, 3), (1, 3))])
-def test_auto_keeps_a_number_for_each_of_the_longer_side(shape, kept):
-    state = scale_by_adamsn(subset="auto").init({"kernel": jnp.ones(shape)})
-    assert state.nu["kernel"].shape == kept
-
-
-@pytest.mark.parametrize(("subset", "axis"), [("per_output", 0), ("per_input", 1)])
-def test_subsets_of_a_size_are_matrices_of_their_own(subset, axis):
-    params, grads = {"kernel": numbers(0, shapes=(6, 4))}, {"kernel": numbers(1, 2, shapes=(6, 4))}
-
-    def run(tx):
-        return trajectory(tx, params, grads)[2]["kernel"]
-
-    def cut(tx):
-        trees = [
-            dict(enumerate(jnp.split(tree["kernel"], tree["kernel"].shape[axis - 2] // 2, axis - 2)))
-            for tree in (params, grads)
-        ]
-        parts = trajectory(tx, *trees)[2]
-        return jnp.concatenate([parts[i] for i in range(len(parts))], axis - 2)
-
-    pairs, whole, single, adam = compiled(
-        lambda: (
-            run(scale_by_adamsn(subset=subset, subset_size=2)),
-            cut(scale_by_adamsn(subset=subset, kinds=dict.fromkeys(range(3), MATRIX))),
-            run(scale_by_adamsn(subset=subset, subset_size=1)),
-            run(scale_by_adam()),
-        )
-    )()
-    assert_close(pairs, whole, FLOAT32)
-    assert_close(single, adam, FLOAT32)
-    assert np.abs(pairs - adam).max() > 0.1
-
-
 # Refusals
 
 
@@ -231,20 +196,6 @@ def test_a_kind_without_a_meaning_is_refused(inputs, outputs):
         UserError, match="is not a valid kind: give a linear map its input axes, and name no axis twice"
     ):
         ParamKind("linear", inputs, outputs)
-
-
-@pytest.mark.parametrize(
-    ("options", "shape", "message"),
-    [
-        ({"subset_size": 2}, (3, 5), r"subset_size = 2 does not divide the \[3\] of kernel: give a divisor or None"),
-        ({"subset_size": 3, "subset": "per_input"}, (3, 5), r"does not divide the \[5\] of kernel"),
-        ({"subset_size": 2}, (2, 2, 5), r"does not divide the \[2, 2\] of kernel"),
-        ({"subset_size": 0}, (3, 5), "subset_size = 0 is not a size: give at least 1"),
-    ],
-)
-def test_subset_sizes_that_do_not_divide_are_refused(options, shape, message):
-    with pytest.raises(UserError, match=message):
-        adamsn(0.1, **options).init({"kernel": jnp.ones(shape)})
 
 
 @pytest.mark.parametrize("make", [adamw, adamsn, adafactor])

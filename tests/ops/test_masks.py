@@ -1,0 +1,26 @@
+"""The mask of attention, written out."""
+
+import jax.numpy as jnp
+
+from jaxlm.ops.masks import attention_mask
+
+
+def test_masks_literally():
+    positions = jnp.arange(4)[None]
+    assert attention_mask(positions, positions)[0].astype(int).tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+    ]
+    assert attention_mask(positions, positions, window=2)[0].astype(int).tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 0, 1, 1],
+    ]
+
+
+def test_mask_of_a_ring_with_an_empty_slot_and_a_padded_query():
+    queries, ring = jnp.array([[5, 6, -1]]), jnp.array([[6, -1, 4, 5]])
+    assert attention_mask(queries, ring, window=2)[0].astype(int).tolist() == [[0, 0, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]]
