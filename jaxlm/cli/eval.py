@@ -62,7 +62,7 @@ def evaluate(arguments: list[str]) -> int:
     from jaxlm.cli.compilation_cache import kept_programs
 
     with kept_programs():
-        results = [{"run": str(path), **_evaluate(path, options)} for path in options.runs]
+        results = [{"run": str(path), **_of_run(path, options)} for path in options.runs]
     if options.json:
         print_json(results[0] if len(results) == 1 else {"runs": results})
     elif len(results) > 1:
@@ -75,6 +75,15 @@ def evaluate(arguments: list[str]) -> int:
 def _report(done: int, total: int) -> None:
     if done < total:  # the result says the rest
         print(f"evaluated {done:,} of {total:,} tokens", file=sys.stderr)
+
+
+def _of_run(path: Path, options: _EvalOptions) -> dict[str, Any]:
+    """What `_evaluate` returns; of several runs, a refusal names the one that it is about."""
+    try:
+        return _evaluate(path, options)
+    except UserError as error:
+        named = len(options.runs) == 1 or str(path) in str(error)
+        raise UserError(str(error) if named else f"{path}: {error}") from None
 
 
 def _evaluate(path: Path, options: _EvalOptions) -> dict[str, Any]:

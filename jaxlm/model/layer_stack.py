@@ -140,10 +140,10 @@ _unstack = jax.jit(unstack_params, static_argnums=0)
 
 
 def _take_blocks(cfg: ModelConfig, params: Params, names: list[str]) -> list[Params]:
-    found = {name for name in params if name.startswith("block_")}
-    if found != set(names):
+    layers = {name for name in params if name.startswith("block_")}
+    if layers != set(names):
         raise UserError(
-            f"the parameters have the layers {', '.join(sorted(found)) or 'none'}; num_layers = {cfg.num_layers} and "
+            f"the parameters have the layers {', '.join(sorted(layers)) or 'none'}; num_layers = {cfg.num_layers} and "
             f"window = {cfg.window!r} need {', '.join(names)}"
         )
     return [params[name] for name in names]

@@ -150,8 +150,8 @@ class Attention(nn.Module):
 
         def weight(name: str, fan_in: int, *shape: int) -> Float[Array, "K G ..."]:
             init = weight_init(cfg, fan_in)
-            made = self.param(f"score_{name}", init, (cfg.num_heads, *shape), jnp.dtype(cfg.param_dtype))
-            return made.astype(cfg.dtype).reshape(sizes.num_kv_heads, -1, *shape)
+            weights = self.param(f"score_{name}", init, (cfg.num_heads, *shape), jnp.dtype(cfg.param_dtype))
+            return weights.astype(cfg.dtype).reshape(sizes.num_kv_heads, -1, *shape)
 
         score: Score = dot_scores
         if cfg.attention_score == "multiplicative":

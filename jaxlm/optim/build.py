@@ -75,7 +75,7 @@ def _factory(name: str) -> Factory:
 
     if name.startswith("schedule_free"):
         raise UserError(f"optim.name = {name!r} evaluates other parameters than it trains: choose another")
-    known = {n: found for module in (optax.contrib, optax) for n, found in vars(module).items() if _fits(n, found)}
+    known = {n: value for module in (optax.contrib, optax) for n, value in vars(module).items() if _fits(n, value)}
     if name not in known:
         close = difflib.get_close_matches(name, [*OURS, *known], n=1)
         raise UserError(
@@ -85,19 +85,19 @@ def _factory(name: str) -> Factory:
     return known[name]
 
 
-def _fits(name: str, found: Any) -> bool:
+def _fits(name: str, value: Any) -> bool:
     """Whether an object in Optax is an optimizer whose first argument is the learning rate."""
-    whole = found.func if isinstance(found, functools.partial) else found  # nadamw is a partial adamw
+    whole = value.func if isinstance(value, functools.partial) else value  # nadamw is a partial adamw
     if not inspect.isfunction(whole) or name.startswith(("_", "scale_by")):
         return False
-    return next(iter(inspect.signature(found).parameters), None) == "learning_rate"
+    return next(iter(inspect.signature(value).parameters), None) == "learning_rate"
 
 
 def _arguments(cfg: OptimConfig) -> dict[str, Any]:
     """The optimizer's further arguments. Each is NAME=VALUE, with a value in JSON, one of PYTHON_WORDS, or a string."""
     own = {"learning_rate", "weight_decay", *optimizer_fields(cfg.name)}
     known = [name for name in inspect.signature(_factory(cfg.name)).parameters if name not in {*own, "mask", "kinds"}]
-    made = {}
+    arguments = {}
     for argument in cfg.arguments:
         name, _, value = argument.partition("=")
         if name not in known:
@@ -106,10 +106,10 @@ def _arguments(cfg: OptimConfig) -> dict[str, Any]:
         if not value:
             raise UserError(f"argument {argument!r} of {cfg.name} has no value: give {name}=VALUE")
         try:
-            made[name] = json.loads(value)
+            arguments[name] = json.loads(value)
         except json.JSONDecodeError:
-            made[name] = PYTHON_WORDS.get(value, value)
-    return made
+            arguments[name] = PYTHON_WORDS.get(value, value)
+    return arguments
 
 
 def _try_out(tx: optax.GradientTransformation, params: Params) -> None:

@@ -129,7 +129,7 @@ def _divergence(
     agreed = [earlier for earlier, _ in before]
     where = f"{_said(str(event), row)}, {f'{agreed[-1]} agrees' if agreed else 'nothing before it was captured'}"
     if event.side == "in":
-        # What enters a layer is made by the layer around it: that one is to be named.
+        # What enters a layer is made by the layer around it, so name that one.
         layer = event.layer.rpartition("/")[0]
         entered = Event(layer, "in", 0)
     else:
