@@ -6,7 +6,7 @@
 #              (gigabytes); PyTorch's installation page names an index of CPU builds (about 200 MB).
 #
 # `make test-jax PYTHON=python3.12` runs tests/ without torch, on the newest pinned JAX for that Python, in
-# .venv-jax-python3.12. QUICK=1 tests operations, models and training only, in 32 bits.
+# .venv-jax-python3.12. QUICK=1 tests operations and training only, in 32 bits.
 PYTHON ?= python3
 PRESET ?= nanogpt-cpu
 TORCH_INDEX ?=
@@ -36,7 +36,7 @@ test: .venv/.test $(SAME_PYTHON)
 
 test-jax: $(JAX_VENV)/.test
 	$(FAST) $(JAX_VENV)/bin/$(PYTEST) -m "not x64 and not slow" \
-		$(if $(QUICK),tests/ops tests/model tests/training,tests)
+		$(if $(QUICK),tests/ops tests/training,tests)
 	$(if $(QUICK),,$(X64) $(JAX_VENV)/bin/$(PYTEST) -m "x64 and not slow" tests)
 
 test-slow: .venv/.test

@@ -93,7 +93,7 @@ def drawn(count, **how):
     return hypothesis.settings(max_examples=count, deadline=None, phases=only, suppress_health_check=quiet, **how)
 
 
-@drawn(6, derandomize=True)
+@drawn(4, derandomize=True)
 @hypothesis.given(configs())
 def test_drawn_models_are_those_of_torch(cfg):
     assert_same(cfg, ("gradients",))

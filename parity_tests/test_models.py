@@ -31,7 +31,13 @@ ROUNDED = {0, 1, 4, 12, len(cases.ROWS)}
 """The cases compared in float32 and by greedy tokens too; the others in float64 only, but in full when slow."""
 
 
-@pytest.mark.parametrize("i", range(len(cases.CASES)), ids=lambda i: named(cases.CASES[i]))
+def case(i):
+    """Every second case that is not in ROUNDED waits for the slow tests, which compare all cases in full."""
+    marks = pytest.mark.slow if i % 2 and i not in ROUNDED else ()
+    return pytest.param(i, marks=marks, id=named(cases.CASES[i]))
+
+
+@pytest.mark.parametrize("i", [case(i) for i in range(len(cases.CASES))])
 def test_models_are_those_of_torch(i):
     cfg, parts = cases.CASES[i], ("gradients", "decoding", "sampling")
     if i not in ROUNDED:
