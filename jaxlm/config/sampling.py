@@ -39,7 +39,7 @@ class SamplingParams(Validated):
     stop_token: int | None = None
     """Token id that ends a row. Default for a run on transcripts: <eos>."""
     seed: int = 0
-    """Seed of the random choices. (Python functions take a key instead.)"""
+    """Seed of the random choices."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

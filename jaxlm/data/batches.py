@@ -182,7 +182,7 @@ class TokenStream:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PaddedRows:
-    """Rows of tokens, each of its own and filled up with padding, which is never a target."""
+    """Independent rows of tokens, padded to one length. Padding is never a target."""
 
     rows: Any
     """[R, T + 1] unsigned integers: a NumPy array, or a JAX array on the device."""

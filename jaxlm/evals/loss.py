@@ -44,7 +44,7 @@ def evaluate(
         return _evaluate_own(dataclasses.replace(run, config=config), report)
     if path is None or val_path is not None:
         raise UserError(
-            f"with --data.val-path {val_path} the data are not those of the run {run.path}: name other transcripts by "
+            f"--data.val-path {val_path} is not the held-out file of {run.path}: evaluate other transcripts by "
             "--data.path alone"
         )
     return _evaluate_other(dataclasses.replace(run, config=config))
