@@ -37,7 +37,7 @@ def test_a_file_is_there_only_when_the_block_has_ended(tmp_path):
 def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path):
     (tmp_path / "run").mkdir()
     write(tmp_path / "run", "old", folder=True)
-    with pytest.raises(UserError, match=r"run cannot be written \(Directory not empty\)"):
+    with pytest.raises(UserError, match="run was created by another process in the meantime: free some space"):
         write(tmp_path / "run", "new", folder=True)
     assert names(tmp_path) == ["run"]
     assert (tmp_path / "run" / "b.txt").read_text() == "old"

@@ -341,7 +341,7 @@ def test_two_trainings_into_one_folder_are_refused_in_one_line(config, tmp_path,
         return {}
 
     monkeypatch.setattr("jaxlm.run.folder.provenance", meanwhile)
-    with pytest.raises(UserError, match=r"run cannot be written \(Directory not empty\): choose another --out"):
+    with pytest.raises(UserError, match="run was created by another process in the meantime: choose another --out"):
         train(config, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
