@@ -107,7 +107,7 @@ def test_a_difference_is_named_and_exits_with_1(monkeypatch):
         (("--seed", -1), "seed = -1 is out of range"),
         (("--model.dtype", "float16"), "float16"),
         (("RUN", "--text", "ÄB"), "characters 'BÄ' are outside the vocabulary"),
-        (("RUN", "--text", "a"), "give 3 or more ids"),
+        (("RUN", "--text", "a"), "text 'a' has 1 token: give at least 3"),
         (("RUN", "--text", "the quick brown fox"), "18 tokens are beyond the learned position table, max_seq_len = 11"),
         (("RUN", "--prompt", "the lazy dog"), "13 tokens are beyond the learned position table, max_seq_len = 11"),
         (("RUN", "--prompt", ""), "prompt is empty"),

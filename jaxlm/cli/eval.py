@@ -92,7 +92,8 @@ def _evaluate(path: Path, options: _EvalOptions) -> dict[str, Any]:
 
     run = load_run(path, options.step)
     if options.task == "loss":
-        return loss.evaluate(run, options.path, options.val_path, _report)
+        report = _report if sys.stderr.isatty() else None
+        return loss.evaluate(run, options.path, options.val_path, report)
     if options.path or options.val_path:  # where the run's own data are now; a task has no other
         run = dataclasses.replace(run, config=run.config.with_data_at(options.path, options.val_path))
     return _task(run, options)

@@ -108,7 +108,7 @@ def test_evaluation_finds_held_out_transcripts_that_moved_and_refuses_others(fol
         assert "val.csv does not exist" in command("eval", "runs/tiny-1")[2]
         assert command("eval", "runs/tiny-1", "--data.val-path", "moved.csv")[0] == 0
         code, _, err = command("eval", "runs/tiny-1", "--data.val-path", "train.csv")
-        assert (code, "the data are not those of the run" in err) == (2, True)
+        assert (code, "train.csv is not the held-out file of" in err) == (2, True)
     finally:
         (folder / "moved.csv").rename(folder / "val.csv")
 
