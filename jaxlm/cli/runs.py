@@ -122,11 +122,11 @@ def _read_config(file: Path) -> ExperimentConfig:
 def _read_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
     except ValueError:
-        pass
-    raise UserError(f"{file} is damaged: it does not hold a JSON object")
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: it does not hold a JSON object")
+    return content
 
 
 def _print_summaries(title: str, summaries: list[RunSummary]) -> None:

@@ -1,39 +1,15 @@
 """The four attention scores against their formulas."""
 
-import functools
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import normal
 from tolerances import FLOAT64, assert_close
 
 from jaxlm.ops.attention_scores import additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
 
 pytestmark = pytest.mark.x64
-
-
-LOCAL = 1e-12
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
-
-
-def value_and_grads(function, *inputs):
-    """(value, gradients of sum(value * w), w random), compiled as one program."""
-
-    @jax.jit
-    def both(*inputs):
-        value, pull = jax.vjp(function, *inputs)
-        return value, pull(normal(99, *value.shape))
-
-    return both(*inputs)
-
-
-def assert_same(ours, theirs, tolerance):
-    jax.tree.map(functools.partial(assert_close, tolerance=tolerance), ours, theirs)
 
 
 def each_pair(queries, keys):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import assert_same, normal, value_and_grads
 from tolerances import assert_close
 
 from jaxlm.ops.attention import attend
@@ -17,25 +18,7 @@ pytestmark = pytest.mark.x64
 
 
 LOCAL = 1e-12
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
-
-
-def value_and_grads(function, *inputs):
-    """(value, gradients of sum(value * w), w random), compiled as one program."""
-
-    @jax.jit
-    def both(*inputs):
-        value, pull = jax.vjp(function, *inputs)
-        return value, pull(normal(99, *value.shape))
-
-    return both(*inputs)
-
-
-def assert_same(ours, theirs, tolerance):
-    jax.tree.map(functools.partial(assert_close, tolerance=tolerance), ours, theirs)
+"""Local and masked attention sum the same products: only the order of the sums may differ."""
 
 
 WIDE_GRID = [
