@@ -22,6 +22,7 @@ FOLDERS = [
     "run",
     "analysis",
     "evals",
+    "reproduce",
     "cli",
 ]
 

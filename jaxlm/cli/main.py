@@ -17,6 +17,7 @@ from jaxlm.cli.info import info
 from jaxlm.cli.parity import parity
 from jaxlm.cli.prepare import prepare
 from jaxlm.cli.presets import presets
+from jaxlm.cli.reproduce import reproduce
 from jaxlm.cli.runs import runs
 from jaxlm.cli.sample import sample
 from jaxlm.cli.train import train
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "convert": (convert, "SRC DST", "Make a run of a Hugging Face or nanoGPT model"),
     "prepare": (prepare, "DATASET", "Download a dataset into the local cache and check it"),
     "presets": (presets, "", "List the named configurations"),
+    "reproduce": (reproduce, "NAME", "Repeat an experiment of the course hand-outs, beside the published numbers"),
     "info": (
         info,
         "[PRESET|RUN]",

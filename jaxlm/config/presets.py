@@ -35,10 +35,20 @@ def _shakespeare_char() -> ExperimentConfig:
 
 
 def _chargpt() -> ExperimentConfig:
-    """CMU 10-423's chargpt: 6 layers, width 192, context 128, learned positions."""
+    """CMU 10-423's chargpt, a minGPT: 6 layers, width 192, context 128, learned positions, dropout 0.1."""
     return ExperimentConfig(
         preset="chargpt",
-        model=ModelConfig(vocab_size=65, max_seq_len=128, num_layers=6, embed_dim=192, num_heads=6),
+        model=ModelConfig(
+            vocab_size=65,
+            max_seq_len=128,
+            num_layers=6,
+            embed_dim=192,
+            num_heads=6,
+            activation="gelu_tanh",
+            tie_embeddings=False,
+            dropout=0.1,
+            attention_dropout=0.1,
+        ),
         optim=OptimConfig(learning_rate=5e-4, schedule="constant", warmup_steps=0, b2=0.95),
         train=TrainConfig(steps=600, batch_size=64, eval_every=100, checkpoint_every=100),
     )

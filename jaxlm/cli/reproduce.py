@@ -1,0 +1,130 @@
+"""`jaxlm reproduce`: trains and measures the experiments of the course hand-outs, beside the published numbers."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jaxlm.cli.options import JsonOption, parse_options
+from jaxlm.cli.output import print_json, print_table
+from jaxlm.config.base import check_at_least
+from jaxlm.errors import UserError
+from jaxlm.reproduce.catalog import EXPERIMENTS, experiment
+
+if TYPE_CHECKING:
+    from jaxlm.reproduce.report import Line
+    from jaxlm.reproduce.rows import Experiment
+
+_NAME = tyro.conf.arg(metavar="NAME", help=f"Which experiment, one of {', '.join(EXPERIMENTS)}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ReproduceOptions(JsonOption):
+    """Train and measure an experiment of a course hand-out, and write its table beside the published numbers.
+
+    What is done is not done again; what was stopped goes on.
+    """
+
+    name: Annotated[tyro.conf.Positional[str], _NAME]
+    row: tuple[str, ...] = ()
+    """Rows to do; default: all."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the trainings; default: each row's own."""
+    quick: bool = False
+    """Try everything on tiny models in about a minute; the numbers mean nothing."""
+    only_report: bool = False
+    """Write the report of what is done, and do nothing else."""
+    prompt: str | None = None
+    """Also print what each trained model makes of this prompt, side by side."""
+    out: Path = Path("runs/reproduce")
+    """Folder of the runs."""
+    report: Path | None = None
+    """Folder of results.md and results/NAME.json, .csv and .png; default: --out. Results of earlier calls in it are
+    kept."""
+    processes: int | None = None
+    """How many trainings at a time; default: one a core for small models, else one."""
+
+
+def reproduce(arguments: list[str]) -> int:
+    """`jaxlm reproduce NAME`: does what is not done yet, then writes and prints the table."""
+    options = parse_options(_ReproduceOptions, arguments, "reproduce")
+    check_at_least(options, 1, "processes")
+    exp = experiment(options.name)
+    for seed in options.seeds:
+        if not 0 <= seed < 2**31:
+            raise UserError(f"seed = {seed} is out of range: give 0 <= seed < 2^31")
+    if options.quick and options.report is not None:
+        raise UserError("--report with --quick would mix meaningless numbers into the results: leave one out")
+    out = options.out / "quick" if options.quick else options.out
+    report = out if options.report is None else options.report
+    root = out / exp.name
+
+    from jaxlm.reproduce.records import usable_cores
+    from jaxlm.reproduce.report import write_report
+    from jaxlm.reproduce.side_by_side import perform_all
+    from jaxlm.reproduce.work import Job, StoppedError, jobs_of, perform
+
+    seeds = list(options.seeds) or ([0] if options.quick else None)
+    jobs = [] if options.only_report else jobs_of(exp, list(options.row), seeds)
+
+    def done(job: Job) -> None:
+        row, seed = job
+        found = [line for line in write_report(exp, root, report) if line.row == row.name and line.ours is not None]
+        numbers = ", ".join(f"{line.quantity} {line.ours:.4f}" for line in found)
+        print(f"done: {row.name}, seed {seed}: {numbers}", file=sys.stderr)
+
+    processes = options.processes or (usable_cores() if exp.side_by_side else 1)
+    try:
+        if processes > 1:
+            perform_all(exp, jobs, root, options.quick, processes, done)
+        else:
+            for row, seed in jobs:
+                perform(row, seed, root, options.quick)
+                done((row, seed))
+    except StoppedError as stopped:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + stopped.signum
+    lines = write_report(exp, root, report)
+    if options.json:
+        print_json({"experiment": exp.name, "table": [line._asdict() for line in lines]})
+    else:
+        _print(exp.title, lines)
+    if options.prompt is not None:
+        _print_samples(exp, root, options.prompt)
+    print(f"report: {report / 'results.md'} and {report / 'results'}/{exp.name}.*", file=sys.stderr)
+    return 0
+
+
+def _print(title: str, lines: list["Line"]) -> None:
+    from jaxlm.reproduce.report import shown_number
+
+    rows = [
+        [
+            line.label,
+            line.quantity,
+            shown_number(line.published),
+            shown_number(line.target),
+            shown_number(line.ours),
+            line.verdict.replace("*", ""),
+        ]
+        for line in lines
+    ]
+    print_table(title, ["row", "quantity", "published", "at most", "ours", "result"], rows)
+
+
+def _print_samples(exp: "Experiment", root: Path, prompt: str) -> None:
+    """What the trained models make of a prompt, one column each."""
+    from jaxlm.reproduce.records import folder_of
+    from jaxlm.reproduce.rows import Training
+    from jaxlm.reproduce.work import sample_of
+
+    texts = {}
+    for row in exp.rows:
+        folder = folder_of(root, row.name, row.seeds[0])
+        if isinstance(row, Training) and row.prompts and (folder / "record.json").exists():
+            texts[row.label] = sample_of(folder, prompt)
+    if not texts:
+        raise UserError(f"{root} holds no finished training to sample from: leave --prompt out, or train first")
+    print_table(f"samples after {prompt!r}", list(texts), [list(texts.values())])

@@ -1,0 +1,1 @@
+"""The experiments of the course hand-outs that jaxlm descends from, as rows beside the published numbers."""

@@ -1,0 +1,223 @@
+"""The report of an experiment: every row beside the published numbers, as Markdown, CSV, JSON and a picture.
+
+results.md holds the tables of all experiments; results/NAME.json their records, from which all else is made.
+"""
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxlm.data.files import staged
+from jaxlm.reproduce.catalog import EXPERIMENTS, experiment
+from jaxlm.reproduce.records import records_of
+from jaxlm.reproduce.rows import Experiment, Measurement, Numbers, Row, Training
+
+Records = dict[str, list[Numbers]]
+"""The records of each row, one for each seed that is done."""
+
+
+class Line(NamedTuple):
+    """A row of the table: one quantity of one row of the experiment."""
+
+    row: str
+    label: str
+    quantity: str
+    published: float | None
+    target: float | None
+    ours: float | None
+    """The mean over the seeds that are done; None = not run."""
+    by_seed: tuple[float, ...]
+    seeds: tuple[int, ...]
+    verdict: str
+    """reached, NOT REACHED, not run, or nothing where there is no target."""
+    device: str
+    wall_s: float | None
+    """Mean seconds of a seed."""
+    date: str
+    command: str
+    note: str
+
+
+def lines_of(exp: Experiment, records: Records) -> list[Line]:
+    """The table of an experiment."""
+    return [_line(exp, row, quantity, records) for row in exp.rows for quantity in row.quantities]
+
+
+def _line(exp: Experiment, row: Row, quantity: str, records: Records) -> Line:
+    done = [record for record in records[row.name] if isinstance(record.get(quantity), (int, float))]
+    values = tuple(float(record[quantity]) for record in done)
+    ours = statistics.mean(values) if values else None
+    target = _target(row, quantity, records)
+    devices = dict.fromkeys(f"{record['device']}, {_threads(record)}" for record in done)
+    return Line(
+        row=row.name,
+        label=row.label,
+        quantity=quantity,
+        published=row.published.get(quantity),
+        target=target,
+        ours=ours,
+        by_seed=values,
+        seeds=tuple(record["seed"] for record in done),
+        verdict=_verdict(ours, target, len(done), len(row.seeds)),
+        device="; ".join(devices),
+        wall_s=statistics.mean(record["wall_s"] for record in done) if done else None,
+        date=max((record["date"] for record in done), default=""),
+        command=f"jaxlm reproduce {exp.name} --row {row.name}",
+        note=row.note,
+    )
+
+
+def _threads(record: Numbers) -> str:
+    return f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
+
+
+def _target(row: Row, quantity: str, records: Records) -> float | None:
+    if row.below is not None and quantity == "val_loss":
+        name, margin = row.below
+        others = [record["val_loss"] for record in records[name]]
+        return statistics.mean(others) + margin if others else None
+    return row.targets.get(quantity)
+
+
+def _verdict(ours: float | None, target: float | None, done: int, asked: int) -> str:
+    if ours is None:
+        return "not run"
+    some = "" if done == asked else f" ({done} of {asked} seeds)"
+    if target is None:
+        return some.strip(" ()")
+    return ("reached" if ours <= target else "**not reached**") + some
+
+
+def table(lines: list[Line]) -> list[str]:
+    """The lines as a table of Markdown."""
+    with_quantity = len({line.quantity for line in lines}) > 1
+    header = ["row", *(["quantity"] if with_quantity else []), "published", "target", "ours", "by seed", "result"]
+    header += ["seconds", "date", "command"]
+    rows = []
+    for line in lines:
+        rows.append(
+            [
+                line.label + (f" ({line.note})" if line.note else ""),
+                *([line.quantity] if with_quantity else []),
+                shown_number(line.published),
+                "" if line.target is None else f"<= {shown_number(line.target)}",
+                shown_number(line.ours),
+                ", ".join(shown_number(value) for value in line.by_seed) if len(line.by_seed) > 1 else "",
+                line.verdict,
+                "" if line.wall_s is None else f"{line.wall_s:,.0f}",
+                line.date,
+                f"`{line.command}`",
+            ]
+        )
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def shown_number(value: float | None) -> str:
+    """A number with four digits after the point, or four in all; nothing for None."""
+    if value is None:
+        return ""
+    if float(value).is_integer() and abs(value) >= 1:
+        return f"{int(value):,}"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 100 else f"{value:.4g}"
+
+
+def write_report(exp: Experiment, root: Path, report: Path) -> list[Line]:
+    """Writes what is known of an experiment into a folder; returns its table.
+
+    Args:
+      root: the experiment's runs and measurements.
+      report: folder of results.md and results/; records of an earlier report in it are kept.
+
+    Raises:
+      UserError: something there is no report, or cannot be written.
+    """
+    folder = report / "results"
+    records = records_of(exp, root, folder / f"{exp.name}.json")
+    lines = lines_of(exp, records)
+    summary = [line._asdict() for line in lines]
+    flat = [record for done in records.values() for record in done]
+    content = {"experiment": exp.name, "title": exp.title, "table": summary, "records": flat}
+    _write(folder / f"{exp.name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    _write(folder / f"{exp.name}.csv", _csv(summary))
+    figure = exp.draw(records)
+    if figure is not None:
+        with staged(folder / f"{exp.name}.png") as path:
+            figure.savefig(path, format="png")
+    _write(report / "results.md", "\n".join(_page(folder)) + "\n")
+    return lines
+
+
+def _write(path: Path, text: str) -> None:
+    with staged(path) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _page(folder: Path) -> list[str]:
+    """results.md: the experiments whose JSON files lie in the folder."""
+    page = [
+        "# Results",
+        "",
+        "This page is written by `jaxlm reproduce`; do not edit it. Losses are in nats per token, exact over the whole",
+        "validation split, after the last step. *Ours* is the mean over the seeds, the target what it should be at",
+        "most. Seconds are the wall time of one seed. A row that was not reached or not run says so.",
+        "",
+    ]
+    for name in EXPERIMENTS:
+        file = folder / f"{name}.json"
+        if not file.exists():
+            continue
+        exp = experiment(name)
+        records = records_of(exp, folder, file)
+        page += [f"## {exp.title}", "", *table(lines_of(exp, records)), ""]
+        devices = sorted({f"{record['device']}, {_threads(record)}" for done in records.values() for record in done})
+        versions = sorted({_versions(record) for done in records.values() for record in done})
+        if devices:
+            page += [f"Device: {'; '.join(devices)}. Versions: {'; '.join(versions)}.", ""]
+        if (folder / f"{name}.png").exists():
+            page += [f"![{exp.title}](results/{name}.png)", "", f"Drawn by `jaxlm reproduce {name}`.", ""]
+        page += _details(exp, records)
+    return page
+
+
+def _versions(record: Numbers) -> str:
+    return f"jax {record['versions']['jax']}, optax {record['versions']['optax']}"
+
+
+def _details(exp: Experiment, records: Records) -> list[str]:
+    """What each trained row has besides its line, and what each measured row has found."""
+    page: list[str] = []
+    trained = {row.label: records[row.name] for row in exp.rows if isinstance(row, Training) and records[row.name]}
+    if trained:
+        page += ["| row | parameters | optimizer state, bytes | last batch | training split | validation | best |"]
+        page += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        for label, done in trained.items():
+            means = [
+                statistics.mean(r[name] for r in done)
+                for name in ("last_loss", "train_loss", "val_loss", "best_val_loss")
+            ]
+            sizes = f"{done[0]['parameters']:,} | {done[0]['state_bytes']:,}"
+            page.append(f"| {label} | {sizes} | " + " | ".join(f"{mean:.4f}" for mean in means) + " |")
+        page.append("")
+    for row in exp.rows:
+        if isinstance(row, Measurement) and records[row.name]:
+            page += [f"**{row.label}**", "", *records[row.name][0]["markdown"], ""]
+    for label, done in trained.items():
+        for prompt, text in done[0]["samples"].items():
+            page += [f"{label}, seed {done[0]['seed']}, after {prompt!r}:", "", "```", *text.splitlines(), "```", ""]
+    return page

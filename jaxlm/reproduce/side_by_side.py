@@ -1,0 +1,101 @@
+"""Several rows at once, each in a process with cores of its own."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxlm.errors import CheckError
+from jaxlm.reproduce.records import folder_of, read_record, usable_cores
+from jaxlm.reproduce.rows import Experiment
+from jaxlm.reproduce.work import Job, StoppedError
+
+LOG = "log.txt"
+"""What a process prints; it lies beside the folder of its row."""
+
+POLL_S = 0.2
+
+
+def perform_all(
+    experiment: Experiment, jobs: list[Job], root: Path, quick: bool, processes: int, done: Callable[[Job], None]
+) -> None:
+    """Does all jobs, at most `processes` at a time; a job waits for the rows that it needs.
+
+    Args:
+      done: called after each job.
+
+    Raises:
+      StoppedError: a process was ended by a signal; the others have been asked to stop too and have saved.
+      CheckError: a process failed; the message holds the last line that it printed.
+    """
+    waiting = [job for job in jobs if read_record(root, *job) is None]
+    cores = _shares(processes)
+    running: dict[int, tuple[Job, subprocess.Popen]] = {}
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        while waiting or running:
+            for slot in range(processes):
+                job = next((job for job in waiting if _is_ready(experiment, job, root)), None)
+                if slot not in running and job is not None:
+                    waiting.remove(job)
+                    running[slot] = job, _start(experiment, job, root, quick, cores[slot])
+            time.sleep(POLL_S)
+            for slot, (job, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[slot]
+                    _check(job, process.returncode, root)
+                    done(job)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+
+
+def _is_ready(experiment: Experiment, job: Job, root: Path) -> bool:
+    row, seed = job
+    return all(read_record(root, experiment.row(name), seed) is not None for name in row.needs)
+
+
+def _start(experiment: Experiment, job: Job, root: Path, quick: bool, cores: set[int]) -> subprocess.Popen:
+    row, seed = job
+    command = [sys.executable, "-m", "jaxlm.reproduce.one", experiment.name, row.name, str(seed), str(root)]
+    with _log(root, job).open("ab") as log, _on(cores):
+        return subprocess.Popen(command + ["--quick"] * quick, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def _check(job: Job, code: int, root: Path) -> None:
+    if code in (-2, -15, 130, 143):
+        raise StoppedError(abs(code) % 128)
+    if code:
+        lines = _log(root, job).read_text(encoding="utf-8", errors="replace").splitlines() or ["it printed nothing"]
+        last = lines[-1].removeprefix("jaxlm: error: ")
+        raise CheckError(f"row {job[0].name}, seed {job[1]} ended with exit code {code}: {last}")
+
+
+def _log(root: Path, job: Job) -> Path:
+    return root / f"{folder_of(root, job[0].name, job[1]).name}-{LOG}"
+
+
+def _shares(processes: int) -> list[set[int]]:
+    """The cores of each process: all that this one may use, dealt out."""
+    count = usable_cores()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(count))
+    return [set(cores[slot::processes]) or {cores[slot % count]} for slot in range(processes)]
+
+
+@contextlib.contextmanager
+def _on(cores: set[int]) -> Iterator[None]:
+    """Processes started in this block run on these cores, where the system can pin them."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,169 @@
+"""Doing one row of an experiment under one seed: once, and resumed where it was stopped."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from jaxlm.config import ExperimentConfig, SampleConfig
+from jaxlm.errors import UserError
+from jaxlm.reproduce.records import folder_of, new_record, read_record, write_record
+from jaxlm.reproduce.rows import Experiment, Measurement, Numbers, Row, Training
+
+Job = tuple[Row, int]
+"""A row and a seed."""
+
+
+class StoppedError(Exception):
+    """A signal ended a training before its last step; its checkpoint is safe."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum
+
+
+def jobs_of(experiment: Experiment, names: list[str], seeds: list[int] | None) -> list[Job]:
+    """The chosen rows under the chosen seeds, each after those that it needs.
+
+    Args:
+      names: of rows; none = all.
+      seeds: None = each row's own.
+
+    Raises:
+      UserError: a row that the experiment does not have.
+    """
+    wanted = [experiment.row(name) for name in names] or list(experiment.rows)
+    jobs: dict[tuple[str, int], Row] = {}
+
+    def add(row: Row, seed: int) -> None:
+        for name in row.needs:
+            add(experiment.row(name), seed)
+        jobs.setdefault((row.name, seed), row)
+
+    for row in wanted:
+        for seed in seeds if seeds is not None and isinstance(row, Training) else row.seeds:
+            add(row, seed)
+    return [(row, seed) for (_, seed), row in jobs.items()]
+
+
+def perform(row: Row, seed: int, root: Path, quick: bool) -> None:
+    """Trains or measures a row under a seed and keeps its record. What is done already is not done again.
+
+    Raises:
+      StoppedError: a signal came.
+      UserError: as `jaxlm.train`; a training for an accelerator on a CPU.
+    """
+    if read_record(root, row, seed) is not None:
+        return
+    folder = folder_of(root, row.name, seed)
+    if isinstance(row, Measurement):
+        started = time.perf_counter()
+        numbers = row.measure(quick)
+        write_record(folder, new_record(row, seed, time.perf_counter() - started, numbers))
+    else:
+        assert isinstance(row, Training)
+        numbers, seconds = _train(row, seed, root, quick)
+        write_record(folder, new_record(row, seed, seconds, numbers))
+
+
+def _train(row: Training, seed: int, root: Path, quick: bool) -> tuple[Numbers, float]:
+    import jax
+
+    from jaxlm.run.training import train
+
+    if row.accelerator and not quick and jax.default_backend() == "cpu":
+        raise UserError(f"row {row.name} needs an accelerator (days on a CPU): run it there, or try it with --quick")
+    folder = folder_of(root, row.name, seed)
+    config = row.seeded(seed)
+    if quick:
+        config = quick_config(config, root)
+    resume = (folder / "config.json").exists()
+    source = None if row.init_from is None or resume else folder_of(root, row.init_from, seed)
+    more = {} if source is None else {"init_from": source, "extend_positions": row.extend_positions}
+    outcome = train(config, folder, resume, keep_warmup=True, **more)
+    if outcome.signum is not None:
+        raise StoppedError(outcome.signum)
+    return _results(row, seed, folder, root)
+
+
+def _results(row: Training, seed: int, folder: Path, root: Path) -> tuple[Numbers, float]:
+    """The numbers of a finished training, and the seconds that it took."""
+    import jax
+
+    from jaxlm.optim import build_optimizer, state_bytes
+    from jaxlm.run.folder import load_run
+    from jaxlm.run.metrics import read_rows
+    from jaxlm.run.samples import sample
+
+    rows = read_rows(folder / "metrics.jsonl")
+    evaluations = [entry for entry in rows if "val_loss" in entry]
+    run = load_run(folder, evaluations[-1]["step"])
+    tx = build_optimizer(run.config.optim, run.config.train.steps, run.params)
+    numbers: Numbers = {
+        "val_loss": evaluations[-1]["val_loss"],
+        "train_loss": evaluations[-1]["train_loss"],
+        "last_loss": [entry["loss"] for entry in rows if "loss" in entry][-1],
+        "perplexity": evaluations[-1]["perplexity"],
+        "best_val_loss": min(entry["val_loss"] for entry in evaluations),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        "state_bytes": state_bytes(tx, run.params),
+        "curve": [[entry["step"], entry["train_loss"], entry["val_loss"]] for entry in evaluations],
+        "samples": {prompt: sample(run, _sample_config(run.config.sample, prompt))[0] for prompt in row.prompts},
+    }
+    if row.measure is not None:
+        numbers |= row.measure(run, lambda name: folder_of(root, name, seed))
+    return numbers, rows[-1]["elapsed_s"]
+
+
+def sample_of(folder: Path, prompt: str) -> str:
+    """What the trained model in a run folder makes of a prompt, at most 300 tokens.
+
+    Raises:
+      UserError: as `jaxlm.load_run` and `jaxlm.run.samples.sample`.
+    """
+    from jaxlm.run.folder import load_run
+    from jaxlm.run.samples import sample
+
+    run = load_run(folder)
+    return sample(run, _sample_config(run.config.sample, prompt))[0]
+
+
+def _sample_config(config: SampleConfig, prompt: str) -> SampleConfig:
+    return dataclasses.replace(config, prompt=prompt, num_samples=1, max_new_tokens=min(300, config.max_new_tokens))
+
+
+QUICK_TEXT, QUICK_ROWS = 12_000, 40
+"""A quick version reads so many characters, or so many transcripts of each split."""
+
+
+def quick_config(config: ExperimentConfig, root: Path) -> ExperimentConfig:
+    """The same training in seconds: one layer, a quarter of the context, 6 steps of 2 rows, a little text."""
+    from jaxlm.data.batches import TokenStream
+    from jaxlm.data.corpus import load_corpus, read_transcripts
+    from jaxlm.data.tokenizer import TranscriptTokenizer
+
+    folder, model, data = root / "quick-data", config.model, config.data
+    folder.mkdir(parents=True, exist_ok=True)
+    if data.tokenizer == "transcript":
+        read, alphabet = read_transcripts(data), TranscriptTokenizer()
+        paths = [folder / "train.csv", folder / "val.csv"]
+        for path, rows in zip(paths, (read.train, read.val), strict=True):
+            lines = [f"{number},{alphabet.decode(row.tolist())}" for number, row in enumerate(rows[:QUICK_ROWS])]
+            path.write_text("\n".join(["id,transcript", *lines]) + "\n", encoding="utf-8")
+        data = dataclasses.replace(data, path=str(paths[0].absolute()), val_path=str(paths[1].absolute()))
+    else:
+        path = folder / "text.txt"
+        if not path.exists():
+            corpus = load_corpus(data, model.max_seq_len)
+            assert isinstance(corpus.train, TokenStream)
+            tokens = corpus.train.tokens[:QUICK_TEXT].tolist()
+            path.write_text(corpus.tokenizer.decode(tokens), encoding="utf-8")
+        data = dataclasses.replace(data, path=str(path.absolute()))
+        model = dataclasses.replace(model, max_seq_len=model.max_seq_len // 4)
+    if model.family in ("transformer", "recurrent"):
+        model = dataclasses.replace(model, num_layers=1)
+    optim = dataclasses.replace(config.optim, warmup_steps=min(2, config.optim.warmup_steps))
+    train = dataclasses.replace(
+        config.train, steps=6, batch_size=2, grad_accum=1, log_every=2, eval_every=3, checkpoint_every=3
+    )
+    sample = dataclasses.replace(config.sample, max_new_tokens=20)
+    return dataclasses.replace(config, model=model, data=data, optim=optim, train=train, sample=sample)
