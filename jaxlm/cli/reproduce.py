@@ -63,6 +63,7 @@ def reproduce(arguments: list[str]) -> int:
 
     from jaxlm.reproduce.records import usable_cores
     from jaxlm.reproduce.report import write_report
+    from jaxlm.reproduce.rows import Training
     from jaxlm.reproduce.side_by_side import perform_all
     from jaxlm.reproduce.work import Job, StoppedError, jobs_of, perform
 
@@ -71,22 +72,24 @@ def reproduce(arguments: list[str]) -> int:
 
     def done(job: Job) -> None:
         row, seed = job
-        found = [line for line in write_report(exp, root, report) if line.row == row.name and line.ours is not None]
-        numbers = ", ".join(f"{line.quantity} {line.ours:.4f}" for line in found)
+        lines = write_report(exp, root, report, options.quick)
+        found = {line.quantity: line.ours for line in lines if line.row == row.name and line.ours is not None}
+        numbers = ", ".join(f"{quantity} {ours:.4f}" for quantity, ours in found.items())
         print(f"done: {row.name}, seed {seed}: {numbers}", file=sys.stderr)
 
     processes = options.processes or (usable_cores() if exp.side_by_side else 1)
     try:
         if processes > 1:
-            perform_all(exp, jobs, root, options.quick, processes, done)
-        else:
-            for row, seed in jobs:
-                perform(row, seed, root, options.quick)
-                done((row, seed))
+            trainings = [job for job in jobs if isinstance(job[0], Training)]
+            perform_all(exp, trainings, root, options.quick, processes, done)
+            jobs = [job for job in jobs if job not in trainings]  # what is timed runs alone
+        for job in jobs:
+            perform(*job, root, options.quick)
+            done(job)
     except StoppedError as stopped:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + stopped.signum
-    lines = write_report(exp, root, report)
+    lines = write_report(exp, root, report, options.quick)
     if options.json:
         print_json({"experiment": exp.name, "table": [line._asdict() for line in lines]})
     else:

@@ -84,15 +84,18 @@ def read_record(root: Path, row: Row, seed: int) -> Numbers | None:
 def records_of(experiment: Experiment, root: Path, report: Path) -> dict[str, list[Numbers]]:
     """The records of every row, by seed: those under `root`, else those of an earlier report.
 
-    Those of other settings or seeds than the row has today do not count.
+    Those made with other settings than the row has today do not count.
     """
     earlier = {(record["row"], record["seed"]): record for record in earlier_records(report)}
     found: dict[str, list[Numbers]] = {}
     for row in experiment.rows:
-        here = [read_record(root, row, seed) or earlier.get((row.name, seed)) for seed in row.seeds]
+        on_disk = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{row.name}-seed-*")]
+        in_report = [seed for name, seed in earlier if name == row.name]
+        seeds = sorted({*on_disk, *in_report})
+        records = [read_record(root, row, seed) or earlier.get((row.name, seed)) for seed in seeds]
         found[row.name] = [
             record
-            for seed, record in zip(row.seeds, here, strict=True)
+            for seed, record in zip(seeds, records, strict=True)
             if record is not None and record["settings"] == settings_of(row, seed)
         ]
     return found

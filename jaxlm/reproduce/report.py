@@ -4,6 +4,7 @@ results.md holds the tables of all experiments; results/NAME.json their records,
 """
 
 import csv
+import html
 import io
 import json
 import statistics
@@ -41,9 +42,10 @@ class Line(NamedTuple):
     note: str
 
 
-def lines_of(exp: Experiment, records: Records) -> list[Line]:
-    """The table of an experiment."""
-    return [_line(exp, row, quantity, records) for row in exp.rows for quantity in row.quantities]
+def lines_of(exp: Experiment, records: Records, quick: bool = False) -> list[Line]:
+    """The table of an experiment; quick versions reach nothing and miss nothing."""
+    lines = [_line(exp, row, quantity, records) for row in exp.rows for quantity in row.quantities]
+    return [line._replace(verdict="quick version") if quick and line.ours is not None else line for line in lines]
 
 
 def _line(exp: Experiment, row: Row, quantity: str, records: Records) -> Line:
@@ -61,7 +63,7 @@ def _line(exp: Experiment, row: Row, quantity: str, records: Records) -> Line:
         ours=ours,
         by_seed=values,
         seeds=tuple(record["seed"] for record in done),
-        verdict=_verdict(ours, target, len(done), len(row.seeds)),
+        verdict=_verdict(ours, target, len(set(row.seeds) & {record["seed"] for record in done}), len(row.seeds)),
         device="; ".join(devices),
         wall_s=statistics.mean(record["wall_s"] for record in done) if done else None,
         date=max((record["date"] for record in done), default=""),
@@ -124,11 +126,12 @@ def shown_number(value: float | None) -> str:
     return f"{value:.4f}" if 0.01 <= abs(value) < 100 else f"{value:.4g}"
 
 
-def write_report(exp: Experiment, root: Path, report: Path) -> list[Line]:
+def write_report(exp: Experiment, root: Path, report: Path, quick: bool = False) -> list[Line]:
     """Writes what is known of an experiment into a folder; returns its table.
 
     Args:
       root: the experiment's runs and measurements.
+      quick: they are quick versions.
       report: folder of results.md and results/; records of an earlier report in it are kept.
 
     Raises:
@@ -136,7 +139,7 @@ def write_report(exp: Experiment, root: Path, report: Path) -> list[Line]:
     """
     folder = report / "results"
     records = records_of(exp, root, folder / f"{exp.name}.json")
-    lines = lines_of(exp, records)
+    lines = lines_of(exp, records, quick)
     summary = [line._asdict() for line in lines]
     flat = [record for done in records.values() for record in done]
     content = {"experiment": exp.name, "title": exp.title, "table": summary, "records": flat}
@@ -146,7 +149,7 @@ def write_report(exp: Experiment, root: Path, report: Path) -> list[Line]:
     if figure is not None:
         with staged(folder / f"{exp.name}.png") as path:
             figure.savefig(path, format="png")
-    _write(report / "results.md", "\n".join(_page(folder)) + "\n")
+    _write(report / "results.md", "\n".join(_page(exp, folder, quick)) + "\n")
     return lines
 
 
@@ -168,8 +171,8 @@ def _cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _page(folder: Path) -> list[str]:
-    """results.md: the experiments whose JSON files lie in the folder."""
+def _page(written: Experiment, folder: Path, quick: bool) -> list[str]:
+    """results.md: the experiments whose JSON files lie in the folder; `written` has just been put there."""
     page = [
         "# Results",
         "",
@@ -182,9 +185,9 @@ def _page(folder: Path) -> list[str]:
         file = folder / f"{name}.json"
         if not file.exists():
             continue
-        exp = experiment(name)
+        exp = written if name == written.name else experiment(name)
         records = records_of(exp, folder, file)
-        page += [f"## {exp.title}", "", *table(lines_of(exp, records)), ""]
+        page += [f"## {exp.title}", "", *table(lines_of(exp, records, quick)), ""]
         devices = sorted({f"{record['device']}, {_threads(record)}" for done in records.values() for record in done})
         versions = sorted({_versions(record) for done in records.values() for record in done})
         if devices:
@@ -217,7 +220,15 @@ def _details(exp: Experiment, records: Records) -> list[str]:
     for row in exp.rows:
         if isinstance(row, Measurement) and records[row.name]:
             page += [f"**{row.label}**", "", *records[row.name][0]["markdown"], ""]
-    for label, done in trained.items():
-        for prompt, text in done[0]["samples"].items():
-            page += [f"{label}, seed {done[0]['seed']}, after {prompt!r}:", "", "```", *text.splitlines(), "```", ""]
+    for prompt in dict.fromkeys(prompt for done in trained.values() for prompt in done[0]["samples"]):
+        texts = {label: done[0]["samples"][prompt] for label, done in trained.items() if prompt in done[0]["samples"]}
+        page += [f"Samples after `{prompt!r}`, first seed:", "", *_side_by_side(texts), ""]
     return page
+
+
+def _side_by_side(texts: dict[str, str]) -> list[str]:
+    """A table of Markdown with a column for each text."""
+    cells = [
+        "<br>".join(html.escape(line).replace("|", "&#124;") for line in text.split("\n")) for text in texts.values()
+    ]
+    return ["| " + " | ".join(row) + " |" for row in (list(texts), ["---"] * len(texts), cells)]
