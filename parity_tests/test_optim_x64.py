@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,6 +18,8 @@ from jaxlm.config import OptimConfig
 from jaxlm.optim import adafactor, adam, adamsn, adamw, build_schedule, relative_step, sgd
 
 pytestmark = pytest.mark.x64
+EXACT = 1e-12
+"""The same sums in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +106,11 @@ ADAMSN = {
         {"subset": "per_output"},
         {"subset": "per_input", "weight_decay": 0.2},
         {"subset": "auto", "eps_placement": "uncorrected", "eps": 1e-6},
+        {"subset": "smaller", "weight_decay": 0.2},
         {"subset": "per_output", "subset_size": 2, "eps_placement": "inside"},
         {"subset": "per_input", "subset_size": 2, "eps_placement": "inside", "bias_correction": False},
         {"subset": "auto", "subset_size": 2, "bias_correction": False},
+        {"subset": "smaller", "subset_size": 2},
     ]
 } | {
     "adamsn with another ratio": Equal(
@@ -242,7 +247,7 @@ def test_optimizers_are_equal(name, paths):
             assert_close(paths[name][leaf], paths[f"optax: {name}"][leaf], tolerance)
 
 
-@pytest.mark.parametrize("subset", ["per_output", "per_input", "auto"])
+@pytest.mark.parametrize("subset", ["per_output", "per_input", "auto", "smaller"])
 @pytest.mark.parametrize("size", [None, 2])
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6), (4, 4)])
 def test_the_reference_sums_the_second_moments_of_torchs_adam(subset, size, shape):
@@ -257,13 +262,41 @@ def test_the_reference_sums_the_second_moments_of_torchs_adam(subset, size, shap
         ours.step()
         adam.step()
         v, (outputs, inputs) = adam.state[beside]["exp_avg_sq"], shape
-        if subset == "per_output" or (subset == "auto" and outputs >= inputs):
+        if subset in ("per_output", "auto" if outputs >= inputs else "smaller"):
             v = v.view(outputs, -1, size or inputs).sum(2, keepdim=True).expand(-1, -1, size or inputs)
         else:
             v = v.view(-1, size or outputs, inputs).sum(1, keepdim=True).expand(-1, size or outputs, -1)
         root = (v.reshape(shape) / (1 - 0.9**t)).sqrt() + 1e-2
         step = 0.1 * adam.state[beside]["exp_avg"] / (1 - 0.8**t) / root
         assert_close(before - weight.detach(), step, FLOAT64)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (4, 4), (1, 5), (7, 2)])
+def test_the_smaller_subset_is_the_written_out_rule(shape):
+    """Six steps of the rule in NumPy, on torch's weight (out, in)."""
+    rng = np.random.default_rng(0)
+    start, grads = rng.standard_normal(shape), rng.standard_normal((6, *shape))
+    weight, u, v, reduce_dim = start, 0.0, 0.0, 0 if shape[0] >= shape[1] else 1
+    for t, g in enumerate(grads, 1):
+        u = 0.9 * u + 0.1 * g
+        v = 0.99 * v + 0.01 * (g**2).sum(reduce_dim, keepdims=True)
+        weight = weight - 0.1 * (u / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
+    assert v.size == min(shape)
+
+    tx = adamsn(0.1, 0.9, 0.99, subset="smaller")
+    params = {"kernel": jnp.asarray(start.T)}
+    state = tx.init(params)
+    ours = torch.nn.Parameter(torch.tensor(start))
+    reference = torchref.optim.AdamSN([ours], 0.1, 0.9, 0.99, subset="smaller")
+    for g in grads:
+        updates, state = tx.update({"kernel": jnp.asarray(g.T)}, state, params)
+        params = optax.apply_updates(params, updates)
+        ours.grad = torch.tensor(g)
+        reference.step()
+    assert np.ptp(weight - start) > 0.1
+    assert_close(params["kernel"].T, weight, EXACT)
+    assert_close(ours.detach(), weight, EXACT)
+    assert reference.state[ours]["v"].numel() == min(shape)
 
 
 def test_a_map_of_one_input_has_adams_second_moment():

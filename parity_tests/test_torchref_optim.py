@@ -83,7 +83,10 @@ def test_the_closure_is_called_with_gradients_on_and_its_value_returned():
         (lambda p: Adam(p, eps=float("nan")), "eps = nan is invalid"),
         (lambda p: Adam(p, eps_placement="floor"), "eps_placement = 'floor' is unknown: choose one of outside, uncorr"),
         (lambda p: AdamW([{"params": p, "weight_decay": -0.1}]), "weight_decay = -0.1 is invalid"),
-        (lambda p: AdamSN(p, subset="rows"), "subset = 'rows' is unknown: choose one of per_output, per_input, auto"),
+        (
+            lambda p: AdamSN(p, subset="rows"),
+            "subset = 'rows' is unknown: choose one of per_output, per_input, auto, sm",
+        ),
         (lambda p: AdamSN(p, subset_size=0), "subset_size = 0 is invalid"),
         (lambda p: train(AdamSN(p, subset_size=2), 1), "subset_size = 2 does not divide 3: give a divisor or None"),
         (lambda p: Adafactor(p, clipping_threshold=0), "clipping_threshold = 0 is invalid: give a number above 0"),

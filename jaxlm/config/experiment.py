@@ -56,6 +56,9 @@ class DataConfig(Validated):
 _MOMENTS = {"read_by": ("adam", "adamw", "adamsn")}
 _ADAMSN = {"read_by": ("adamsn",)}
 
+SubsetRule = Literal["per_output", "per_input", "auto", "smaller"]
+"""Which numbers of a linear map share a second moment in AdamSN; `jaxlm.optim.scale_by_adamsn` has the meanings."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig(Validated):
@@ -83,10 +86,10 @@ class OptimConfig(Validated):
     """Decay rate of the second moment (adam, adamw, adamsn, adafactor)."""
     eps: float = dataclasses.field(default=1e-8, metadata={"read_by": (*_MOMENTS["read_by"], "adafactor")})
     """Added to sqrt(v_hat); in adafactor, to v_hat."""
-    subset: Literal["per_output", "per_input", "auto"] = dataclasses.field(default="auto", metadata=_ADAMSN)
+    subset: SubsetRule = dataclasses.field(default="auto", metadata=_ADAMSN)
     """Which numbers of a linear map share a second moment in adamsn: the inputs of each output (per_output), the
     outputs of each input (per_input), or per_output if there are at least as many outputs as inputs, as its authors do
-    (auto)."""
+    (auto), or the other way round, which keeps one number for each entry of the smaller dimension (smaller)."""
     adam_lr_ratio: float = dataclasses.field(default=0.1, metadata=_ADAMSN)
     """Rate of all parameters that are not linear maps in adamsn, and of all decay, as a share of the learning rate."""
     arguments: tuple[str, ...] = ()

@@ -1,19 +1,18 @@
 """AdamSN: Adam whose second moment is one number for each subset of a matrix."""
 
 import math
-from typing import Any, Literal
+from typing import Any, get_args
 
 import jax
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jaxlm.config.experiment import SubsetRule
 from jaxlm.errors import UserError
 from jaxlm.optim.adam import EpsPlacement, Subsets, add_decay, scale_by_moments
 from jaxlm.optim.param_kinds import KeyPath, ParamKind, kinds_like
 from jaxlm.types import Number
-
-SubsetRule = Literal["per_output", "per_input", "auto"]
 
 
 def scale_by_adamsn(
@@ -35,7 +34,9 @@ def scale_by_adamsn(
 
     Args:
       subset: "per_output" sums over the inputs of each output, "per_input" over the outputs of each input. "auto", the
-        authors' rule, is per_output where there are at least as many outputs as inputs, else per_input.
+        authors' rule, is per_output where there are at least as many outputs as inputs, else per_input. "smaller" is
+        the other way round: one number for each entry of the smaller dimension (each input of a square map), so
+        min(inputs, outputs) numbers. On torch's weight (out, in): `reduce_dim = 0 if shape[0] >= shape[1] else 1`.
       subset_size: how many of them a subset holds; None = all, 1 = Adam. They must form one axis, and the size must
         divide it. It decides shapes, so `optax.inject_hyperparams` needs it among its static_args.
       kinds: which leaves are linear and along which axes, as `param_kinds(cfg)` says; None = by name (`kind_of`): a
@@ -45,8 +46,8 @@ def scale_by_adamsn(
 
     Source: Nguyen & Nguyen 2024, "Subset-Norm and Subspace-Momentum", https://arxiv.org/abs/2411.07120.
     """
-    if subset not in ("per_output", "per_input", "auto"):
-        raise UserError(f"subset = {subset!r} is unknown: choose per_output, per_input or auto")
+    if subset not in get_args(SubsetRule):
+        raise UserError(f"subset = {subset!r} is unknown: choose one of {', '.join(get_args(SubsetRule))}")
     if subset_size is not None and subset_size < 1:
         raise UserError(f"subset_size = {subset_size} is not a size: give at least 1 (Adam), or None for whole rows")
 
@@ -73,8 +74,8 @@ def _summed_axes(kind: ParamKind, shape: tuple[int, ...], subset: SubsetRule) ->
     if kind.name != "linear":
         return ()
     inputs, outputs = (math.prod(shape[axis] for axis in axes) for axes in (kind.inputs, kind.outputs))
-    per_output = subset == "per_output" or (subset == "auto" and outputs >= inputs)
-    return kind.inputs if per_output else kind.outputs
+    shorter, longer = (kind.inputs, kind.outputs) if outputs >= inputs else (kind.outputs, kind.inputs)
+    return {"per_output": kind.inputs, "per_input": kind.outputs, "auto": shorter, "smaller": longer}[subset]
 
 
 def adamsn(

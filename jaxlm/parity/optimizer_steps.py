@@ -50,6 +50,7 @@ TRAPS: dict[str, dict[str, dict[str, Any]]] = {
         "eps inside the root": {"eps_placement": "inside"},
         "one number per output": {"subset": "per_output"},
         "one number per input": {"subset": "per_input"},
+        "one number per entry of the smaller dimension": {"subset": "smaller"},
         "Adam's second moment on linear kernels": {"subset_size": 1},
         "no decay": {"weight_decay": 0.0},
     },

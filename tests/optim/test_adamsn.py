@@ -1,35 +1,32 @@
 """The subsets of AdamSN."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optimizers import PAPER, compiled, numbers, trajectory
+from optimizers import compiled, numbers, trajectory
 from tolerances import FLOAT32, assert_close
 
 from jaxlm.errors import UserError
-from jaxlm.optim import ParamKind, adafactor, adamsn, scale_by_adam, scale_by_adamsn
-
-OF_MATRICES = {
-    "adamsn_per_output": lambda kinds: adamsn(0.1, weight_decay=0.1, subset="per_output", kinds=kinds),
-    "adamsn_per_input": lambda kinds: adamsn(0.1, subset="per_input", kinds=kinds),
-    "adamsn_auto": lambda kinds: adamsn(0.1, subset="auto", kinds=kinds),
-    "adafactor": lambda kinds: adafactor(0.1, weight_decay=0.1, kinds=kinds),
-    "adafactor_paper": lambda kinds: adafactor(0.1, kinds=kinds, **PAPER),
-}
-
+from jaxlm.optim import ParamKind, adamsn, scale_by_adam, scale_by_adamsn, state_bytes
 
 MATRIX = ParamKind("linear", (-2,), (-1,))
-
-
-def updates_of(kinds, params, grads):
-    """Each optimizer's updates of two steps."""
-    return {name: trajectory(make_one(kinds), params, grads)[2] for name, make_one in OF_MATRICES.items()}
 
 
 @pytest.mark.parametrize(("shape", "kept"), [((3, 5), (1, 5)), ((5, 3), (5, 1)), ((3, 3), (1, 3))])
 def test_auto_keeps_a_number_for_each_of_the_longer_side(shape, kept):
     state = scale_by_adamsn(subset="auto").init({"kernel": jnp.ones(shape)})
     assert state.nu["kernel"].shape == kept
+
+
+@pytest.mark.parametrize(("shape", "kept"), [((3, 5), (3, 1)), ((5, 3), (1, 3)), ((4, 4), (4, 1)), ((5, 1), (1, 1))])
+def test_smaller_keeps_a_number_for_each_of_the_shorter_side(shape, kept):
+    """Kernels (inputs, outputs); a square one keeps a number for each input."""
+    tx = scale_by_adamsn(subset="smaller")
+    params = {"kernel": jnp.ones(shape)}
+    assert tx.init(params).nu["kernel"].shape == kept
+    assert state_bytes(tx, params) == 4 * (math.prod(shape) + min(shape) + 1)  # first moment, second, counter
 
 
 @pytest.mark.parametrize(("subset", "axis"), [("per_output", 0), ("per_input", 1)])

@@ -82,6 +82,7 @@ OPTIMIZERS = {
     "adamsn_per_output": adamsn(0.1, weight_decay=0.1, subset="per_output"),
     "adamsn_per_input": adamsn(0.1, subset="per_input"),
     "adamsn_auto": adamsn(0.1, subset="auto"),
+    "adamsn_smaller": adamsn(0.1, subset="smaller"),
     "adafactor": adafactor(0.1, weight_decay=0.1, multiply_by_parameter_scale=True, clipping_threshold=0.5),
     "adafactor_last": adafactor(0.1, factors="last"),
     "adafactor_largest": adafactor(0.1, factors="largest"),
@@ -115,6 +116,7 @@ OF_MATRICES = {
     "adamsn_per_output": lambda kinds: adamsn(0.1, weight_decay=0.1, subset="per_output", kinds=kinds),
     "adamsn_per_input": lambda kinds: adamsn(0.1, subset="per_input", kinds=kinds),
     "adamsn_auto": lambda kinds: adamsn(0.1, subset="auto", kinds=kinds),
+    "adamsn_smaller": lambda kinds: adamsn(0.1, subset="smaller", kinds=kinds),
     "adafactor": lambda kinds: adafactor(0.1, weight_decay=0.1, kinds=kinds),
     "adafactor_paper": lambda kinds: adafactor(0.1, kinds=kinds, **PAPER),
 }

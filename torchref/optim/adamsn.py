@@ -27,7 +27,8 @@ class AdamSN(Moments):
     jaxlm decays matrices only: norms and biases go into a third group without decay.
 
     Args:
-      subset: "auto" (the authors' rule) is per_output where out >= in, else per_input.
+      subset: "auto" (the authors' rule) is per_output where out >= in, else per_input; "smaller" is per_input where
+        out >= in, else per_output: min(out, in) numbers.
       subset_size: cuts each row or column into subsets of this many entries; None = one subset, 1 is Adam.
       linear: False for embeddings and other parameters that are not linear maps: they keep Adam's moment, as vectors
         always do.
@@ -37,7 +38,7 @@ class AdamSN(Moments):
     Source: Nguyen & Nguyen 2024, https://arxiv.org/abs/2411.07120.
     """
 
-    choices: ClassVar = Moments.choices | {"subset": ("per_output", "per_input", "auto")}
+    choices: ClassVar = Moments.choices | {"subset": ("per_output", "per_input", "auto", "smaller")}
 
     def __init__(
         self,
@@ -60,7 +61,9 @@ class AdamSN(Moments):
         if g.ndim < 2 or not group["linear"]:
             return super()._second_moment(g, state, group)
         matrix = g.flatten(1)
-        per_output = group["subset"] == "per_output" or (group["subset"] == "auto" and len(matrix) >= len(matrix.T))
+        outputs, inputs = matrix.shape
+        rules = {"per_output": True, "per_input": False, "auto": outputs >= inputs, "smaller": outputs < inputs}
+        per_output = rules[group["subset"]]
         lines = matrix if per_output else matrix.T
         size = group["subset_size"] or lines.shape[1]
         if lines.shape[1] % size:
