@@ -89,7 +89,8 @@ def records_of(experiment: Experiment, root: Path, report: Path) -> dict[str, li
     earlier = {(record["row"], record["seed"]): record for record in earlier_records(report)}
     found: dict[str, list[Numbers]] = {}
     for row in experiment.rows:
-        on_disk = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{row.name}-seed-*")]
+        files = root.glob(f"{row.name}-seed-*/{FILE}")
+        on_disk = [int(file.parent.name.rpartition("-")[2]) for file in files]
         in_report = [seed for name, seed in earlier if name == row.name]
         seeds = sorted({*on_disk, *in_report})
         records = [read_record(root, row, seed) or earlier.get((row.name, seed)) for seed in seeds]
