@@ -122,12 +122,13 @@ def _print_samples(exp: "Experiment", root: Path, prompt: str) -> None:
     from jaxlm.reproduce.records import folder_of
     from jaxlm.reproduce.rows import Training
     from jaxlm.reproduce.work import sample_of
+    from jaxlm.run.folder import load_run
 
     texts = {}
     for row in exp.rows:
         folder = folder_of(root, row.name, row.seeds[0])
         if isinstance(row, Training) and row.prompts and (folder / "record.json").exists():
-            texts[row.label] = sample_of(folder, prompt)
+            texts[row.label] = sample_of(load_run(folder), prompt)
     if not texts:
         raise UserError(f"{root} holds no finished training to sample from: leave --prompt out, or train first")
     print_table(f"samples after {prompt!r}", list(texts), [list(texts.values())])

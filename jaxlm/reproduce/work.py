@@ -2,12 +2,17 @@
 
 import dataclasses
 import time
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jaxlm.config import ExperimentConfig, SampleConfig
-from jaxlm.errors import UserError
+from jaxlm.config import ExperimentConfig
+from jaxlm.errors import PositionTableWarning, UserError
 from jaxlm.reproduce.records import folder_of, new_record, read_record, write_record
 from jaxlm.reproduce.rows import Experiment, Measurement, Numbers, Row, Training
+
+if TYPE_CHECKING:
+    from jaxlm.run.folder import Run
 
 Job = tuple[Row, int]
 """A row and a seed."""
@@ -92,7 +97,6 @@ def _results(row: Training, seed: int, folder: Path, root: Path) -> tuple[Number
     from jaxlm.optim import build_optimizer, state_bytes
     from jaxlm.run.folder import load_run
     from jaxlm.run.metrics import read_rows
-    from jaxlm.run.samples import sample
 
     rows = read_rows(folder / "metrics.jsonl")
     evaluations = [entry for entry in rows if "val_loss" in entry]
@@ -107,28 +111,26 @@ def _results(row: Training, seed: int, folder: Path, root: Path) -> tuple[Number
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
         "state_bytes": state_bytes(tx, run.params),
         "curve": [[entry["step"], entry["train_loss"], entry["val_loss"]] for entry in evaluations],
-        "samples": {prompt: sample(run, _sample_config(run.config.sample, prompt))[0] for prompt in row.prompts},
+        "samples": {prompt: sample_of(run, prompt) for prompt in row.prompts},
     }
     if row.measure is not None:
         numbers |= row.measure(run, lambda name: folder_of(root, name, seed))
     return numbers, rows[-1]["elapsed_s"]
 
 
-def sample_of(folder: Path, prompt: str) -> str:
-    """What the trained model in a run folder makes of a prompt, at most 300 tokens.
+def sample_of(run: "Run", prompt: str) -> str:
+    """What a trained model makes of a prompt, at most 300 tokens.
 
     Raises:
-      UserError: as `jaxlm.load_run` and `jaxlm.run.samples.sample`.
+      UserError: as `jaxlm.run.samples.sample`.
     """
-    from jaxlm.run.folder import load_run
     from jaxlm.run.samples import sample
 
-    run = load_run(folder)
-    return sample(run, _sample_config(run.config.sample, prompt))[0]
-
-
-def _sample_config(config: SampleConfig, prompt: str) -> SampleConfig:
-    return dataclasses.replace(config, prompt=prompt, num_samples=1, max_new_tokens=min(300, config.max_new_tokens))
+    length = min(300, run.config.sample.max_new_tokens)
+    config = dataclasses.replace(run.config.sample, prompt=prompt, num_samples=1, max_new_tokens=length)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PositionTableWarning)  # long samples are expected here
+        return sample(run, config)[0]
 
 
 QUICK_TEXT, QUICK_ROWS = 12_000, 40
