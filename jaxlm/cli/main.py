@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
 """Each command: what runs it, its positional arguments, and what it does."""
 
 NOT_YET_COMMANDS = ("compare",)
-NOT_YET_OPTIONS = ("--mesh", "--init-from")
+NOT_YET_OPTIONS = ("--mesh",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

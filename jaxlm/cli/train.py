@@ -1,4 +1,4 @@
-"""`jaxlm train`: trains a model, or continues a run."""
+"""`jaxlm train`: trains a model from new weights or from those of a run, or continues a run."""
 
 import contextlib
 import dataclasses
@@ -47,6 +47,11 @@ class _TrainOptions:
     """New run folder; default: the next free runs/PRESET-n."""
     resume: bool = False
     """Continue the run in --out from its latest checkpoint."""
+    init_from: Path | None = None
+    """Begin with the weights, the vocabulary and the model settings of this run. Without a PRESET its other settings
+    are the defaults too."""
+    extend_positions: Annotated[bool, tyro.conf.arg(name="model.extend-positions")] = False
+    """With --init-from: a longer --model.max-seq-len may add places to a learned position table. They begin at zero."""
 
 
 def train(arguments: list[str]) -> int:
@@ -65,8 +70,9 @@ def train(arguments: list[str]) -> int:
 
     from jaxlm.run.training import train as train_run
 
+    source, extend = options.init_from, options.extend_positions
     with _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out) as folder:
-        outcome = train_run(config, folder, options.resume, keep_warmup=own_warmup)
+        outcome = train_run(config, folder, options.resume, own_warmup, init_from=source, extend_positions=extend)
     if outcome.signum is not None:
         return 128 + outcome.signum
     print(_sample(folder))
@@ -77,8 +83,8 @@ def train(arguments: list[str]) -> int:
 
 
 def _defaults(given: Given) -> _TrainOptions:
-    """The options of the preset, or of the run to continue."""
-    name, out = given.get("preset"), given.get("out")
+    """The options of the preset, of the run to continue, or of the run whose weights are taken."""
+    name, out, source = given.get("preset"), given.get("out"), given.get("init_from")
     if given.get("resume"):
         from jaxlm.run.folder import read_config
 
@@ -87,6 +93,10 @@ def _defaults(given: Given) -> _TrainOptions:
         base = read_config(out)
         if name not in (None, base.preset):
             raise UserError(f"{out} was trained with preset {base.preset!r}, not {name!r}: drop the preset")
+    elif source is not None:
+        from jaxlm.run.init_from import default_config
+
+        base = default_config(source, name)
     else:
         base = presets.preset(name or "nanogpt-cpu")
     base = with_kinds(base, given)

@@ -14,7 +14,7 @@ from jaxlm.config import DataConfig
 from jaxlm.data import sources, transcripts
 from jaxlm.data.batches import PaddedRows, Split, TokenStream
 from jaxlm.data.files import not_utf8, staged
-from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, TranscriptTokenizer
+from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer, IdTokenizer, Tokenizer, TranscriptTokenizer
 from jaxlm.errors import UserError
 
 BLOCK_CHARS = 1 << 24
@@ -63,18 +63,27 @@ def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = Non
         read = read_transcripts(cfg)
         return Corpus(TranscriptTokenizer(), _rows(read.train, seq_len), _rows(read.val, seq_len), read.sha256)
     path = _text_path(cfg)
-    characters = sum(len(block) for block in _blocks(path))
-    if characters == 0:
-        raise UserError(f"corpus {path} is empty: give a text")
-    boundary = int((1 - cfg.val_fraction) * characters)
+    boundary = _boundary(cfg, path)
     if tokenizer is None:
-        if cfg.tokenizer == "char":
-            tokenizer = CharTokenizer(frozenset().union(*map(frozenset, _blocks(path))))
-        else:
-            tokenizer = BPETokenizer.train(_blocks(path, (0, boundary)), cfg.bpe_vocab_size)
+        tokenizer = _learn_tokenizer(cfg, path, boundary)
+    if isinstance(tokenizer, IdTokenizer):  # the boundary must not cut an id in two
+        after = next(_blocks(path, (boundary, None)), "")
+        boundary += next((i for i, character in enumerate(after) if character.isspace()), len(after))
     text = _Text(path, _file_sha256(path), tokenizer, cfg.resident_mb)
     train, val = (TokenStream(text.tokens(span), seq_len) for span in ((0, boundary), (boundary, None)))
     return Corpus(tokenizer, train, val, text.sha256)
+
+
+def learn_tokenizer(cfg: DataConfig) -> Tokenizer:
+    """The tokenizer that `load_corpus` builds unless one is given.
+
+    Raises:
+      UserError: data that are missing, empty or not UTF-8, or an unknown dataset.
+    """
+    if cfg.tokenizer == "transcript":
+        return TranscriptTokenizer()
+    path = _text_path(cfg)
+    return _learn_tokenizer(cfg, path, _boundary(cfg, path))
 
 
 def load_unsplit(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer) -> Split:
@@ -163,6 +172,20 @@ def _text_path(cfg: DataConfig) -> Path:
     if not path.is_file():
         raise UserError(f"corpus {path} is not a file: give an existing UTF-8 text by --data.path")
     return path
+
+
+def _boundary(cfg: DataConfig, path: Path) -> int:
+    """How many characters of a text are for training."""
+    characters = sum(len(block) for block in _blocks(path))
+    if characters == 0:
+        raise UserError(f"corpus {path} is empty: give a text")
+    return int((1 - cfg.val_fraction) * characters)
+
+
+def _learn_tokenizer(cfg: DataConfig, path: Path, boundary: int) -> Tokenizer:
+    if cfg.tokenizer == "char":
+        return CharTokenizer(frozenset().union(*map(frozenset, _blocks(path))))
+    return BPETokenizer.train(_blocks(path, (0, boundary)), cfg.bpe_vocab_size)
 
 
 def _file_sha256(path: Path) -> str:

@@ -49,6 +49,8 @@ class Record(NamedTuple):
     config: ExperimentConfig
     corpus_sha256: str | None
     """sha256 of the data it was trained on; None if it was imported."""
+    init_from: dict[str, Any] | None = None
+    """The run that its first weights come from, as `init_from.source_entry` describes it; None if they were new."""
 
 
 def read_config(path: Path) -> ExperimentConfig:
@@ -71,7 +73,8 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path} is not a run: it has no config.json; give the folder that `jaxlm train` names")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        return Record(from_dict(ExperimentConfig, record["config"]), record["corpus_sha256"])
+        config = from_dict(ExperimentConfig, record["config"])
+        return Record(config, record["corpus_sha256"], record.get("init_from"))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a configuration of this version: {error}") from None
 
@@ -88,9 +91,10 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
       CheckError: the checkpoint is damaged, or all of them are.
     """
     path = Path(path)
-    config, sha256 = read_record(path)
+    record = read_record(path)
+    config = record.config
     run_tokenizer = tokenizers.load(path / "tokenizer.json")
-    _check_vocabulary(path, run_tokenizer, config, trained=sha256 is not None)
+    check_vocabulary(path, run_tokenizer, record)
     candidates, problems = _candidates(path, step)
     if config.model.attention_impl == "cudnn" and jax.default_backend() != "gpu":
         warnings.warn(
@@ -107,7 +111,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
             continue
         for line in problems:
             warnings.warn(f"{line}; using step {candidate}", stacklevel=2)
-        return Run(path, config, model, params, run_tokenizer, candidate, sha256)
+        return Run(path, config, model, params, run_tokenizer, candidate, record.corpus_sha256)
     raise CheckError("; ".join(problems))
 
 
@@ -135,10 +139,17 @@ def _candidates(path: Path, step: int | None) -> tuple[list[int], list[str]]:
     return (latest if best is None else list(dict.fromkeys([best, *latest]))), problems
 
 
-def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ExperimentConfig, trained: bool) -> None:
-    """Refuses a tokenizer that is not the run's. An imported model may have more rows than its tokenizer has ids."""
-    size, rows = tokenizer.vocab_size, config.model.vocab_size
-    if size > rows or (trained and size != rows):
+def check_vocabulary(path: Path, tokenizer: Tokenizer, record: Record) -> None:
+    """Refuses a tokenizer that is not the run's.
+
+    The model may have more rows than the tokenizer has ids if it was imported, or if its first weights come from a run.
+
+    Raises:
+      UserError: the message names both numbers.
+    """
+    size, rows = tokenizer.vocab_size, record.config.model.vocab_size
+    exact = record.corpus_sha256 is not None and record.init_from is None
+    if size > rows or (exact and size != rows):
         raise UserError(
             f"{path / 'tokenizer.json'} has {size} entries, the model {rows}: put the run's own tokenizer back"
         )

@@ -22,13 +22,15 @@ from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.optim import build_optimizer, skipped_steps
 from jaxlm.run import checkpoint, hooks
-from jaxlm.run.folder import check_data, new_folder, read_record, write_config
+from jaxlm.run.folder import Run, check_data, check_vocabulary, load_run, new_folder, read_record, write_config
+from jaxlm.run.init_from import check_tokenizer, fitting_params, source_entry
 from jaxlm.run.metrics import MetricsFile, Row, read_rows
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.progress import Progress
 from jaxlm.training.evaluate import Evaluation
 from jaxlm.training.loop import CHUNK_STEPS, loop, make_chunk
 from jaxlm.training.step import TrainState, init_state
+from jaxlm.types import Params
 
 FREE_ON_RESUME = {
     "data.path",
@@ -72,10 +74,18 @@ class Session:
     tx: optax.GradientTransformation
     state: TrainState
     saved_step: int | None = None
-    """The step of the checkpoint that the state comes from; None = the state is a new one."""
+    """The step of the checkpoint that holds the state; None = there is none."""
 
 
-def train(config: ExperimentConfig, out: str | Path, resume: bool = False, keep_warmup: bool = False) -> Outcome:
+def train(
+    config: ExperimentConfig,
+    out: str | Path,
+    resume: bool = False,
+    keep_warmup: bool = False,
+    *,
+    init_from: str | Path | None = None,
+    extend_positions: bool = False,
+) -> Outcome:
     """Trains a model and writes the run folder `out`; with `resume`, continues from its latest sound checkpoint.
 
     Everything is checked before anything is written. SIGINT and SIGTERM end the run after the steps under way, with a
@@ -84,6 +94,12 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False, keep_
 
     Args:
       keep_warmup: use optim.warmup_steps as it is. Otherwise the warm-up of a preset shrinks with train.steps.
+      init_from: a run whose weights (of the checkpoint that `jaxlm.load_run` opens) and tokenizer the new run begins
+        with; optimizer and step are new. Its parameters must have the names, shapes and types of `config.model`, and
+        `config.data` is read with its tokenizer. Checkpoint 0 holds what the run began with, and config.json names the
+        source.
+      extend_positions: with init_from, a `config.model.max_seq_len` beyond its learned position table adds rows of
+        zeros. Otherwise that is refused. A shorter max_seq_len keeps the first rows.
 
     Returns:
       An Outcome: `path` is the run's folder, for `jaxlm.load_run`; `step` is how many steps it has taken; `val_loss`
@@ -91,7 +107,8 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False, keep_
       that stopped it early, or None.
 
     Raises:
-      UserError: bad input, an `out` that is not empty (without resume), or an `out` that is not a run (with it).
+      UserError: bad input, an `out` that is not empty (without resume), or an `out` that is not a run (with it); an
+        `init_from` that is not a run, or whose weights or vocabulary do not fit.
       CheckError: the loss or gradient is not finite (optim.max_nonfinite skips some such steps), or every checkpoint is
         damaged.
     """
@@ -99,16 +116,32 @@ def train(config: ExperimentConfig, out: str | Path, resume: bool = False, keep_
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"config = {config!r} is not an ExperimentConfig: give one, such as jaxlm.preset('tiny')")
     out = Path(out)
-    session = resumed_session(config, out) if resume else new_session(config, out, keep_warmup)
+    if resume and (init_from is not None or extend_positions):
+        option = "--model.extend-positions" if init_from is None else f"--init-from {init_from}"
+        raise UserError(f"{option} is for a new run, and --resume goes on with an old one: leave one out")
+    if init_from is None and extend_positions:
+        raise UserError("--model.extend-positions is for the weights of another run: add --init-from, or leave it out")
+    if resume:
+        session = resumed_session(config, out)
+    else:
+        source = None if init_from is None else Path(init_from)
+        session = new_session(config, out, keep_warmup, source, extend_positions)
     with _signals() as received:
         return _run(session, received)
 
 
-def new_session(config: ExperimentConfig, out: Path, keep_warmup: bool = False) -> Session:
+def new_session(
+    config: ExperimentConfig,
+    out: Path,
+    keep_warmup: bool = False,
+    init_from: Path | None = None,
+    extend_positions: bool = False,
+) -> Session:
     """Checks a config and its data, and creates the run folder.
 
     Raises:
       UserError: as `train`.
+      CheckError: every checkpoint of `init_from` is damaged.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         is_run = (out / "config.json").exists()
@@ -116,11 +149,25 @@ def new_session(config: ExperimentConfig, out: Path, keep_warmup: bool = False) 
         raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
     if not keep_warmup:
         config = shrink_warmup(config)
+    if init_from is not None:
+        return _session_from(load_run(init_from), config, out, extend_positions)
     corpus = load_corpus(config.data, config.model.max_seq_len)
-    session = _session(config, out, corpus)
+    session = _session(_fit_vocabulary(config, corpus.tokenizer.vocab_size), out, corpus)
     with new_folder(out, session.config, corpus.tokenizer, corpus.sha256):
         pass
     return session
+
+
+def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_positions: bool) -> Session:
+    """As `new_session`, with the weights and the vocabulary of a run. They are saved as checkpoint 0."""
+    check_tokenizer(config, source)
+    config = _fit_vocabulary(config, source.config.model.vocab_size)
+    params = fitting_params(source, config.model, extend_positions)
+    corpus = load_corpus(config.data, config.model.max_seq_len, source.tokenizer)
+    session = _session(config, out, corpus, params)
+    with new_folder(out, session.config, corpus.tokenizer, corpus.sha256, init_from=source_entry(source)) as folder:
+        checkpoint.save(folder / "checkpoints", session.state, None, config.train.keep)
+    return dataclasses.replace(session, saved_step=0)
 
 
 def resumed_session(config: ExperimentConfig, out: Path) -> Session:
@@ -130,20 +177,27 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
       UserError: as `train`.
       CheckError: every checkpoint is damaged.
     """
-    stored_config, sha256 = read_record(out)
+    record = read_record(out)
+    stored_config, sha256 = record.config, record.corpus_sha256
     if sha256 is None:
         raise UserError(f"{out} was imported, not trained: there is no training to continue; use another --out")
     tokenizer = tokenizers.load(out / "tokenizer.json")
     if config.optim.warmup_steps == _preset_warmup(config):  # a new run may have shrunk it; `stored_config` knows
         optim = dataclasses.replace(config.optim, warmup_steps=stored_config.optim.warmup_steps)
         config = dataclasses.replace(config, optim=optim)
-    config = _fit_vocabulary(config, tokenizer.vocab_size)
+    check_vocabulary(out, tokenizer, record)
+    config = _fit_vocabulary(config, stored_config.model.vocab_size)
     _check_same(config, stored_config, out)
     corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
     check_data(corpus.sha256, sha256)
     session = _session(config, out, corpus)
     # Without a checkpoint the run was stopped before its first one, and begins again.
     restored = checkpoint.restore_latest(out / "checkpoints", session.state)
+    if restored is None and record.init_from is not None:
+        raise UserError(
+            f"{out} has lost its checkpoints, the weights it began with too: start a new --out with "
+            f"--init-from {record.init_from['run']}"
+        )
     if restored is not None:
         state, damaged = restored
         saved_step, steps = int(state.step), config.train.steps
@@ -152,16 +206,18 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
         for line in damaged:
             warnings.warn(f"{line}; resuming from step {saved_step}", stacklevel=3)
         session = dataclasses.replace(session, state=state, saved_step=saved_step)
-    write_config(out, session.config, corpus.sha256)
+    more = {} if record.init_from is None else {"init_from": record.init_from}
+    write_config(out, session.config, corpus.sha256, **more)
     return session
 
 
-def _session(config: ExperimentConfig, out: Path, corpus: Corpus) -> Session:
-    """A session at step 0. Its config fits the tokenizer, and nothing is written yet."""
-    config = fit_prompt(_fit_vocabulary(config, corpus.tokenizer.vocab_size), corpus.tokenizer)
+def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params | None = None) -> Session:
+    """A session at step 0, with these parameters or else new ones. Nothing is written yet."""
+    config = fit_prompt(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
-    params = init_params(model, jax.random.key(config.train.seed))
+    if params is None:
+        params = init_params(model, jax.random.key(config.train.seed))
     tx = build_optimizer(config.optim, config.train.steps, params)
     return Session(out, config, corpus, model, tx, init_state(params, tx))
 
@@ -234,11 +290,14 @@ def fit_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConf
 
 
 def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
-    """The config with the tokenizer's vocabulary size; a size that differs from the preset's must be that one."""
+    """The config with the vocabulary's true size; a size that differs from the preset's must be that one."""
     chosen = config.model.vocab_size
     usual = presets.preset(config.preset).model.vocab_size if config.preset in presets.PRESETS else None
     if chosen not in (vocab_size, usual):
-        raise UserError(f"vocab_size = {chosen} is not the tokenizer's {vocab_size}: leave it out")
+        first = min(chosen, vocab_size)
+        raise UserError(
+            f"vocab_size = {chosen} is not the tokenizer's {vocab_size} (ids from {first} on differ): leave it out"
+        )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
 

@@ -1,17 +1,20 @@
-"""`jaxlm train`: folders, numbers, warm-up, what it leaves and says."""
+"""`jaxlm train`: folders, numbers, warm-up, going on from a run, what it leaves and says."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
-from support import command
+from support import command, refused, snapshot
 
 import jaxlm
 from jaxlm.cli.train import _next_free
+from jaxlm.config.presets import preset
 from jaxlm.run.folder import load_run, read_config
 
 RUN = ["train", "tiny", "--train.steps", "30", "--train.eval-every", "15", "--train.checkpoint-every", "15"]
@@ -149,6 +152,98 @@ def test_a_warm_up_that_is_given_and_too_long_is_refused(folder):
         code, _, err = command("train", "tiny", *SHORT, "--train.steps", "20", "--optim.warmup-steps", warmup)
         assert (code, err.count("\n")) == (2, 1)
         assert f"warmup_steps = {warmup} is not below steps = 20: give a smaller --optim.warmup-steps" in err
+
+
+# Going on from a run -------------------------------------------------------------------------------------------------
+
+FROM = ["train", "--init-from", "runs/tiny-1"]
+FEW = ["--train.steps", "4", "--optim.warmup-steps", "1", "--train.batch-size", "2", "--sample.max-new-tokens", "5"]
+
+
+@pytest.fixture
+def out(folder):
+    yield folder / "out"
+    shutil.rmtree(folder / "out", ignore_errors=True)
+
+
+def test_without_a_preset_the_settings_are_those_of_the_source(folder, out):
+    longer = ["--model.max-seq-len", "48", "--model.extend-positions", *FEW, "--out", "out"]
+    code, _, err = command(*FROM, *longer)
+    assert code == 0, err
+    assert "run: out (step 4, val_loss" in err
+    source, run = load_run("runs/tiny-1"), load_run(out)
+    assert run.config.data == source.config.data
+    assert run.config.optim == dataclasses.replace(source.config.optim, warmup_steps=1)
+    assert run.config.model == dataclasses.replace(source.config.model, max_seq_len=48)
+    entry = json.loads((out / "config.json").read_text())["init_from"]
+    assert (entry["run"], entry["step"], len(entry["sha256"])) == (str(folder / "runs/tiny-1"), source.step, 64)
+    code, _, err = command("train", "--resume", "--out", "out", "--train.steps", "6")
+    assert code == 0, err
+    assert load_run(out).step == 6
+    assert json.loads((out / "config.json").read_text())["init_from"] == entry
+
+
+def test_a_preset_gives_all_but_the_model_and_the_vocabulary(folder, out):
+    at_once = ["--train.max-minutes", "0", "--data.path", "text.txt", "--sample.max-new-tokens", "5", "--out", "out"]
+    code, _, err = command("train", "gpt2-124m", *FROM[1:], *at_once)
+    assert code == 0, err
+    source, run = load_run("runs/tiny-1"), load_run(out)
+    assert (run.config.preset, run.config.optim) == ("gpt2-124m", preset("gpt2-124m").optim)
+    assert run.config.train.batch_size == 480
+    assert run.config.model == source.config.model
+    assert run.config.data.tokenizer == "char"
+    for name in ("embedding", "position_embedding"):
+        np.testing.assert_array_equal(run.params[name], source.params[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--init-from", "text.txt"], "text.txt is not a run: it has no config.json"),
+        (["--init-from", "empty"], "empty has no checkpoint yet"),
+        (["--out", "runs/tiny-1"], "runs/tiny-1 already holds a run: continue it with --resume, or"),
+        (["--resume", "--out", "runs/tiny-1"], "--init-from runs/tiny-1 is for a new run, and --resume goes on"),
+        (["--model.max-seq-len", "64"], "max_seq_len = 64 is beyond the learned position table of runs/tiny-1, 32"),
+        (["--model.extend-positions"], "--model.extend-positions has nothing to add: runs/tiny-1 has"),
+        (["--model.num-layers", "2"], "block_1/attention/key/kernel is absent there, [32, 32] float32 here"),
+        (["--model.family", "recurrent"], "the weights of runs/tiny-1 do not fit the model: block_0/attention/"),
+        (["--model.vocab-size", "70"], "vocab_size = 70 is not the tokenizer's"),
+        (["--data.tokenizer", "bpe"], "id 0 is '!', and '\\n' there; give --data.tokenizer char"),
+        (
+            ["--data.path", "other.txt"],
+            "other.txt: characters 'Ж' are outside the vocabulary (first 'Ж' at position 2)",
+        ),
+        (["--optim.warmup-steps", "30"], "warmup_steps = 30 is not below steps = 30"),
+    ],
+)
+def test_what_cannot_go_on_is_refused_in_one_line_and_leaves_nothing(folder, arguments, words):
+    (folder / "other.txt").write_text("toЖ be " * 99, encoding="utf-8")
+    (folder / "empty").mkdir(exist_ok=True)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(f"runs/tiny-1/{name}", "empty")
+    before = snapshot(folder), sorted((folder / "runs").iterdir())
+    assert words in refused(*FROM, *arguments)
+    assert (snapshot(folder), sorted((folder / "runs").iterdir())) == before
+
+
+def test_extending_without_a_source_is_refused(folder):
+    assert "add --init-from, or leave it out" in refused("train", "tiny", *SHORT, "--model.extend-positions")
+
+
+@pytest.mark.filterwarnings("default:checkpoint .* is damaged")
+def test_a_damaged_source_gives_its_other_checkpoint_or_a_failed_check(folder, out):
+    shutil.copytree("runs/tiny-1", "damaged")
+    for step, code in ((30, 0), (15, 1)):
+        (folder / f"damaged/checkpoints/{step}/manifest.json").write_text("{}")
+        found, _, err = command("train", "--init-from", "damaged", *FEW, "--out", "out")
+        assert found == code, err
+        assert f"checkpoint damaged/checkpoints/{step} is damaged" in err
+        if code == 0:
+            assert json.loads((out / "config.json").read_text())["init_from"]["step"] == 15
+            shutil.rmtree(out)
+    assert err.count("\n") == 1
+    assert not out.exists()
+    shutil.rmtree("damaged")
 
 
 # From Python ---------------------------------------------------------------------------------------------------------
