@@ -15,7 +15,7 @@ import torchref
 from jaxlm.convert import from_torchref, to_torchref
 from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.decode.filters import FilterFlags, FilterValues, filter_logits
-from jaxlm.ops.self_attention import self_attention_grads
+from jaxlm.ops.self_attention import self_attention_grads, self_attention_values
 from torchref.sampling import filtered
 
 pytestmark = pytest.mark.x64
@@ -41,19 +41,22 @@ def test_converted_models_give_the_same_logits(name):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("batch", [(), (2, 3)])
-def test_the_explicit_derivatives_are_those_of_jaxlm_by_name(batch, causal):
+def test_what_a_head_stores_is_what_jaxlm_names(batch, causal):
     rng = np.random.default_rng(0)
     shapes = (*batch, 5, 7), (7, 4), (7, 4), (7, 3), (*batch, 5, 3)
     X, W_k, W_q, W_v, upstream = (rng.standard_normal(shape) for shape in shapes)
     head = torchref.Attention(W_k, W_q, W_v, causal=causal)
-    head.forward(X)
+    result = head.forward(X)
     dLdX = head.backward(upstream)
+    values = self_attention_values(*map(jnp.asarray, (X, W_k, W_q, W_v)), causal)
     grads = self_attention_grads(*map(jnp.asarray, (X, W_k, W_q, W_v, upstream)), causal)
     assert_close(dLdX, grads.dLdX, FLOAT64)
-    names = set(grads._fields) - {"dLdX"}
-    assert names == {name for name in vars(head) if name.startswith("dLd")}
+    assert_close(result, values.Xnew, FLOAT64)
+    named = {**values._asdict(), **grads._asdict()}
+    names = set(named) - {"Xnew", "dLdX"}
+    assert names == set(vars(head)) - {"X", "W_k", "W_q", "W_v", "causal"} == set(torchref.Attention.__annotations__)
     for name in names:
-        assert_close(getattr(head, name), getattr(grads, name), FLOAT64)
+        assert_close(getattr(head, name), named[name], FLOAT64)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 TASK_OPTIONS: dict[str, set[str]] = {
     "loss": set(),
-    "prediction": {"limit", "batch_size"},
-    "generation": {"limit", "batch_size", "oracle", *(field.name for field in dataclasses.fields(SamplingParams))},
+    "prediction": {"limit", "batch_size", "prompts", "save"},
+    "generation": {
+        *("limit", "batch_size", "prompts", "save", "beam_width", "oracle"),
+        *(field.name for field in dataclasses.fields(SamplingParams)),
+    },
     "likelihood": {"limit", "batch_size"},
 }
 """The options that each task reads besides those that all read."""
@@ -43,6 +46,13 @@ class _EvalOptions(CheckpointOptions):
     """Rows of a task; default: all that are held out."""
     batch_size: int = 64
     """Rows of a task computed at once."""
+    prompts: Path | None = None
+    """For prediction and generation: an .npz file with prompts, in place of held-out data. inp [rows, ids], tgt (the
+    ids that follow, if known), vocabulary (the symbol of each id; without it ids are the run's own)."""
+    save: Path | None = None
+    """For prediction and generation: a new .npz file for ids, texts, and the logits of prediction."""
+    beam_width: int | None = None
+    """For generation: the best of a beam search with so many beams, in place of samples."""
     sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = GENERATION_SAMPLING
     oracle: Path | None = None
     """For generation, as are the options of sampling: the model that scores it, another run or a Hugging Face
@@ -104,13 +114,19 @@ def _task(run: "Run", options: _EvalOptions) -> dict[str, Any]:
     from jaxlm.evals import tasks
 
     rows = options.limit, options.batch_size
-    settings: dict[str, Any] = {}
-    if options.task == "generation":
-        oracle = options.oracle
-        settings = {**to_dict(options.sampling), "oracle": None if oracle is None else str(oracle)}
-        results = tasks.generation(run, options.sampling, *rows, oracle=oracle)
+    files: dict[str, Any] = {"prompts": options.prompts, "save": options.save}
+    settings: dict[str, Any] = {name: str(path) for name, path in files.items() if path is not None}
+    if options.task == "likelihood":
+        results = tasks.likelihood(run, *rows)
+    elif options.task == "prediction":
+        results = tasks.prediction(run, *rows, **files)
     else:
-        results = {"prediction": tasks.prediction, "likelihood": tasks.likelihood}[options.task](run, *rows)
+        oracle, beam_width, sampling = options.oracle, options.beam_width, to_dict(options.sampling)
+        if beam_width is not None:
+            sampling = {name: sampling[name] for name in ("max_new_tokens", "forbidden_tokens")}
+            settings["beam_width"] = beam_width
+        settings |= {**sampling, "oracle": None if oracle is None else str(oracle)}
+        results = tasks.generation(run, options.sampling, *rows, beam_width=beam_width, oracle=oracle, **files)
     return {"step": run.step, "task": options.task, **settings, **results}
 
 
@@ -147,7 +163,7 @@ def _print_comparison(results: list[dict[str, Any]]) -> None:
 
 
 def _check(options: _EvalOptions) -> None:
-    check_at_least(options, 1, "limit", "batch_size")
+    check_at_least(options, 1, "limit", "batch_size", "beam_width")
     idle = set().union(*TASK_OPTIONS.values()) - TASK_OPTIONS[options.task]
     defaults = {field.name: field.default for field in dataclasses.fields(options)} | vars(GENERATION_SAMPLING)
     for name, value in (vars(options) | vars(options.sampling)).items():
@@ -157,3 +173,8 @@ def _check(options: _EvalOptions) -> None:
                 f"--{name.replace('_', '-')} {value} is not for --task {options.task}: "
                 f"leave it out, or use --task {' or '.join(readers)}"
             )
+    if options.save is not None and len(options.runs) > 1:
+        raise UserError(f"--save {options.save} is one file, but there are {len(options.runs)} runs: give one")
+    for name, value in (("path", options.path), ("val-path", options.val_path)):
+        if options.prompts is not None and value is not None:
+            raise UserError(f"--data.{name} {value} is not read beside --prompts {options.prompts}: leave one out")

@@ -41,6 +41,22 @@ def staged(target: Path, fix: str = "free some space, or choose another place") 
             staging.unlink()
 
 
+def check_new_npz(path: Path) -> None:
+    """Refuses a name for a new .npz file that could not be written, before anything is computed.
+
+    Raises:
+      UserError: another suffix, something that is there already, or a missing folder.
+    """
+    if path.suffix.lower() != ".npz":
+        raise UserError(f"{path} is not the name of an .npz file: give one that ends in .npz")
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists already: choose another name, or move it away")
+    if not path.parent.is_dir():
+        raise UserError(
+            f"{path} cannot be written: there is no folder {path.parent}; create it, or choose another name"
+        )
+
+
 def not_utf8(name: str, byte: int, offset: int, line: int | None = None) -> UserError:
     """The refusal of a text called `name`; `offset` counts bytes from 0, `line` counts from 1."""
     place = f"offset {offset}" if line is None else f"offset {offset}, line {line}"

@@ -68,6 +68,7 @@ def beam_search(
     beam_width: int,
     length_penalty: float = 1.0,
     stop_token: int | None = None,
+    forbidden_tokens: Sequence[int] = (),
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
 ) -> Beams:
     """The `beam_width` best continuations that a beam search finds, each ended by the stop token or n tokens long.
@@ -78,6 +79,10 @@ def beam_search(
     token included, scores log-probability / m ** length_penalty: 0 ranks by probability, more favours longer texts.
     At the end live hypotheses compete with finished ones; the search stops earlier when none of them could win.
 
+    Args:
+      forbidden_tokens: ids that no hypothesis contains. Scores stay the model's own log-probabilities: those of the
+        other tokens are not scaled up.
+
     Raises:
       UserError: as `jaxlm.generate`; a width or penalty out of range; more tokens than a learned position table has.
 
@@ -86,7 +91,9 @@ def beam_search(
     check_count("beam_width", beam_width)
     if not 0 <= length_penalty < float("inf"):
         raise UserError(f"length_penalty = {length_penalty}: give a finite number of at least 0")
-    options = SamplingParams(max_new_tokens=max_new_tokens, stop_token=stop_token)
+    options = SamplingParams(
+        max_new_tokens=max_new_tokens, stop_token=stop_token, forbidden_tokens=tuple(forbidden_tokens)
+    )
     options.check_vocabulary(model.cfg.vocab_size)
     prompts = check_prompts(model.cfg.vocab_size, prompt, prompt_lengths, num_samples=beam_width)
     plan = plan_capacity(model.cfg, prompts.longest, max_new_tokens, on_overflow="roll")
@@ -94,6 +101,8 @@ def beam_search(
     capacity = cache_capacities(model.cfg, params, prompts.rows, prompts.longest, plan)[-1]
     begin = start(model, params, prompts, capacity)
     stop = np.asarray(-1 if stop_token is None else stop_token, np.int32)
+    forbidden = np.zeros(model.cfg.vocab_size, bool)
+    forbidden[list(options.forbidden_tokens)] = True
     best = _search(
         model,
         params,
@@ -101,6 +110,7 @@ def beam_search(
         begin.token,
         np.asarray(length_penalty, np.float64),
         stop,
+        forbidden,
         max_new_tokens,
         places=power_of_two(max_new_tokens),
         width=beam_width,
@@ -117,6 +127,7 @@ def _search(
     token: Int[Array, " R"],
     penalty: Float[Array, ""],
     stop_token: Int[Array, ""],
+    forbidden: Bool[Array, " V"],
     steps: Int[Array, ""],
     *,
     places: int,
@@ -141,7 +152,8 @@ def _search(
 
     def extend(state: _State) -> _State:
         logits, cache = apply_cached(model, params, rearrange(state.token, "B W -> (B W)"), state.cache)
-        log_probs = rearrange(jax.nn.log_softmax(logits), "(B W) V -> B W V", W=width) + state.live.scores[..., None]
+        log_probs = jnp.where(forbidden[None], -jnp.inf, jax.nn.log_softmax(logits))
+        log_probs = rearrange(log_probs, "(B W) V -> B W V", W=width) + state.live.scores[..., None]
         # The likeliest of all W * V extensions of a prompt: which hypothesis each extends, and by which token.
         log_probs, extension = jax.lax.top_k(
             rearrange(log_probs, "B W V -> B (W V)"), min(2 * width, width * vocab_size)

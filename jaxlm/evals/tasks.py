@@ -1,7 +1,7 @@
 """The language-model tasks of CMU's 11-785, on held-out data: prediction, generation, likelihood.
 
-Rows are the held-out transcripts, each beginning with <eos>. A run on text has none: its validation tokens are cut into
-rows, without <eos>, and "characters" below are tokens.
+Rows are the held-out transcripts, each beginning with <eos>, or prompts of a file. A run on text has no transcripts:
+its validation tokens are cut into rows, without <eos>, and "characters" below are tokens.
 """
 
 import math
@@ -12,46 +12,75 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 
 from jaxlm.config import SamplingParams
 from jaxlm.config.base import to_dict
-from jaxlm.data import transcripts
-from jaxlm.data.batches import TokenStream
-from jaxlm.data.corpus import load_corpus, read_transcripts
+from jaxlm.data.files import check_new_npz, staged
+from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.generate import generate, predict
 from jaxlm.errors import UserError
+from jaxlm.evals.rows import held_out, held_out_rows, read_rows, symbols
 from jaxlm.evals.scorers import Scorer, batches, load_scorer, row_log_probs
 from jaxlm.ops.loss import target_log_probs
-from jaxlm.run.folder import Run, check_data, check_named
+from jaxlm.run.folder import Run
 
 PREDICTION_PROMPT, PREDICTED = 30, 10
 GENERATION_PROMPT = 40
 EXAMPLES = 5
 
 
-def prediction(run: Run, limit: int | None = None, batch_size: int = 64) -> dict[str, Any]:
+def prediction(
+    run: Run,
+    limit: int | None = None,
+    batch_size: int = 64,
+    *,
+    prompts: Path | None = None,
+    save: Path | None = None,
+) -> dict[str, Any]:
     """How well `jaxlm.predict` continues the first 30 characters of each row by the next 10.
 
     Its logits see its own greedy choices, not the true characters. Rows are the transcripts of at least 40 characters;
     of a text, pieces of 40 tokens.
 
+    Args:
+      prompts: a file with other prompts, as `jaxlm.evals.rows.read_rows` reads it; its `tgt` has the true characters.
+      save: a new .npz file for `prompts` [R, P] and `targets` [R, 10] (ids), `logits` [R, 10, V] float32, the texts
+        `prompt_texts`, `target_texts`, `predicted_texts` [R], and `vocabulary` [V], the symbol of each id.
+
     Returns:
-      nll: nats per character of the true 10, mean over all rows.
-      accuracy: the share of characters that the greedy choice gets right.
+      nll: nats per character of the true 10, mean over all rows; None where they are not known.
+      accuracy: the share of characters that the greedy choice gets right; None as above.
 
     Raises:
-      UserError: no such row; a learned position table that is too short.
+      UserError: no such row; a learned position table that is too short; prompts that cannot be read; a file to save
+        that exists or cannot be written.
     """
-    rows = np.stack(_rows(run, PREDICTION_PROMPT + PREDICTED, PREDICTION_PROMPT + PREDICTED, limit))
-    run.model.cfg.check_reach(rows.shape[1] - 1, "use a run with a longer table")
-    log_probs, is_right = np.zeros((len(rows), PREDICTED)), np.zeros((len(rows), PREDICTED), bool)
-    for batch, real in batches(len(rows), batch_size):
-        prompt, truth = rows[batch, :-PREDICTED], rows[batch, -PREDICTED:]
-        logits = predict(run.model, run.params, prompt, PREDICTED)
-        log_probs[batch[:real]] = np.asarray(target_log_probs(logits, truth))[:real]
-        is_right[batch[:real]] = (np.asarray(logits.argmax(axis=-1)) == truth)[:real]
-    return {"rows": len(rows), "nll": -float(log_probs.mean()), "accuracy": float(is_right.mean())}
+    if save is not None:
+        check_new_npz(save)
+    if prompts is None:
+        starts, truths = held_out_rows(run, PREDICTION_PROMPT, PREDICTED, limit, whole=True)
+    else:
+        starts, truths = read_rows(prompts, run, limit)
+    truth = None if truths is None else np.stack(truths)
+    count, steps = len(starts), PREDICTED if truth is None else truth.shape[1]
+    run.model.cfg.check_reach(starts.shape[1] + steps - 1, "use a run with a longer table")
+    log_probs, greedy = np.zeros((count, steps)), np.zeros((count, steps), np.int32)
+    kept = None if save is None else np.zeros((count, steps, run.model.cfg.vocab_size), np.float32)
+    for batch, real in batches(count, batch_size):
+        logits = predict(run.model, run.params, starts[batch], steps)
+        greedy[batch[:real]] = np.asarray(logits.argmax(axis=-1))[:real]
+        if truth is not None:
+            log_probs[batch[:real]] = np.asarray(target_log_probs(logits, truth[batch]))[:real]
+        if kept is not None:
+            kept[batch[:real]] = np.asarray(logits)[:real]
+    if save is not None and kept is not None:
+        arrays, texts = {"prompts": starts, "logits": kept}, {"predicted_texts": _texts(run, greedy)}
+        if truth is not None:
+            arrays["targets"], texts["target_texts"] = truth, _texts(run, truth)
+        _save(save, run, arrays, texts)
+    nll, accuracy = (None, None) if truth is None else (-float(log_probs.mean()), float((greedy == truth).mean()))
+    return {"rows": count, "nll": nll, "accuracy": accuracy}
 
 
 def generation(
@@ -60,7 +89,10 @@ def generation(
     limit: int | None = None,
     batch_size: int = 64,
     *,
+    beam_width: int | None = None,
     oracle: Path | None = None,
+    prompts: Path | None = None,
+    save: Path | None = None,
 ) -> dict[str, Any]:
     """How likely the continuations are that `jaxlm.generate` samples after the first 40 characters of each row.
 
@@ -70,64 +102,123 @@ def generation(
     none).
 
     Args:
+      beam_width: the best continuation that `jaxlm.beam_search` finds with so many beams, instead of a sample. Of
+        `sampling` it reads max_new_tokens and forbidden_tokens.
       oracle: folder of the model that scores the texts: another run, or a Hugging Face model.
+      prompts: a file with other prompts, as `jaxlm.evals.rows.read_rows` reads it.
+      save: a new .npz file for `prompts` [R, P] and `generated` [R, max_new_tokens] (ids), the texts `prompt_texts`,
+        `generated_texts`, `true_texts` [R], and `vocabulary` [V], the symbol of each id.
 
     Returns:
       log_prob_per_token: mean in nats under the model itself, before temperature and filters. None for the true
-        continuations where a learned position table is too short for them.
+        continuations where there are none, or a learned position table is too short for them.
       perplexity: under the oracle: exp(-(log p(prompt + continuation) - log p(prompt)) / tokens that the continuation
         adds), each summed over all rows, in the oracle's own tokens.
       nats_per_character: the same sum over the characters of the continuations.
       examples: prompt, continuation and true continuation of the first rows.
 
     Raises:
-      UserError: no such row, a stop token, a value `generate` refuses, or an oracle that `load_scorer` refuses.
+      UserError: no such row, a stop token, a value that `generate` or `beam_search` refuses or that a beam does not
+        read, an oracle that `load_scorer` refuses, prompts that cannot be read, a file to save that exists or cannot
+        be written.
     """
     if sampling.stop_token is not None:
         raise UserError(f"stop_token = {sampling.stop_token}: the task generates rows of one length; leave it out")
+    if save is not None:
+        check_new_npz(save)
+    if beam_width is not None:
+        _check_beam(sampling)
     scorer = None if oracle is None else load_scorer(oracle, batch_size)
-    rows = _rows(run, GENERATION_PROMPT, GENERATION_PROMPT + sampling.max_new_tokens, limit)
-    begin = 0 if run.tokenizer.eos_token is None else 1  # <eos> is not part of a text
-    width = begin + GENERATION_PROMPT
-    prompts = np.stack([row[:width] for row in rows])
-    new, log_probs = _generate(run, prompts, batch_size, sampling)
-
-    def texts_of(tokens: Iterable[Int[np.ndarray, " _"]]) -> list[str]:
-        return [run.tokenizer.decode(row[begin:].tolist()) for row in tokens]
-
-    starts, generated, truths = texts_of(prompts), texts_of(np.concatenate([prompts, new], axis=1)), texts_of(rows)
+    if prompts is None:
+        ids, truths = held_out_rows(run, GENERATION_PROMPT, sampling.max_new_tokens, limit, whole=False)
+    else:
+        ids, truths = read_rows(prompts, run, limit)
+    width, truths = ids.shape[1], truths and [truth[: sampling.max_new_tokens] for truth in truths]
+    new, log_probs = _generate(run, ids, batch_size, sampling, beam_width)
+    starts, generated = _texts(run, ids, from_eos=True), _texts(run, np.hstack([ids, new]), from_eos=True)
+    examples = {"prompt": starts, "generation": _added(starts, generated)}
+    rows = [np.concatenate(pair) for pair in zip(ids, truths, strict=True)] if truths else []
+    true_texts = _texts(run, rows, from_eos=True)
+    if truths:
+        examples["truth"] = _added(starts, true_texts)
+    if save is not None:
+        texts = {"generated_texts": examples["generation"], "true_texts": examples.get("truth")}
+        _save(save, run, {"prompts": ids, "generated": new}, {name: text for name, text in texts.items() if text})
     longer = [row for row, tokens in enumerate(rows) if len(tokens) > width]
     results: dict[str, Any] = {
-        "rows": len(rows),
+        "rows": len(ids),
         "log_prob_per_token": float(log_probs.mean()),
         "true_log_prob_per_token": _log_prob_per_token(run, [rows[row] for row in longer], width, batch_size),
     }
     if scorer is not None:
         results |= score_continuations(scorer, starts, generated)
         if longer:
-            truth = score_continuations(scorer, [starts[row] for row in longer], [truths[row] for row in longer])
+            truth = score_continuations(scorer, [starts[row] for row in longer], [true_texts[row] for row in longer])
             results |= {"true_rows": len(longer), **{f"true_{name}": value for name, value in truth.items()}}
     results["examples"] = [
-        {"prompt": start, "generation": text[len(start) :], "truth": truth[len(start) :]}
-        for start, text, truth in list(zip(starts, generated, truths, strict=True))[:EXAMPLES]
+        dict(zip(examples, texts, strict=True)) for texts in list(zip(*examples.values(), strict=True))[:EXAMPLES]
     ]
     return results
 
 
+def _check_beam(sampling: SamplingParams) -> None:
+    """Refuses options of sampling that beam search does not read."""
+    read = SamplingParams(max_new_tokens=sampling.max_new_tokens, forbidden_tokens=sampling.forbidden_tokens)
+    for name, default in vars(read).items():
+        given = getattr(sampling, name)
+        if given != default:
+            raise UserError(f"{name} = {given!r} is not read by beam search: leave it out, or leave beam_width out")
+
+
 def _generate(
-    run: Run, prompts: Int[np.ndarray, "R P"], batch_size: int, sampling: SamplingParams
-) -> tuple[Int[np.ndarray, "R new"], Float[np.ndarray, "R new"]]:
-    """What follows each prompt, without <eos> and <pad>, and its log-probabilities."""
-    tokenizer, shape = run.tokenizer, (len(prompts), sampling.max_new_tokens)
+    run: Run, prompts: Int[np.ndarray, "R P"], batch_size: int, sampling: SamplingParams, beam_width: int | None
+) -> tuple[Int[np.ndarray, "R new"], Float[np.ndarray, " R"]]:
+    """What follows each prompt, without <eos> and <pad>, and its mean log-probability per token."""
+    tokenizer, count = run.tokenizer, sampling.max_new_tokens
     special = [token for token in (tokenizer.eos_token, tokenizer.pad_token) if token is not None]
     without_text = range(tokenizer.vocab_size, run.model.cfg.vocab_size)
-    options = to_dict(sampling) | {"forbidden_tokens": (*sampling.forbidden_tokens, *special, *without_text)}
+    forbidden = (*sampling.forbidden_tokens, *special, *without_text)
+    options = to_dict(sampling) | {"forbidden_tokens": forbidden}
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.pop("seed")), jnp.arange(len(prompts)))
-    new, log_probs = np.zeros(shape, np.int32), np.zeros(shape)
+    new, log_probs = np.zeros((len(prompts), count), np.int32), np.zeros(len(prompts))
     for batch, real in batches(len(prompts), batch_size):
-        out = generate(run.model, run.params, prompts[batch], key=keys[batch], **options)
-        new[batch[:real]], log_probs[batch[:real]] = np.asarray(out.tokens)[:real], np.asarray(out.log_probs)[:real]
+        if beam_width is None:
+            out = generate(run.model, run.params, prompts[batch], key=keys[batch], **options)
+            tokens, scores = out.tokens, np.asarray(out.log_probs, np.float64).mean(axis=1)
+        else:
+            beams = beam_search(
+                run.model,
+                run.params,
+                prompts[batch],
+                max_new_tokens=count,
+                beam_width=beam_width,
+                forbidden_tokens=forbidden,
+            )
+            tokens, scores = beams.tokens[:, 0], beams.scores[:, 0]  # all have `count` tokens: a mean of each
+        new[batch[:real]], log_probs[batch[:real]] = np.asarray(tokens)[:real], np.asarray(scores)[:real]
     return new, log_probs
+
+
+def _texts(run: Run, rows: Iterable[Int[np.ndarray, " _"]], *, from_eos: bool = False) -> list[str]:
+    """The text of each row, without the <eos> that a transcript begins with."""
+    begin = int(from_eos and run.tokenizer.eos_token is not None)
+    return [run.tokenizer.decode(row[begin:].tolist()) for row in rows]
+
+
+def _added(starts: list[str], texts: list[str]) -> list[str]:
+    """What each text adds to its start."""
+    return [text[len(start) :] for start, text in zip(starts, texts, strict=True)]
+
+
+def _save(path: Path, run: Run, arrays: dict[str, np.ndarray], texts: dict[str, list[str]]) -> None:
+    """Writes the arrays and texts of a task, those of its prompts, and the symbol of each id where it has one."""
+    texts = {"prompt_texts": _texts(run, arrays["prompts"], from_eos=True), **texts}
+    vocabulary = symbols(run.tokenizer)
+    if vocabulary is not None:
+        texts["vocabulary"] = vocabulary
+    whole: Any = arrays | {name: np.array(text) for name, text in texts.items()}
+    with staged(path, "choose another --save") as partial, partial.open("wb") as file:
+        np.savez(file, **whole)
 
 
 def _log_prob_per_token(run: Run, rows: list[Int[np.ndarray, " _"]], prompt: int, batch_size: int) -> float | None:
@@ -153,12 +244,12 @@ def likelihood(run: Run, limit: int | None = None, batch_size: int = 64) -> dict
     Raises:
       UserError: a row that is longer than a learned position table.
     """
-    held_out, eos = _held_out(run), run.tokenizer.eos_token
-    if isinstance(held_out, list):
-        rows = [np.concatenate([[eos], row, [eos]]) for row in held_out]
+    data, eos = held_out(run), run.tokenizer.eos_token
+    if isinstance(data, list):
+        rows = [np.concatenate([[eos], row, [eos]]) for row in data]
     else:
         seq_len = run.config.model.max_seq_len
-        rows = [held_out[start : start + seq_len + 1] for start in range(0, len(held_out) - 1, seq_len)]
+        rows = [data[start : start + seq_len + 1] for start in range(0, len(data) - 1, seq_len)]
     rows = rows[:limit]
     log_probs = row_log_probs(run.model, run.params, rows, batch_size)
     targets = sum(len(row) - 1 for row in rows)
@@ -170,45 +261,6 @@ def likelihood(run: Run, limit: int | None = None, batch_size: int = 64) -> dict
         "log_prob_per_token": per_token,
         "perplexity": math.exp(-per_token),
     }
-
-
-def _held_out(run: Run) -> list[transcripts.Utterance] | Integer[np.ndarray, " n"]:
-    """The held-out utterances in full, without <eos> and <pad>; of a text, its validation tokens.
-
-    Raises:
-      UserError: the data are missing, or are not those of the run.
-    """
-    check_named(run)
-    cfg = run.config.data
-    if run.tokenizer.eos_token is not None:
-        read = read_transcripts(cfg)
-        check_data(read.sha256, run.corpus_sha256)
-        return read.val
-    corpus = load_corpus(cfg, run.config.model.max_seq_len, run.tokenizer)
-    check_data(corpus.sha256, run.corpus_sha256)
-    assert isinstance(corpus.val, TokenStream)
-    return corpus.val.tokens
-
-
-def _rows(run: Run, least: int, most: int, limit: int | None) -> list[Int[np.ndarray, " _"]]:
-    """<eos> and the first `most` characters of each transcript of at least `least`; of a text, pieces of `most` tokens.
-
-    Raises:
-      UserError: there is no such row.
-    """
-    held_out = _held_out(run)
-    if isinstance(held_out, list):
-        start = np.array([run.tokenizer.eos_token], np.int32)
-        rows = [np.concatenate([start, row[:most]]) for row in held_out if len(row) >= least]
-        longest = max(map(len, held_out), default=0)
-        reason = f"no held-out transcript has {least} characters (the longest has {longest})"
-    else:
-        count = min(len(held_out) // most, limit or len(held_out))
-        rows = list(held_out[: count * most].reshape(-1, most).astype(np.int32))
-        reason = f"the validation split has {len(held_out)} tokens, fewer than the {most} of a row"
-    if not rows:
-        raise UserError(f"{reason}: the task needs a run with longer held-out data")
-    return rows[:limit]
 
 
 def score_continuations(scorer: Scorer, starts: list[str], texts: list[str]) -> dict[str, float | None]:

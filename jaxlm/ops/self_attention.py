@@ -11,10 +11,23 @@ from jaxlm.ops.attention import masked_softmax
 from jaxlm.ops.matmul import wide_einsum
 
 
-class SelfAttentionGrads(NamedTuple):
-    """Derivatives of a loss L inside `self_attention`, in the order in which the backward pass computes them.
+class SelfAttentionValues(NamedTuple):
+    """What `self_attention` computes, in this order.
 
-    A_w is Q K^T before scaling, A_sig its softmax after scaling and masking.
+    A_w is Q K^T before scaling, in at least float32; A_sig its softmax after scaling and masking; Xnew the result.
+    """
+
+    K: Float[Array, "*batch T Dk"]
+    Q: Float[Array, "*batch T Dk"]
+    V: Float[Array, "*batch T Dv"]
+    A_w: Float[Array, "*batch T T"]
+    A_sig: Float[Array, "*batch T T"]
+    Xnew: Float[Array, "*batch T Dv"]
+
+
+class SelfAttentionGrads(NamedTuple):
+    """Derivatives of a loss L in the quantities of `SelfAttentionValues`, the weights and X, in the order in which the
+    backward pass computes them.
     """
 
     dLdA_sig: Float[Array, "*batch T T"]
@@ -46,7 +59,24 @@ def self_attention(
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
-    return _self_attention(X, W_k, W_q, W_v, causal)[0]
+    return self_attention_values(X, W_k, W_q, W_v, causal).Xnew
+
+
+def self_attention_values(
+    X: Float[Array, "*batch T D"],
+    W_k: Float[Array, "D Dk"],
+    W_q: Float[Array, "D Dk"],
+    W_v: Float[Array, "D Dv"],
+    causal: bool = False,
+) -> SelfAttentionValues:
+    """Every quantity inside `self_attention`, by name."""
+    K, Q, V = (jnp.matmul(X, weight) for weight in (W_k, W_q, W_v))
+    wide = jnp.promote_types(X.dtype, jnp.float32)
+    A_w = wide_einsum("...tk,...sk->...ts", Q, K, wide)
+    mask = jnp.tri(X.shape[-2], dtype=bool) if causal else jnp.ones(A_w.shape[-2:], bool)
+    mask = jnp.expand_dims(mask, range(A_w.ndim - 2))
+    A_sig = masked_softmax(A_w * W_k.shape[1] ** -0.5, mask).astype(X.dtype)
+    return SelfAttentionValues(K, Q, V, A_w, A_sig, jnp.matmul(A_sig, V))
 
 
 def self_attention_grads(
@@ -58,20 +88,16 @@ def self_attention_grads(
     causal: bool = False,
 ) -> SelfAttentionGrads:
     """The derivatives of a loss with respect to every quantity inside `self_attention`, given that of its result."""
-    return _self_attention_grads(_self_attention(X, W_k, W_q, W_v, causal)[1], dLdXnew)
+    values = self_attention_values(X, W_k, W_q, W_v, causal)
+    return _grads((X, W_k, W_q, W_v, *values[:3], values.A_sig), dLdXnew)
 
 
-def _self_attention(X, W_k, W_q, W_v, causal):
-    K, Q, V = (jnp.matmul(X, weight) for weight in (W_k, W_q, W_v))
-    wide = jnp.promote_types(X.dtype, jnp.float32)
-    A_w = wide_einsum("...tk,...sk->...ts", Q, K, wide)
-    mask = jnp.tri(X.shape[-2], dtype=bool) if causal else jnp.ones(A_w.shape[-2:], bool)
-    mask = jnp.expand_dims(mask, range(A_w.ndim - 2))
-    A_sig = masked_softmax(A_w * W_k.shape[1] ** -0.5, mask).astype(X.dtype)
-    return jnp.matmul(A_sig, V), (X, W_k, W_q, W_v, K, Q, V, A_sig)
+def _forward(X, W_k, W_q, W_v, causal):
+    values = self_attention_values(X, W_k, W_q, W_v, causal)
+    return values.Xnew, (X, W_k, W_q, W_v, *values[:3], values.A_sig)
 
 
-def _self_attention_grads(residuals, dLdXnew):
+def _grads(residuals, dLdXnew):
     X, W_k, W_q, W_v, K, Q, V, A_sig = residuals
     dLdA_sig = jnp.einsum("...tv,...sv->...ts", dLdXnew, V)
     dLdV = jnp.einsum("...ts,...tv->...sv", A_sig, dLdXnew)
@@ -84,9 +110,9 @@ def _self_attention_grads(residuals, dLdXnew):
     return SelfAttentionGrads(dLdA_sig, dLdA_w, dLdK, dLdQ, dLdV, dLdWk, dLdWq, dLdWv, dLdX)
 
 
-def _self_attention_backward(causal, residuals, dLdXnew):
-    grads = _self_attention_grads(residuals, dLdXnew)
+def _backward(causal, residuals, dLdXnew):
+    grads = _grads(residuals, dLdXnew)
     return grads.dLdX, grads.dLdWk, grads.dLdWq, grads.dLdWv
 
 
-self_attention.defvjp(_self_attention, _self_attention_backward)
+self_attention.defvjp(_forward, _backward)

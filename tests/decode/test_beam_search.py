@@ -18,6 +18,8 @@ from jaxlm.errors import UserError
         ({"length_penalty": float("nan")}, "length_penalty = nan"),
         ({"max_new_tokens": 0}, "max_new_tokens = 0"),
         ({"stop_token": 11}, "stop_token = 11: the vocabulary has 0 to 10"),
+        ({"forbidden_tokens": [3, 11]}, "forbidden_tokens holds 11: the vocabulary has 0 to 10"),
+        ({"forbidden_tokens": range(11)}, "forbidden_tokens holds all 11 tokens: leave one"),
         ({"prompt_lengths": [5, 6]}, r"prompt_lengths = \[5, 6\]"),
     ],
 )

@@ -52,6 +52,40 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_texts_in_order(penalty):
             assert abs(rank - expected[text]) < FLOAT64
 
 
+@pytest.mark.parametrize(("forbidden", "texts"), [([0], 5), ([2], 16), ([1, 2], 1), ([0, 1], 1)])
+def test_forbidden_tokens_are_left_out_and_the_scores_stay_the_models_own(forbidden, texts):
+    """The texts are those of an exhaustive search without these tokens; places beyond them are marked empty."""
+    model, params = built(SMALL)
+    prompt, count, stop, width = np.array([[1, 0, 2]]), 4, 2, 17
+    found = beam_search(
+        model,
+        params,
+        prompt,
+        max_new_tokens=count,
+        beam_width=width,
+        stop_token=stop,
+        forbidden_tokens=forbidden,
+    )
+    every = every_text(model, params, prompt, count, stop, 1.0)
+    expected = {text: value for text, value in every.items() if not set(text) & set(forbidden)}
+    assert len(expected) == texts
+    ordered = sorted(expected, key=expected.get, reverse=True)
+    for place, text in enumerate(ordered):
+        assert found.tokens[0, place].tolist() == [*text, *[stop] * (count - len(text))]
+        assert abs(found.scores[0, place] - expected[text]) < FLOAT64
+    assert np.isneginf(found.scores[0, texts:]).all()
+
+
+def test_a_narrow_beam_without_some_tokens_goes_on_in_those_left():
+    model, params = built(CFG)
+    prompt = random_tokens(CFG, 2, 6)
+    forbidden = np.unique(beam_search(model, params, prompt, max_new_tokens=9, beam_width=1).tokens)[:3].tolist()
+    one = beam_search(model, params, prompt, max_new_tokens=9, beam_width=1, forbidden_tokens=forbidden)
+    greedy = generate(model, params, prompt, max_new_tokens=9, key=KEY, temperature=0, forbidden_tokens=forbidden)
+    np.testing.assert_array_equal(one.tokens[:, 0], greedy.tokens)
+    np.testing.assert_allclose(one.scores[:, 0], greedy.log_probs.sum(axis=1) / 9, atol=FLOAT64)
+
+
 def searched(model, params, prompt, count, width, penalty, stop):
     """The same search for one prompt, in lists: [(score, text)] best first."""
     live, finished = [(0.0, ())], []

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 from held_out import LINES, log_probs_of, logits_of, row_of
-from support import command
+from support import command, refused
 
 from jaxlm.config import DataConfig, SamplingParams
 from jaxlm.data.corpus import read_transcripts
 from jaxlm.errors import PositionTableWarning, UserError
 from jaxlm.evals import tasks
 from jaxlm.evals.loss import evaluate
+from jaxlm.evals.rows import symbols
 
 THIRTY = SamplingParams(max_new_tokens=30)
 
@@ -147,6 +148,104 @@ def test_generation_past_a_position_table_leaves_the_true_figure_out(text_run):
         assert tasks.generation(short, THIRTY, limit=1)["true_log_prob_per_token"] is None
 
 
+# Files and beams ----------------------------------------------------------------------------------------------------
+
+
+def prompts_in(tmp_path, rows, cut):
+    """A file of the first `cut` ids of each row without <eos>, and of all that follow, in reverse order of the ids."""
+    symbols = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ' ", "<eos>", "<pad>"]
+    ids = 29 - np.array([row[1:] for row in rows])
+    path = tmp_path / "prompts.npz"
+    np.savez(path, inp=ids[:, :cut], tgt=ids[:, cut:], vocabulary=np.array(symbols[::-1]))
+    return path
+
+
+def test_prediction_is_saved_and_of_prompts_in_a_file_the_same(trained, tmp_path):
+    rows = [row_of(line, trained.tokenizer)[:41] for line in LINES if len(line) >= 40]
+    expected = tasks.prediction(trained)
+    found = tasks.prediction(
+        trained, batch_size=2, prompts=prompts_in(tmp_path, rows, 30), save=tmp_path / "predicted.npz"
+    )
+    assert found == {**expected, "nll": pytest.approx(expected["nll"], rel=1e-6)}
+    with np.load(tmp_path / "predicted.npz") as file:
+        saved = dict(file)
+    np.testing.assert_array_equal(saved["prompts"], [row[:31] for row in rows])
+    np.testing.assert_array_equal(saved["targets"], [row[31:] for row in rows])
+    logits = saved["logits"].astype(np.float64)
+    assert (saved["logits"].dtype, logits.shape) == (np.float32, (5, 10, 30))
+    right = np.take_along_axis(logits, saved["targets"][..., None], axis=-1)[..., 0]
+    assert (np.log(np.exp(logits).sum(-1)) - right).mean() == pytest.approx(expected["nll"], rel=1e-6)
+    np.testing.assert_allclose(logits[1, 0], logits_of(trained, rows[1][:31])[-1], atol=1e-4)
+    assert saved["prompt_texts"].tolist() == [line[:30] for line in LINES if len(line) >= 40]
+    assert saved["target_texts"].tolist() == [line[30:40] for line in LINES if len(line) >= 40]
+    spelled = saved["vocabulary"][logits.argmax(-1)]
+    assert saved["predicted_texts"].tolist() == ["".join(row) for row in spelled]
+    assert not [name for name, array in saved.items() if array.dtype == object]
+
+
+def test_prompts_without_true_ids_have_logits_and_no_score(trained, tmp_path):
+    path = tmp_path / "prompts.npz"
+    np.savez(path, inp=np.array([row_of("THE SEA WAS", trained.tokenizer)]), vocabulary=symbols(trained.tokenizer))
+    found = tasks.prediction(trained, prompts=path, save=tmp_path / "predicted.npz")
+    assert found == {"rows": 1, "nll": None, "accuracy": None}
+    with np.load(tmp_path / "predicted.npz") as saved:
+        assert set(saved.files) == {"prompts", "prompt_texts", "logits", "predicted_texts", "vocabulary"}
+        assert saved["logits"].shape == (1, 10, 30)
+    assert "truth" not in tasks.generation(trained, THIRTY, prompts=path)["examples"][0]
+
+
+def test_generations_are_saved_and_those_of_prompts_in_a_file_are_the_same(trained, tmp_path, folder):
+    sampling = SamplingParams(max_new_tokens=12, seed=3)
+    lines = [line for line in LINES if len(line) >= 60]
+    rows = [row_of(line[:60], trained.tokenizer) for line in lines]
+    path = prompts_in(tmp_path, rows, 40)
+    oracle = folder / "runs/tiny-1"
+    found = tasks.generation(trained, sampling, prompts=path, save=tmp_path / "new.npz", oracle=oracle)
+    assert [example["prompt"] for example in found["examples"]] == [line[:40] for line in lines]
+    assert [example["truth"] for example in found["examples"]] == [line[40:52] for line in lines]
+    assert found["true_nats_per_character"] == pytest.approx(-found["true_log_prob_per_token"], rel=1e-4)
+    with np.load(tmp_path / "new.npz") as saved:
+        np.testing.assert_array_equal(saved["prompts"], [row[:41] for row in rows])
+        assert saved["generated"].shape == (len(lines), 12)
+        spelled = ["".join(row) for row in saved["vocabulary"][saved["generated"]]]
+        assert saved["generated_texts"].tolist() == spelled == [one["generation"] for one in found["examples"]]
+        assert saved["true_texts"].tolist() == [line[40:52] for line in lines]
+        assert saved["prompt_texts"].tolist() == [line[:40] for line in lines]
+
+
+def test_a_file_that_cannot_be_saved_is_refused_before_anything_is_computed(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "held_out_rows", None)
+    (tmp_path / "old.npz").write_text("kept")
+    for name, words in (
+        ("old.npz", "old.npz exists already: choose another name, or move it away"),
+        ("none/new.npz", "new.npz cannot be written: there is no folder"),
+        ("new.txt", "new.txt is not the name of an .npz file: give one that ends in .npz"),
+    ):
+        with pytest.raises(UserError, match=words):
+            tasks.prediction(trained, save=tmp_path / name)
+        with pytest.raises(UserError, match=words):
+            tasks.generation(trained, THIRTY, save=tmp_path / name)
+    assert (tmp_path / "old.npz").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["old.npz"]
+
+
+def test_generation_by_beams_is_likelier_than_by_greedy_choice(trained):
+    greedy = tasks.generation(trained, dataclasses.replace(THIRTY, temperature=0))
+    one = tasks.generation(trained, THIRTY, beam_width=1)
+    assert one["examples"] == greedy["examples"]
+    assert one["log_prob_per_token"] == pytest.approx(greedy["log_prob_per_token"], rel=1e-5)
+    wide = tasks.generation(trained, THIRTY, batch_size=2, beam_width=4)
+    assert wide["log_prob_per_token"] > one["log_prob_per_token"]
+    first = wide["examples"][0]
+    row = row_of(first["prompt"] + first["generation"], trained.tokenizer)
+    alone = tasks.generation(trained, THIRTY, limit=1, beam_width=4)
+    assert log_probs_of(trained, row)[40:].mean() == pytest.approx(alone["log_prob_per_token"], rel=1e-4)
+    unlike = dataclasses.replace(THIRTY, forbidden_tokens=(4, 27))
+    assert not set("E ") & set(tasks.generation(trained, unlike, beam_width=2)["examples"][0]["generation"])
+    with pytest.raises(UserError, match=r"top_k = 5 is not read by beam search: leave it out, or leave beam_width out"):
+        tasks.generation(trained, dataclasses.replace(THIRTY, top_k=5), beam_width=2)
+
+
 # What is refused, and the command -----------------------------------------------------------------------------------
 
 
@@ -185,3 +284,37 @@ def test_the_command_says_what_the_tasks_find(trained, folder, monkeypatch):
     assert code == 0
     assert f"{expected['perplexity']:.6g}" in out
     assert expected["examples"][1]["truth"].split()[0] in out
+
+
+def test_the_command_reads_prompts_saves_and_searches(trained, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    rows = [row_of(line, trained.tokenizer)[:41] for line in LINES if len(line) >= 40]
+    files = ["--prompts", prompts_in(tmp_path, rows, 30), "--save", tmp_path / "new.npz"]
+    code, out, err = command("eval", "runs/tiny-1", "--task", "prediction", *files, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["prompts"], found["save"], found["rows"]) == (str(files[1]), str(files[3]), 5)
+    with np.load(tmp_path / "new.npz") as saved:
+        assert saved["logits"].shape == (5, 10, 30)
+    beams = ["--task", "generation", "--beam-width", "2", "--max-new-tokens", "5"]
+    code, out, err = command("eval", "runs/tiny-1", *beams, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["examples"] == tasks.generation(trained, SamplingParams(max_new_tokens=5), beam_width=2)["examples"]
+    assert found["beam_width"] == 2
+    assert "temperature" not in found
+    generation, prediction = (["eval", "runs/tiny-1", "--task", task] for task in ("generation", "prediction"))
+    for arguments, words in (
+        ([*prediction, *files], "new.npz exists already"),
+        ([*prediction, "--beam-width", "2"], "--beam-width 2 is not for --task prediction: leave it out"),
+        ([*generation, "--beam-width", "0"], "beam_width = 0"),
+        ([*generation, "--beam-width", "2", "--temperature", "0"], "temperature = 0.0 is not read by beam search"),
+        (["eval", "runs/tiny-1", "--save", "x.npz"], "use --task prediction or generation"),
+        (
+            ["eval", "runs/tiny-1", *prediction[1:], "--save", "x.npz"],
+            "--save x.npz is one file, but there are 2 runs: give one",
+        ),
+        ([*prediction, *files[:2], "--data.path", "val.csv"], "--data.path val.csv is not read beside --prompts"),
+    ):
+        assert words in refused(*arguments)
+    assert not (folder / "x.npz").exists()

@@ -9,7 +9,7 @@ import pytest
 from gradients import assert_same, normal, value_and_grads
 from tolerances import FLOAT64, assert_close
 
-from jaxlm.ops.self_attention import self_attention, self_attention_grads
+from jaxlm.ops.self_attention import self_attention, self_attention_grads, self_attention_values
 
 pytestmark = pytest.mark.x64
 
@@ -31,6 +31,20 @@ def test_the_derivative_by_hand_is_that_of_autodiff(causal, batch):
     ours = value_and_grads(lambda *inputs: self_attention(*inputs, causal), x, *weights)
     assert_same(ours, theirs, FLOAT64)
     assert_close(explicit(x, *weights), theirs[0], FLOAT64)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_intermediate_value_has_the_name_of_its_formula(causal):
+    x, weights = normal(0, 2, 5, 7), [normal(i, 7, width) for i, width in ((1, 4), (2, 4), (3, 3))]
+    values = self_attention_values(x, *weights, causal)
+    for row in range(2):
+        k, q, v = (np.asarray(x[row]) @ np.asarray(weight) for weight in weights)
+        unmasked = np.exp(q @ k.T / 2) * (np.tril(np.ones((5, 5))) if causal else 1)
+        a_sig = unmasked / unmasked.sum(axis=1, keepdims=True)
+        expected = {"K": k, "Q": q, "V": v, "A_w": q @ k.T, "A_sig": a_sig, "Xnew": a_sig @ v}
+        assert set(expected) == set(values._fields)
+        for name, value in expected.items():
+            assert_close(getattr(values, name)[row], value, FLOAT64)
 
 
 @pytest.mark.parametrize("causal", [False, True])
