@@ -86,7 +86,8 @@ class Training(Row):
         """The fields of the config that are not at their defaults and decide the numbers, by dotted name."""
         chosen = changed_fields(self.seeded(seed))
         free = ("preset", "sample.", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep")
-        return {name: value for name, value in chosen.items() if not name.startswith(free)}
+        source = {} if self.init_from is None else {"init_from": self.init_from}
+        return source | {name: value for name, value in chosen.items() if not name.startswith(free)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

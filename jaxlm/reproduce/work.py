@@ -83,8 +83,9 @@ def _train(row: Training, seed: int, root: Path, quick: bool) -> tuple[Numbers, 
         config = quick_config(config, root)
     resume = (folder / "config.json").exists()
     source = None if row.init_from is None or resume else folder_of(root, row.init_from, seed)
-    more = {} if source is None else {"init_from": source, "extend_positions": row.extend_positions}
-    outcome = train(config, folder, resume, keep_warmup=True, **more)
+    outcome = train(
+        config, folder, resume, keep_warmup=True, init_from=source, extend_positions=row.extend_positions and not resume
+    )
     if outcome.signum is not None:
         raise StoppedError(outcome.signum)
     return _results(row, seed, folder, root)
