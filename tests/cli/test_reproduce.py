@@ -52,7 +52,7 @@ def test_own_prompts_are_continued_side_by_side(done):
     arguments = ["reproduce", "cmu15780", "--quick", "--only-report", "--prompt", "JULIET:", "--out", done[0].parent]
     code, out, _ = command(*arguments)
     assert code == 0
-    assert "samples after 'JULIET:'" in out
+    assert "JULIET:" in out
     code, _, err = command(*arguments[:-1], "nowhere")
     assert code == 2
     assert "holds no finished training" in err
