@@ -14,7 +14,7 @@ import pytest
 from support import command
 
 import jaxlm
-from jaxlm.run.folder import read_config
+from jaxlm.run.folder import load_run, read_config
 
 PAGE = (Path(jaxlm.__file__).parent.parent / "docs" / "handouts.md").read_text(encoding="utf-8")
 TRAIN = [
@@ -122,3 +122,13 @@ def test_every_block_of_python_prints_what_the_page_shows(capsys):
     for code, shown in BLOCKS:
         exec(compile(code, "docs/handouts.md", "exec"), scope)
         assert capsys.readouterr().out == shown
+
+
+def test_a_pretrained_folder_is_the_run_that_another_begins_from(folder):
+    """At a rate of 0 the new run keeps the weights of the old one, whatever its seed."""
+    start = shlex.split(SETTINGS["model.pretrained_folder"].replace("RUN", "runs/tiny-1"))
+    for more in ([], [*start, "--optim.learning-rate", "0", "--train.seed", "1"]):
+        code, _, err = command(*TRAIN, "--train.steps", "2", *more)
+        assert code == 0, err
+    first, second = (load_run(f"runs/tiny-{number}").params for number in (1, 2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)

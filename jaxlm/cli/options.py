@@ -157,14 +157,16 @@ def with_kinds(base: ExperimentConfig, given: Given) -> ExperimentConfig:
     """The config with the given model family and optimizer.
 
     What another family or optimizer does not read, and the arguments of the optimizer before, go back to their
-    defaults.
+    defaults; so does the decay from or to adam, which has a default of its own.
     """
     family = given["model"].get("family", base.model.family)
     model = dataclasses.replace(base.model, family=family, **idle_fields(base.model, family))
     optim = base.optim
     optimizer = given.get("optim", {}).get("name", optim.name)
     if optimizer != optim.name:
-        optim = dataclasses.replace(optim, name=optimizer, arguments=(), **idle_optim_fields(optimizer))
+        decay = None if "adam" in (optimizer, optim.name) else optim.weight_decay
+        idle = idle_optim_fields(optimizer)
+        optim = dataclasses.replace(optim, name=optimizer, arguments=(), weight_decay=decay, **idle)
     return dataclasses.replace(base, model=model, optim=optim)
 
 

@@ -64,12 +64,13 @@ SubsetRule = Literal["per_output", "per_input", "auto", "smaller"]
 class OptimConfig(Validated):
     """The optimizer and its schedule.
 
-    A field with `read_by` in its metadata is read by these optimizers alone, the others by all.
+    A field with `read_by` in its metadata is read by these optimizers alone, the others by all. A config always holds
+    the number of its weight_decay: None becomes that number at once.
     """
 
     name: str = "adamw"
     """sgd, adam, adamw, adamsn, adafactor, or the name of any optimizer in Optax. All have decoupled decay by
-    weight_decay, so adam and adamw are the same here."""
+    weight_decay; adam is adamw, but decays nothing unless a weight_decay is given."""
     learning_rate: float = 1e-3
     """Peak learning rate; adamsn needs about ten times that of adamw."""
     schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
@@ -78,8 +79,8 @@ class OptimConfig(Validated):
     """Steps over which the rate rises linearly: step t (from 0) uses peak * (t + 1) / (warmup_steps + 1)."""
     min_lr_ratio: float = 0.1
     """Final rate of the cosine as a share of the peak."""
-    weight_decay: float = 0.1
-    """Decoupled decay, times the rate, on matrices only."""
+    weight_decay: float | None = None
+    """Decoupled decay, times the rate, on matrices only; None = 0.1, but 0 for adam."""
     b1: float = dataclasses.field(default=0.9, metadata=_MOMENTS)
     """Decay rate of the first moment (adam, adamw, adamsn)."""
     b2: float = dataclasses.field(default=0.99, metadata={"read_by": (*_MOMENTS["read_by"], "adafactor")})
@@ -102,6 +103,8 @@ class OptimConfig(Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", 0.0 if self.name == "adam" else 0.1)
         check_at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "eps", "adam_lr_ratio")
         check_at_least(self, 0, "max_nonfinite")
         check_rate(self, "b1", "b2")

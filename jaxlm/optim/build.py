@@ -23,7 +23,7 @@ from jaxlm.types import Params, tree_bytes
 Factory = Callable[..., optax.GradientTransformation]
 
 OURS: dict[str, Factory] = {"sgd": sgd, "adam": adamw, "adamw": adamw, "adamsn": adamsn, "adafactor": adafactor}
-"""Every one applies weight_decay, so "adam" means AdamW."""
+"""Every one applies weight_decay; "adam" is AdamW, whose weight_decay is 0 unless one is given."""
 
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
 """Python's spelling of values that JSON spells otherwise. As a string, "False" would count as true."""
@@ -47,6 +47,7 @@ def build_optimizer(cfg: OptimConfig, steps: int, params: Params | None = None) 
     make, arguments = _factory(cfg.name), _arguments(cfg)
     fields = {name: getattr(cfg, name) for name in optimizer_fields(cfg.name)}
     ours = cfg.name in OURS
+    assert cfg.weight_decay is not None  # a config holds the number that None stands for
     if "weight_decay" in inspect.signature(make).parameters:
         fields["weight_decay"] = cfg.weight_decay if ours else 0.0
     decay = optax.identity() if ours else decay_parameters(cfg.weight_decay, schedule)

@@ -30,12 +30,11 @@ OPTIMIZERS = {
         learning_rate=1e-2,
         schedule="constant",
         warmup_steps=0,
-        weight_decay=0.0 if name == "adam" else 0.1,
         clip_norm=CLIP_NORM,
     )
     for name in OURS
 }
-"""The optimizer of each name as jaxlm trains with it: clipped, with decay; adam is adamw without decay."""
+"""The optimizer of each name as jaxlm trains with it: clipped, and all but adam with decay."""
 
 TRAPS: dict[str, dict[str, dict[str, Any]]] = {
     "adam": {

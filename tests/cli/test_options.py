@@ -10,6 +10,7 @@ from support import command
 
 from jaxlm.cli.main import COMMANDS
 from jaxlm.cli.options import JsonOption, RunArgument, parse_options, with_kinds
+from jaxlm.config import OptimConfig
 from jaxlm.config.base import Validated
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.data.sources import names
@@ -130,6 +131,23 @@ def test_kinds_bring_the_defaults_of_what_they_do_not_read():
     recurrent = with_kinds(base, {"model": {"family": "recurrent"}, "optim": {"name": "sgd"}})
     assert (recurrent.model.family, recurrent.model.window, recurrent.model.embed_dim) == ("recurrent", None, 128)
     assert (recurrent.optim.name, recurrent.optim.learning_rate) == ("sgd", base.optim.learning_rate)
+
+
+def test_adam_drops_the_decay_of_the_config_and_brings_none_to_others():
+    def decay(config, name):
+        return with_kinds(config, {"model": {}, "optim": {"name": name}}).optim.weight_decay
+
+    base = preset("nanogpt-cpu")
+    assert {name: decay(base, name) for name in ("adam", "adamw", "adamsn", "sgd")} == {
+        "adam": 0.0,
+        "adamw": 0.2,
+        "adamsn": 0.2,
+        "sgd": 0.2,
+    }
+    with_adam = dataclasses.replace(base, optim=OptimConfig(name="adam"))
+    assert (decay(with_adam, "adam"), decay(with_adam, "adamsn")) == (0.0, 0.1)
+    asked = dataclasses.replace(base, optim=OptimConfig(name="adam", weight_decay=0.3))
+    assert decay(asked, "adam") == 0.3
 
 
 LEAKS = (

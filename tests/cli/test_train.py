@@ -13,7 +13,8 @@ import pytest
 from support import command, refused, snapshot
 
 import jaxlm
-from jaxlm.cli.train import _next_free
+from jaxlm.cli.options import parse_options
+from jaxlm.cli.train import _defaults, _next_free, _TrainOptions
 from jaxlm.config.presets import preset
 from jaxlm.run.folder import load_run, read_config
 
@@ -77,6 +78,21 @@ def test_progress_on_stderr_has_no_eta_before_there_is_a_speed(folder):
     assert "eta" not in lines[0]
     assert "step 15/30  evaluating" in lines
     assert any(line.startswith("step 30/30  loss ") and "val " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "decay"),
+    [
+        ("tiny", 0.1),
+        ("tiny --optim.name adam", 0.0),
+        ("nanogpt-cpu --optim.name adam", 0.0),
+        ("nanogpt-cpu --optim.name adam --optim.weight-decay 0.1", 0.1),
+        ("nanogpt-cpu --optim.name adamsn", 0.2),
+    ],
+)
+def test_adam_decays_only_if_asked(arguments, decay):
+    options = parse_options(_TrainOptions, arguments.split(), "train", _defaults)
+    assert options.optim.weight_decay == decay
 
 
 # Names of runs -------------------------------------------------------------------------------------------------------

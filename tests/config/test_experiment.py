@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from jaxlm.config import DataConfig, OptimConfig
+from jaxlm.config.base import difference, from_dict, to_dict
 from jaxlm.config.experiment import idle_optim_fields, optimizer_fields
 from jaxlm.config.presets import preset
+from jaxlm.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,23 @@ def test_an_optimizer_reads_its_fields_and_refuses_the_others(name, fields):
             with pytest.raises(ValueError, match=rf"{field} = {value!r} is not read by {name}: leave it out"):
                 OptimConfig(name=name, **{field: value})
             assert idle[field] == getattr(OptimConfig(), field)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adamsn", "adafactor", "lion"])
+def test_adam_alone_decays_nothing_unless_asked(name):
+    usual = 0.0 if name == "adam" else 0.1
+    assert OptimConfig(name=name).weight_decay == OptimConfig(name=name, weight_decay=None).weight_decay == usual
+    assert OptimConfig(name=name, weight_decay=0.1).weight_decay == 0.1
+    assert dataclasses.replace(OptimConfig(weight_decay=0.2), name=name, weight_decay=None).weight_decay == usual
+    with pytest.raises(UserError, match=r"weight_decay = -0.1 is too small: give at least 0"):
+        OptimConfig(name=name, weight_decay=-0.1)
+
+
+def test_a_stored_config_keeps_its_decay_and_is_equal_to_one_without():
+    stored = to_dict(OptimConfig(name="adam", weight_decay=0.1))
+    assert from_dict(OptimConfig, stored).weight_decay == stored["weight_decay"] == 0.1
+    assert to_dict(OptimConfig())["weight_decay"] == 0.1
+    assert difference(OptimConfig(), OptimConfig(weight_decay=0.1)) == []
 
 
 def test_a_field_without_readers_is_read_by_all():

@@ -25,6 +25,12 @@ def test_only_matrices_decay():
     np.testing.assert_array_equal(updates["scale"], 0)
 
 
+@pytest.mark.parametrize(("decay", "expected"), [({}, 0.0), ({"weight_decay": 0.1}, -0.5 * 0.1 * 2)])
+def test_adam_decays_only_if_asked(decay, expected):
+    updates = step(jax.tree.map(jnp.zeros_like, PARAMS), name="adam", learning_rate=0.5, **decay)
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
+
+
 def test_the_gradient_is_clipped_by_its_global_norm():
     grads = {"kernel": jnp.full((3, 5), 30.0), "scale": jnp.full(5, 40.0)}
     norm = np.sqrt(15 * 900 + 5 * 1600)

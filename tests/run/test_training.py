@@ -112,6 +112,7 @@ def test_killed_three_times_and_resumed_a_run_is_bitwise_the_uninterrupted_one(c
         ),
         ("chargpt", "adamsn --optim.subset per_input", {"b2": 0.95, "subset": "per_input"}),
         ("chargpt", "adafactor", {"b2": 0.95}),
+        ("chargpt", "adam", {"b2": 0.95, "weight_decay": 0.0}),
         ("another", "lion", {}),
     ],
 )
