@@ -4,10 +4,10 @@ Keys are repeated for each query head, masks are full matrices, recurrent layers
 only the configs are used here.
 """
 
-from torchref import optim
+from torchref import course, optim
 from torchref.attention import Attention
 from torchref.loss import cross_entropy
 from torchref.model import LanguageModel, build_model
 from torchref.sampling import generate
 
-__all__ = ["Attention", "LanguageModel", "build_model", "cross_entropy", "generate", "optim"]
+__all__ = ["Attention", "LanguageModel", "build_model", "course", "cross_entropy", "generate", "optim"]

@@ -55,8 +55,11 @@ class SelfAttention(nn.Module):
         """Forgets all keys and values."""
         self.cache: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False) -> Tensor:
-        """Maps x [B, T, D] at `positions` [T] to [B, T, D]."""
+    def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False, mask: Tensor | None = None) -> Tensor:
+        """Maps x [B, T, D] at `positions` [T] to [B, T, D].
+
+        A `mask`, which must broadcast to [T, keys], is added to the scores in place of the causal mask and the window.
+        """
         cfg, sizes, (batch, length, _) = self.cfg, self.cfg.resolved, x.shape
         groups = cfg.num_heads // sizes.num_kv_heads
         queries = self.query(x).unflatten(2, (-1, sizes.head_dim))
@@ -85,9 +88,13 @@ class SelfAttention(nn.Module):
             scores = scores.unflatten(1, (sizes.num_kv_heads, groups)).sum(dim=2)
         else:
             values = values.repeat_interleave(groups, dim=1)
-        behind = positions[:, None] - key_positions[None, :]
-        seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-        scores = softcap(scores, cfg.attention_softcap).masked_fill(~seen, -math.inf)
+        scores = softcap(scores, cfg.attention_softcap)
+        if mask is None:
+            behind = positions[:, None] - key_positions[None, :]
+            seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+            scores = scores.masked_fill(~seen, -math.inf)
+        else:
+            scores = scores + mask
         weights = functional.dropout(self.softmax(scores), cfg.attention_dropout, self.training)
         out = (weights.to(values.dtype) @ values).transpose(1, 2).reshape(batch, length, -1)
         return self.out(out) if cfg.attention_out_proj else out

@@ -101,10 +101,10 @@ class Block(nn.Module):
             self.mlp_norm = make_norm(cfg, cfg.embed_dim)
             self.mlp = MLP(cfg)
 
-    def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False) -> Tensor:
-        """Maps x [B, T, D] to the same shape."""
+    def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False, mask: Tensor | None = None) -> Tensor:
+        """Maps x [B, T, D] to the same shape; for `mask` see SelfAttention."""
         pre = self.cfg.norm_order == "pre"
-        out = self.attention(self.attention_norm(x) if pre else x, positions, use_kv_cache)
+        out = self.attention(self.attention_norm(x) if pre else x, positions, use_kv_cache, mask)
         x = self._joined(x, out)
         x = x if pre else self.attention_norm(x)
         if self.cfg.resolved.mlp_dim:
