@@ -43,7 +43,12 @@ def _heads(quick: bool) -> Numbers:
             names = ("compiled_bytes", "resident_bytes", "before_attention_bytes", "after_attention_bytes")
             memory = " | ".join(f"{cost[name] / 1e6:.1f}" for name in names)
             rows.append(f"| {form} | {count} | {cost['step_ms']:.0f} | {memory} |")
-    return {"by_form": found, "markdown": rows}
+    times = {
+        f"{form}_{count}_step_ms": cost["step_ms"]
+        for form, by_heads in found.items()
+        for count, cost in by_heads.items()
+    }
+    return {"by_form": found, **times, "markdown": rows}
 
 
 def _windows(quick: bool) -> Numbers:
@@ -212,7 +217,12 @@ EXPERIMENT = Experiment(
             seeds=THREE_SEEDS,
             prompts=("\n",),
         ),
-        Measurement(name="heads", label="a step over the key/value heads", measure=_heads),
+        Measurement(
+            name="heads",
+            label="a step over the key/value heads",
+            measure=_heads,
+            shown=tuple(f"{form}_{count}_step_ms" for form in FORMS for count in (1, 6)),
+        ),
         Measurement(
             name="windows",
             label="sliding windows in blocks against a mask",
