@@ -11,8 +11,10 @@ from test_models import assert_same, named
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
 
+NARROW = [cases.NARROW[0], pytest.param(cases.NARROW[1], marks=pytest.mark.slow), cases.NARROW[2]]
 
-@pytest.mark.parametrize("cfg", cases.NARROW, ids=named)
+
+@pytest.mark.parametrize("cfg", NARROW, ids=named)
 def test_bfloat16_models_round_as_torch_does(cfg):
     assert_same(cfg, ("gradients", "decoding"))
 
@@ -21,7 +23,7 @@ def test_bfloat16_models_round_as_torch_does(cfg):
     ("i", "dtype"),
     [
         (2, "float64"),
-        (2, "float32"),
+        pytest.param(2, "float32", marks=pytest.mark.slow),
         pytest.param(3, "float64", marks=pytest.mark.slow),
         pytest.param(4, "float32", marks=pytest.mark.slow),
     ],

@@ -21,7 +21,7 @@ PLANTED = {
 @pytest.mark.parametrize(
     "name",
     [
-        "ring of slots one too short",
+        pytest.param("ring of slots one too short", marks=pytest.mark.slow),
         "a step that does not see its own key",
         "products of 11 bits (TF32)",
         "softmax in bfloat16, of a float32 model",

@@ -32,8 +32,8 @@ ROUNDED = {0, 1, 4, 12, len(cases.ROWS)}
 
 
 def case(i):
-    """Every second case that is not in ROUNDED waits for the slow tests, which compare all cases in full."""
-    marks = pytest.mark.slow if i % 2 and i not in ROUNDED else ()
+    """Two of three cases that are not in ROUNDED wait for the slow tests, which compare all cases in full."""
+    marks = pytest.mark.slow if i % 3 and i not in ROUNDED else ()
     return pytest.param(i, marks=marks, id=named(cases.CASES[i]))
 
 

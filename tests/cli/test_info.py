@@ -22,6 +22,7 @@ def test_a_large_preset_shows_its_summary_first_and_its_blocks_once():
     assert "block_1/" not in out
 
 
+@pytest.mark.slow
 def test_json_keeps_every_shape_in_the_order_of_the_blocks():
     found = json.loads(command("info", "gpt2-124m", "--json")[1])
     assert found["parameters"] == 124_439_808

@@ -334,7 +334,7 @@ def rows(out):
     return [{k: v for k, v in row.items() if k not in ("elapsed_s", "tokens_per_s")} for row in lines]
 
 
-@pytest.mark.parametrize("killed_at", [0, 3])
+@pytest.mark.parametrize("killed_at", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumed_a_run_is_bitwise_the_uninterrupted_one_without_its_source(begin, tmp_path, killed_at):
     config = begin(variant(position="learned", num_layers=1, dropout=0.1), train={"seed": 5}).config
     longer = dataclasses.replace(config, model=dataclasses.replace(config.model, max_seq_len=9))
