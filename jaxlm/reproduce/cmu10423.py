@@ -110,7 +110,7 @@ def _draw_losses(axes: Any, records: dict[str, list[Numbers]]) -> None:
     from jaxlm.reproduce.pictures import draw_curves, mean_curve
 
     shown = {"learned positions": "learned", "RoPE": "rope", "RoPE, 2 key/value heads": "rope-gqa"}
-    draw_curves(axes, {label: mean_curve(records[row]) for label, row in shown.items() if records[row]}, {})
+    draw_curves(axes, {label: mean_curve(records[row]) for label, row in shown.items() if records[row]})
     axes.set(title="chargpt, context 128")
 
 
@@ -123,9 +123,9 @@ def _draw_context(axes: Any, records: dict[str, list[Numbers]]) -> None:
             continue
         (steps, losses), (more, after) = mean_curve(records[row]), mean_curve(records[f"{row}-256"])
         curves[label] = [*steps, *(steps[-1] + step for step in more)], [*losses, *after]
-    draw_curves(axes, curves, {})
+    draw_curves(axes, curves, top=2.2)
     axes.axvline(600, color="#6B7280", linestyle=":")
-    axes.set(title="from context 128 to 256 after 600 steps", ylim=(None, 2.2))
+    axes.set(title="from context 128 to 256 after 600 steps")
 
 
 def _draw_heads(quantity: str, label: str, unit: float) -> Any:

@@ -66,7 +66,7 @@ def _draw(records: dict[str, list[Numbers]]) -> "Figure | None":
     with style():
         figure = Figure(figsize=(8, 4.5))
         axes = figure.add_subplot()
-        draw_curves(axes, {label: mean_curve(made) for label, made in done.items()}, {})
+        draw_curves(axes, {label: mean_curve(made) for label, made in done.items()})
         axes.set(title="held-out transcripts (test-clean)")
     return figure
 

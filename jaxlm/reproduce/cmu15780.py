@@ -84,8 +84,8 @@ def _draw(records: dict[str, list[Numbers]]) -> "Figure | None":
     with style():
         figure = Figure(figsize=(13, 4.5))
         losses, times = figure.subplots(1, 2)
-        draw_curves(losses, {label: mean_curve(done) for label, done in trained.items()}, {})
-        losses.set(title="one epoch, constant rate", ylim=(1.8, 4.4))
+        draw_curves(losses, {label: mean_curve(done) for label, done in trained.items()}, top=3.5)
+        losses.set(title="one epoch, constant rate")
         points = records["sampling"][0]["points"]
         ends = []
         for name, color, marker in zip(("naive", "cached"), COLORS, MARKERS, strict=False):

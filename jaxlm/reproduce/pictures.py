@@ -23,13 +23,20 @@ def mean_curve(records: list[Numbers], split: str = "val") -> tuple[list[int], l
     return steps, [statistics.mean(curve[i][column] for curve in curves) for i in range(len(steps))]
 
 
-def draw_curves(axes: "Axes", curves: dict[str, tuple[list[int], list[float]]], published: dict[str, float]) -> None:
+def draw_curves(
+    axes: "Axes",
+    curves: dict[str, tuple[list[int], list[float]]],
+    published: dict[str, float] | None = None,
+    top: float | None = None,
+) -> None:
     """Losses against the step, each named where it ends, and published losses as dashed lines.
 
     Args:
       curves: name -> steps, losses.
       published: name of a curve -> the loss that was published for it.
+      top: larger losses leave the picture, unless a curve ends there.
     """
+    published = published or {}
     ends = []
     for (name, (steps, losses)), color, marker in zip(curves.items(), COLORS, MARKERS, strict=False):
         axes.plot(steps, losses, color=color, marker=marker, markersize=4)
@@ -47,4 +54,6 @@ def draw_curves(axes: "Axes", curves: dict[str, tuple[list[int], list[float]]], 
             )
     axes.set(xlabel="step", ylabel="validation loss (nats per token)")
     axes.grid(alpha=0.3)
+    if top is not None:
+        axes.set_ylim(top=max(top, *(1.05 * loss for loss, *_ in ends)))
     label_ends(axes, ends)

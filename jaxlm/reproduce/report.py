@@ -147,6 +147,7 @@ def write_report(exp: Experiment, root: Path, report: Path, quick: bool = False)
     _write(folder / f"{exp.name}.csv", _csv(summary))
     figure = exp.draw(records)
     if figure is not None:
+        figure.suptitle(f"{exp.title}: jaxlm reproduce {exp.name}", fontsize=10)
         with staged(folder / f"{exp.name}.png") as path:
             figure.savefig(path, format="png")
     _write(report / "results.md", "\n".join(_page(exp, folder, quick)) + "\n")

@@ -51,11 +51,11 @@ def _draw(records: dict[str, list[Numbers]]) -> "Figure | None":
         return None
     with style():
         figure = Figure(figsize=(12, 5))
-        training, validation = figure.subplots(1, 2, sharey=True)
+        training, validation = figure.subplots(1, 2)
         for axes, split, column in ((training, "train", 0), (validation, "val", 1)):
             published = {name: _PUBLISHED[name][column] for name in done}
-            draw_curves(axes, {name: mean_curve(records[name], split) for name in done}, published)
-        training.set(title="training split", ylabel="loss (nats per token)", ylim=(1.3, 3.3))
+            draw_curves(axes, {name: mean_curve(records[name], split) for name in done}, published, top=3.3)
+        training.set(title="training split", ylabel="loss (nats per token)")
         validation.set(title="validation split", ylabel="")
     return figure
 
