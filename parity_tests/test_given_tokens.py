@@ -36,6 +36,7 @@ def test_a_planted_bug_is_caught_and_named_on_given_tokens(name):
     assert mutation.verdict == "DIFFERS" or "DIFFERS" not in verdicts, report
 
 
+@pytest.mark.slow
 def test_the_same_tokens_without_a_bug():
     """As many as above, and so few that one large rounding error decides an RMS."""
     for tokens in (TOKENS, TOKENS[:, :3]):
@@ -43,6 +44,7 @@ def test_the_same_tokens_without_a_bug():
         assert report.passed, report
 
 
+@pytest.mark.slow
 def test_one_badly_rounded_position_is_settled_by_more_tokens(monkeypatch):
     """What `--text` met: a step of one position whose rounding error is several times torch's by bad luck."""
     cfg = PLANTED["ring of slots one too short"].case[0]

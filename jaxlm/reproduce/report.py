@@ -33,7 +33,7 @@ class Line(NamedTuple):
     by_seed: tuple[float, ...]
     seeds: tuple[int, ...]
     verdict: str
-    """reached, NOT REACHED, not run, or nothing where there is no target."""
+    """reached, **not reached**, not run, or nothing where there is no target."""
     device: str
     wall_s: float | None
     """Mean seconds of a seed."""

@@ -56,7 +56,7 @@ def test_cached_logits_are_those_of_the_full_pass_however_the_prompt_is_cut(name
         assert_close(cached_logits(cfg, tokens, split, 9), full, FLOAT64)
 
 
-@pytest.mark.parametrize("name", ["window_pattern", "learned"])
+@pytest.mark.parametrize("name", [pytest.param("window_pattern", marks=pytest.mark.slow), "learned"])
 def test_every_way_to_cut_a_prompt_gives_the_logits_of_the_full_pass(name):
     cfg, tokens, full = full_logits(name)
     assert len(set(ALL_SPLITS)) == 256
@@ -72,6 +72,7 @@ def test_every_variant_is_the_function_written_out(name):
     assert_close(full, [naive.logits(cfg, params, np.asarray(row)) for row in tokens], FLOAT64)
 
 
+@pytest.mark.slow
 def test_every_variant_is_another_function():
     seen = []
     for name in VARIANTS:
@@ -80,7 +81,7 @@ def test_every_variant_is_another_function():
         seen.append(logits)
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 4, (3, 1)])
+@pytest.mark.parametrize("window", [1, 3, (3, 1), *(pytest.param(window, marks=pytest.mark.slow) for window in (2, 4))])
 def test_windows_hold_three_windows_past_the_wrap_of_the_ring(window):
     cfg = dataclasses.replace(wide(BASE), window=window)
     model, params = built(cfg)
@@ -125,7 +126,13 @@ def test_a_ragged_batch_gives_what_each_row_gives_alone(name):
 
 @pytest.mark.parametrize(
     ("window", "prompt"),
-    [((1, 5), (9, 1, 13)), ((16, 3), (2, 21)), (5, (4, 4, 4, 4, 4, 3)), (5, (2,) * 11), (17, (16, 7))],
+    [
+        ((1, 5), (9, 1, 13)),
+        pytest.param((16, 3), (2, 21), marks=pytest.mark.slow),
+        (5, (4, 4, 4, 4, 4, 3)),
+        (5, (2,) * 11),
+        pytest.param(17, (16, 7), marks=pytest.mark.slow),
+    ],
 )
 def test_a_local_prefill_sees_the_ring_and_itself(window, prompt):
     cfg = dataclasses.replace(wide(BASE), window=window)

@@ -297,6 +297,7 @@ def settings(source, text, **changes):
     return dataclasses.replace(base, train=few, optim=optim, data=data, **changes)
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_trained_with_its_own_tokenizer_and_rows(tmp_path, text):
     hf = write(tmp_path / "gpt2", GPT2)
     (hf / "tokenizer.json").write_text(json.dumps(word_tokenizer()))
