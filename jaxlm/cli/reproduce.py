@@ -33,11 +33,11 @@ class _ReproduceOptions(JsonOption):
     seeds: tuple[int, ...] = ()
     """Seeds of the trainings; default: each row's own."""
     quick: bool = False
-    """Try everything on tiny models in about a minute; the numbers mean nothing."""
+    """Try the rows on tiny models, each in some seconds; the numbers mean nothing."""
     only_report: bool = False
     """Write the report of what is done, and do nothing else."""
     prompt: str | None = None
-    """Also print what each trained model makes of this prompt, side by side."""
+    """Also print what the trained models make of this prompt, side by side."""
     out: Path = Path("runs/reproduce")
     """Folder of the runs."""
     report: Path | None = None
@@ -57,6 +57,10 @@ def reproduce(arguments: list[str]) -> int:
             raise UserError(f"seed = {seed} is out of range: give 0 <= seed < 2^31")
     if options.quick and options.report is not None:
         raise UserError("--report with --quick would mix meaningless numbers into the results: leave one out")
+    for name in options.row:
+        exp.row(name)
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file: give a folder")
     out = options.out / "quick" if options.quick else options.out
     report = out if options.report is None else options.report
     root = out / exp.name
@@ -77,6 +81,7 @@ def reproduce(arguments: list[str]) -> int:
         numbers = ", ".join(f"{quantity} {ours:.4f}" for quantity, ours in found.items())
         print(f"done: {row.name}, seed {seed}: {numbers}", file=sys.stderr)
 
+    write_report(exp, root, report, options.quick)  # what is missing says so, whatever happens from here on
     processes = options.processes or (usable_cores() if exp.side_by_side else 1)
     try:
         if processes > 1:
@@ -84,18 +89,19 @@ def reproduce(arguments: list[str]) -> int:
             perform_all(exp, trainings, root, options.quick, processes, done)
             jobs = [job for job in jobs if job not in trainings]  # what is timed runs alone
         for job in jobs:
-            perform(*job, root, options.quick)
+            perform(exp, *job, root, options.quick)
             done(job)
     except StoppedError as stopped:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + stopped.signum
     lines = write_report(exp, root, report, options.quick)
+    samples = {} if options.prompt is None else _samples(exp, root, options.prompt)
     if options.json:
-        print_json({"experiment": exp.name, "table": [line._asdict() for line in lines]})
+        print_json({"experiment": exp.name, "table": [line._asdict() for line in lines], "samples": samples})
     else:
         _print(exp.title, lines)
-    if options.prompt is not None:
-        _print_samples(exp, root, options.prompt)
+        if samples:
+            print_table(f"samples after {options.prompt!r}", list(samples), [list(samples.values())])
     print(f"report: {report / 'results.md'} and {report / 'results'}/{exp.name}.*", file=sys.stderr)
     return 0
 
@@ -117,18 +123,17 @@ def _print(title: str, lines: list["Line"]) -> None:
     print_table(title, ["row", "quantity", "published", "at most", "ours", "result"], rows)
 
 
-def _print_samples(exp: "Experiment", root: Path, prompt: str) -> None:
-    """What the trained models make of a prompt, one column each."""
-    from jaxlm.reproduce.records import folder_of
+def _samples(exp: "Experiment", root: Path, prompt: str) -> dict[str, str]:
+    """What the trained models make of a prompt, by label: the first seed that is done of each row that has samples."""
     from jaxlm.reproduce.rows import Training
     from jaxlm.reproduce.work import sample_of
     from jaxlm.run.folder import load_run
 
     texts = {}
     for row in exp.rows:
-        folder = folder_of(root, row.name, row.seeds[0])
-        if isinstance(row, Training) and row.prompts and (folder / "record.json").exists():
-            texts[row.label] = sample_of(load_run(folder), prompt)
+        done = sorted(root.glob(f"{row.name}-seed-*/record.json"))
+        if isinstance(row, Training) and row.prompts and done:
+            texts[row.label] = sample_of(load_run(done[0].parent), prompt)
     if not texts:
         raise UserError(f"{root} holds no finished training to sample from: leave --prompt out, or train first")
-    print_table(f"samples after {prompt!r}", list(texts), [list(texts.values())])
+    return texts

@@ -3,14 +3,14 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.config import ExperimentConfig
+from jaxlm.config import ExperimentConfig, ModelConfig
 from jaxlm.config.presets import preset
-from jaxlm.reproduce.rows import THREE_SEEDS, Experiment, Measurement, Numbers, Training
+from jaxlm.reproduce.rows import THREE_SEEDS, Experiment, Measurement, Numbers, Training, changed_fields
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEADS = (1, 2, 3, 6)
+HEADS, HEADS_BATCH = (1, 2, 3, 6), 16
 FORMS = ("grouped", "summed_scores")
 LENGTHS, WINDOWS = (512, 1024, 2048, 4096, 8192), (32, 128, 512)
 
@@ -21,6 +21,14 @@ def _chargpt(steps: int = 600, **model: Any) -> ExperimentConfig:
     return dataclasses.replace(base, model=dataclasses.replace(base.model, **model), train=train)
 
 
+def _heads_model(heads: int, form: Any) -> ModelConfig:
+    model = _chargpt(position="rope", num_kv_heads=heads, kv_sharing=form).model
+    return dataclasses.replace(model, dropout=0.0, attention_dropout=0.0)
+
+
+_MODEL = _heads_model(6, "grouped")
+
+
 def _heads(quick: bool) -> Numbers:
     """Time and memory of a training step over the key/value heads, in both forms; each in a process of its own."""
     from jaxlm.reproduce.step_cost import measured_step
@@ -28,11 +36,12 @@ def _heads(quick: bool) -> Numbers:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for form in FORMS:
         for heads in HEADS:
-            config = _chargpt(position="rope", num_kv_heads=heads, kv_sharing=form)
             sizes: dict[str, Any] = {"num_layers": 1, "max_seq_len": 16} if quick else {}
-            model = dataclasses.replace(config.model, dropout=0.0, attention_dropout=0.0, **sizes)
-            train = dataclasses.replace(config.train, batch_size=2 if quick else 16)
-            config = dataclasses.replace(config, model=model, train=train)
+            config = dataclasses.replace(
+                _chargpt(),
+                model=dataclasses.replace(_heads_model(heads, form), **sizes),
+                train=dataclasses.replace(_chargpt().train, batch_size=2 if quick else HEADS_BATCH),
+            )
             found.setdefault(form, {})[str(heads)] = measured_step(config, 2 if quick else 7)
     header = (
         "| form | key/value heads | step, ms | compiled, MB | peak resident, MB | before attention, MB | after it, MB |"
@@ -80,8 +89,6 @@ def _draw(records: dict[str, list[Numbers]]) -> "Figure | None":
     """Losses, the change of context, cost over the heads, cost over the length."""
     from matplotlib.figure import Figure
 
-    from jaxlm.run.plots import style
-
     parts = [
         (draw, needed)
         for draw, needed in (
@@ -89,6 +96,8 @@ def _draw(records: dict[str, list[Numbers]]) -> "Figure | None":
             (_draw_context, ("rope", "rope-256")),
             (_draw_heads("step_ms", "time of a step (ms)", 1.0), ("heads",)),
             (_draw_heads("compiled_bytes", "memory of a step (MB)", 1e6), ("heads",)),
+            (_draw_heads("resident_bytes", "peak resident memory (MB)", 1e6), ("heads",)),
+            (_draw_heads("after_attention_bytes", "kept after the attention of a layer (MB)", 1e6), ("heads",)),
             (_draw_windows("ms", "time (ms)", 1.0), ("windows",)),
             (_draw_windows("bytes", "memory (MB)", 1e6), ("windows",)),
         )
@@ -96,21 +105,25 @@ def _draw(records: dict[str, list[Numbers]]) -> "Figure | None":
     ]
     if not parts:
         return None
-    with style():
-        figure = Figure(figsize=(14, 4 * ((len(parts) + 1) // 2)))
-        grid = figure.subplots((len(parts) + 1) // 2, 2, squeeze=False).ravel()
-        for axes, (draw, _) in zip(grid, parts, strict=False):
-            draw(axes, records)
-        for axes in grid[len(parts) :]:
-            axes.remove()
+    figure = Figure(figsize=(14, 4 * ((len(parts) + 1) // 2)))
+    grid = figure.subplots((len(parts) + 1) // 2, 2, squeeze=False).ravel()
+    for axes, (draw, _) in zip(grid, parts, strict=False):
+        draw(axes, records)
+    for axes in grid[len(parts) :]:
+        axes.remove()
     return figure
+
+
+_STYLES = {"learned positions": ("#0072B2", "o"), "RoPE": ("#D55E00", "s")}
+"""Colours and markers that stay the same in all parts."""
 
 
 def _draw_losses(axes: Any, records: dict[str, list[Numbers]]) -> None:
     from jaxlm.reproduce.pictures import draw_curves, mean_curve
 
     shown = {"learned positions": "learned", "RoPE": "rope", "RoPE, 2 key/value heads": "rope-gqa"}
-    draw_curves(axes, {label: mean_curve(records[row]) for label, row in shown.items() if records[row]})
+    curves = {label: mean_curve(records[row]) for label, row in shown.items() if records[row]}
+    draw_curves(axes, curves, colors=_STYLES)
     axes.set(title="chargpt, context 128")
 
 
@@ -118,12 +131,12 @@ def _draw_context(axes: Any, records: dict[str, list[Numbers]]) -> None:
     from jaxlm.reproduce.pictures import draw_curves, mean_curve
 
     curves = {}
-    for label, row in (("RoPE", "rope"), ("learned", "learned")):
+    for label, row in (("learned positions", "learned"), ("RoPE", "rope")):
         if not records[row] or not records[f"{row}-256"]:
             continue
         (steps, losses), (more, after) = mean_curve(records[row]), mean_curve(records[f"{row}-256"])
         curves[label] = [*steps, *(steps[-1] + step for step in more)], [*losses, *after]
-    draw_curves(axes, curves, top=2.2)
+    draw_curves(axes, curves, top=2.2, colors=_STYLES)
     axes.axvline(600, color="#6B7280", linestyle=":")
     axes.set(title="from context 128 to 256 after 600 steps")
 
@@ -160,7 +173,7 @@ def _draw_windows(quantity: str, label: str, unit: float) -> Any:
             name = "mask" if window is None else f"window {window}"
             axes.annotate(name, (lengths[-1], values[-1]), (6, 0), textcoords="offset points", color=color, va="center")
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label, title="attention, forward and backward")
-        axes.margins(x=0.25)
+        axes.margins(x=0.3)
         axes.grid(alpha=0.3)
 
     return draw
@@ -175,7 +188,7 @@ EXPERIMENT = Experiment(
             label="learned positions, 600 steps",
             config=_chargpt(),
             prompts=("\n",),
-            note="as minGPT, but its weight decay leaves embeddings out",
+            note="minGPT's weight decay leaves embeddings out, ours does not",
         ),
         Training(
             name="rope",
@@ -189,7 +202,8 @@ EXPERIMENT = Experiment(
             label="RoPE, 200 more at context 256",
             config=_chargpt(200, position="rope", max_seq_len=256),
             init_from="rope",
-            below=("rope", 0.0),
+            shown=("val_loss", "start_loss"),
+            note="Losses at context 256, and start_loss is that before the first step",
             prompts=("\n",),
         ),
         Training(
@@ -198,7 +212,8 @@ EXPERIMENT = Experiment(
             config=_chargpt(200, max_seq_len=256),
             init_from="learned",
             extend_positions=True,
-            note="the new rows of the table begin at zero",
+            shown=("val_loss", "start_loss"),
+            note="The new rows of the table begin at zero; start_loss is the loss at context 256 before the first step",
         ),
         Training(
             name="rope-gqa",
@@ -221,12 +236,21 @@ EXPERIMENT = Experiment(
             name="heads",
             label="a step over the key/value heads",
             measure=_heads,
+            measured={
+                "batch_size": HEADS_BATCH,
+                "heads": HEADS,
+                "forms": FORMS,
+                "model": changed_fields(_MODEL),
+            },
+            note="chargpt with RoPE, without dropout, batch 16 x 128",
             shown=tuple(f"{form}_{count}_step_ms" for form in FORMS for count in (1, 6)),
         ),
         Measurement(
             name="windows",
             label="sliding windows in blocks against a mask",
             measure=_windows,
+            measured={"lengths": LENGTHS, "windows": WINDOWS, "batch_size": 1, "heads": 1, "head_dim": 64},
+            note="Batch 1, one head of 64, forward and backward; the power p of T^p, fitted over 512 to 8,192 tokens",
             shown=("power_ms_mask", "power_ms_128", "power_bytes_mask", "power_bytes_128"),
             targets={"power_ms_128": 1.1, "power_bytes_128": 1.1},
         ),

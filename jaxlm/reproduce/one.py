@@ -15,7 +15,8 @@ def main(arguments: list[str]) -> int:
     """Does the row; returns the exit code of the command."""
     name, row, seed, root, *quick = arguments
     try:
-        perform(experiment(name).row(row), int(seed), Path(root), bool(quick))
+        exp = experiment(name)
+        perform(exp, exp.row(row), int(seed), Path(root), bool(quick))
     except StoppedError as stopped:
         return 128 + stopped.signum
     except (UserError, CheckError) as error:

@@ -16,11 +16,11 @@ MARKERS = "osD^vPX"
 
 
 def mean_curve(records: list[Numbers], split: str = "val") -> tuple[list[int], list[float]]:
-    """Steps and the losses at them, as the mean over the seeds."""
+    """The steps that all seeds were evaluated at, and the losses there as the mean over the seeds."""
     column = {"train": 1, "val": 2}[split]
-    curves = [record["curve"] for record in records]
-    steps = [point[0] for point in curves[0]]
-    return steps, [statistics.mean(curve[i][column] for curve in curves) for i in range(len(steps))]
+    curves = [{point[0]: point[column] for point in record["curve"]} for record in records]
+    steps = sorted(set(curves[0]).intersection(*curves[1:]))
+    return steps, [statistics.mean(curve[step] for curve in curves) for step in steps]
 
 
 def draw_curves(
@@ -28,30 +28,26 @@ def draw_curves(
     curves: dict[str, tuple[list[int], list[float]]],
     published: dict[str, float] | None = None,
     top: float | None = None,
+    colors: dict[str, tuple[str, str]] | None = None,
 ) -> None:
     """Losses against the step, each named where it ends, and published losses as dashed lines.
 
     Args:
       curves: name -> steps, losses.
       published: name of a curve -> the loss that was published for it.
+      colors: name of a curve -> colour and marker, where they are not those of its place.
       top: larger losses leave the picture, unless a curve ends there.
     """
     published = published or {}
     ends = []
-    for (name, (steps, losses)), color, marker in zip(curves.items(), COLORS, MARKERS, strict=False):
+    for (name, (steps, losses)), style in zip(curves.items(), zip(COLORS, MARKERS, strict=True), strict=False):
+        color, marker = (colors or {}).get(name, style)
         axes.plot(steps, losses, color=color, marker=marker, markersize=4)
-        ends.append((losses[-1], f"{name} {losses[-1]:.3f}", color))
+        label = f"{name} {losses[-1]:.3f}"
         if name in published:
             axes.axhline(published[name], color=color, linestyle="--", linewidth=1)
-            axes.annotate(
-                f"published {published[name]:.3f}",
-                (0.02, published[name]),
-                (0, 3),
-                xycoords=axes.get_yaxis_transform(),
-                textcoords="offset points",
-                color=color,
-                fontsize=8,
-            )
+            label += f" (published {published[name]:.3f})"
+        ends.append((losses[-1], label, color))
     axes.set(xlabel="step", ylabel="validation loss (nats per token)")
     axes.grid(alpha=0.3)
     if top is not None:

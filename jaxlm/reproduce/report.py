@@ -15,6 +15,7 @@ from jaxlm.data.files import staged
 from jaxlm.reproduce.catalog import EXPERIMENTS, experiment
 from jaxlm.reproduce.records import records_of
 from jaxlm.reproduce.rows import Experiment, Measurement, Numbers, Row, Training
+from jaxlm.run.plots import style
 
 Records = dict[str, list[Numbers]]
 """The records of each row, one for each seed that is done."""
@@ -52,7 +53,7 @@ def _line(exp: Experiment, row: Row, quantity: str, records: Records) -> Line:
     done = [record for record in records[row.name] if isinstance(record.get(quantity), (int, float))]
     values = tuple(float(record[quantity]) for record in done)
     ours = statistics.mean(values) if values else None
-    target = _target(row, quantity, records)
+    target, target_note = _target(exp, row, quantity, records)
     devices = dict.fromkeys(f"{record['device']}, {_threads(record)}" for record in done)
     return Line(
         row=row.name,
@@ -63,7 +64,7 @@ def _line(exp: Experiment, row: Row, quantity: str, records: Records) -> Line:
         ours=ours,
         by_seed=values,
         seeds=tuple(record["seed"] for record in done),
-        verdict=_verdict(ours, target, len(set(row.seeds) & {record["seed"] for record in done}), len(row.seeds)),
+        verdict=_verdict(ours, target, _seeds_done(row, done), target_note),
         device="; ".join(devices),
         wall_s=statistics.mean(record["wall_s"] for record in done) if done else None,
         date=max((record["date"] for record in done), default=""),
@@ -76,45 +77,58 @@ def _threads(record: Numbers) -> str:
     return f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
 
 
-def _target(row: Row, quantity: str, records: Records) -> float | None:
-    if row.below is not None and quantity == "val_loss":
-        name, margin = row.below
-        others = [record["val_loss"] for record in records[name]]
-        return statistics.mean(others) + margin if others else None
-    return row.targets.get(quantity)
+def _seeds_done(row: Row, done: list[Numbers]) -> str:
+    """Says how many of a row's seeds are done, if not all are."""
+    count = len(set(row.seeds) & {record["seed"] for record in done})
+    return "" if count == len(row.seeds) else f"{count} of {len(row.seeds)} seeds"
 
 
-def _verdict(ours: float | None, target: float | None, done: int, asked: int) -> str:
+def _target(exp: Experiment, row: Row, quantity: str, records: Records) -> tuple[float | None, str]:
+    """The target, and what is missing for it."""
+    if row.below is None or quantity != "val_loss":
+        return row.targets.get(quantity), ""
+    name, margin = row.below
+    others = records[name]
+    missing = _seeds_done(exp.row(name), others)
+    if not others:
+        return None, f"the target, row {name}, is not run"
+    mean = statistics.mean(record["val_loss"] for record in others)
+    return mean + margin, f"of the target {missing}" if missing else ""
+
+
+def _verdict(ours: float | None, target: float | None, seeds: str, target_note: str) -> str:
     if ours is None:
         return "not run"
-    some = "" if done == asked else f" ({done} of {asked} seeds)"
+    remarks = "; ".join(filter(None, (seeds, target_note)))
     if target is None:
-        return some.strip(" ()")
-    return ("reached" if ours <= target else "**not reached**") + some
+        return remarks
+    return ("reached" if ours <= target else "**not reached**") + (f" ({remarks})" if remarks else "")
 
 
 def table(lines: list[Line]) -> list[str]:
-    """The lines as a table of Markdown."""
-    with_quantity = len({line.quantity for line in lines}) > 1
-    header = ["row", *(["quantity"] if with_quantity else []), "published", "target", "ours", "by seed", "result"]
-    header += ["seconds", "date", "command"]
+    """The lines as a table of Markdown, and below it the notes."""
+    notes = list(dict.fromkeys(line.note for line in lines if line.note))
+    header = ["row", "quantity", "published", "target", "ours", "seed: result", "verdict", "seconds", "device", "date"]
     rows = []
     for line in lines:
+        by_seed = zip(line.seeds, line.by_seed, strict=True)
         rows.append(
             [
-                line.label + (f" ({line.note})" if line.note else ""),
-                *([line.quantity] if with_quantity else []),
+                line.label + (f" [{notes.index(line.note) + 1}]" if line.note else ""),
+                line.quantity,
                 shown_number(line.published),
                 "" if line.target is None else f"<= {shown_number(line.target)}",
                 shown_number(line.ours),
-                ", ".join(shown_number(value) for value in line.by_seed) if len(line.by_seed) > 1 else "",
+                ", ".join(f"{seed}: {shown_number(value)}" for seed, value in by_seed),
                 line.verdict,
                 "" if line.wall_s is None else f"{line.wall_s:,.0f}",
+                line.device,
                 line.date,
                 f"`{line.command}`",
             ]
         )
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    page = ["| " + " | ".join(cells) + " |" for cells in ([*header, "command"], ["---"] * (len(header) + 1), *rows)]
+    return [*page, "", *(f"{number}. {note}." for number, note in enumerate(notes, 1))]
 
 
 def shown_number(value: float | None) -> str:
@@ -138,18 +152,22 @@ def write_report(exp: Experiment, root: Path, report: Path, quick: bool = False)
       UserError: something there is no report, or cannot be written.
     """
     folder = report / "results"
-    records = records_of(exp, root, folder / f"{exp.name}.json")
+    records, others = records_of(exp, root, folder / f"{exp.name}.json", quick)
     lines = lines_of(exp, records, quick)
     summary = [line._asdict() for line in lines]
     flat = [record for done in records.values() for record in done]
-    content = {"experiment": exp.name, "title": exp.title, "table": summary, "records": flat}
+    content = {"experiment": exp.name, "title": exp.title, "table": summary, "records": flat, "other_settings": others}
     _write(folder / f"{exp.name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     _write(folder / f"{exp.name}.csv", _csv(summary))
-    figure = exp.draw(records)
-    if figure is not None:
-        figure.suptitle(f"{exp.title}: jaxlm reproduce {exp.name}", fontsize=10)
-        with staged(folder / f"{exp.name}.png") as path:
-            figure.savefig(path, format="png")
+    picture = folder / f"{exp.name}.png"
+    with style():
+        figure = exp.draw(records)
+        if figure is None:
+            picture.unlink(missing_ok=True)
+        else:
+            figure.suptitle(f"{exp.title}: jaxlm reproduce {exp.name}", fontsize=10)
+            with staged(picture) as path:
+                figure.savefig(path, format="png")
     _write(report / "results.md", "\n".join(_page(exp, folder, quick)) + "\n")
     return lines
 
@@ -179,7 +197,7 @@ def _page(written: Experiment, folder: Path, quick: bool) -> list[str]:
         "",
         "This page is written by `jaxlm reproduce`; do not edit it. Losses are in nats per token, exact over the whole",
         "validation split, after the last step. *Ours* is the mean over the seeds, the target what it should be at",
-        "most. Seconds are the wall time of one seed. A row that was not reached or not run says so.",
+        "most. Seconds are the wall time of one seed, often beside other work. A row that missed its target says so.",
         "",
     ]
     for name in EXPERIMENTS:
@@ -187,12 +205,10 @@ def _page(written: Experiment, folder: Path, quick: bool) -> list[str]:
         if not file.exists():
             continue
         exp = written if name == written.name else experiment(name)
-        records = records_of(exp, folder, file)
+        records, _ = records_of(exp, folder, file, quick)
         page += [f"## {exp.title}", "", *table(lines_of(exp, records, quick)), ""]
-        devices = sorted({f"{record['device']}, {_threads(record)}" for done in records.values() for record in done})
-        versions = sorted({_versions(record) for done in records.values() for record in done})
-        if devices:
-            page += [f"Device: {'; '.join(devices)}. Versions: {'; '.join(versions)}.", ""]
+        if versions := sorted({_versions(record) for done in records.values() for record in done}):
+            page += [f"Versions: {'; '.join(versions)}.", ""]
         if (folder / f"{name}.png").exists():
             page += [f"![{exp.title}](results/{name}.png)", "", f"Drawn by `jaxlm reproduce {name}`.", ""]
         page += _details(exp, records)
@@ -208,15 +224,16 @@ def _details(exp: Experiment, records: Records) -> list[str]:
     page: list[str] = []
     trained = {row.label: records[row.name] for row in exp.rows if isinstance(row, Training) and records[row.name]}
     if trained:
-        page += ["| row | parameters | optimizer state, bytes | last batch | training split | validation | best |"]
-        page += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        sizes = ("parameters", "optimizer state, bytes")
+        header = ["row", *sizes, "last batch", "training split", "validation", "best", "perplexity"]
+        page += [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]
         for label, done in trained.items():
             means = [
                 statistics.mean(r[name] for r in done)
                 for name in ("last_loss", "train_loss", "val_loss", "best_val_loss")
             ]
-            sizes = f"{done[0]['parameters']:,} | {done[0]['state_bytes']:,}"
-            page.append(f"| {label} | {sizes} | " + " | ".join(f"{mean:.4f}" for mean in means) + " |")
+            counts = f"{done[0]['parameters']:,} | {done[0]['state_bytes']:,}"
+            page.append(f"| {label} | {counts} | " + " | ".join(f"{mean:.4f}" for mean in means) + " |")
         page.append("")
     for row in exp.rows:
         if isinstance(row, Measurement) and records[row.name]:

@@ -54,6 +54,10 @@ class Row:
         """The rows that must be done before this one."""
         return ()
 
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What decides the numbers, by name."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(Row):
@@ -86,8 +90,7 @@ class Training(Row):
         """The fields of the config that are not at their defaults and decide the numbers, by dotted name."""
         chosen = changed_fields(self.seeded(seed))
         free = ("preset", "sample.", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep")
-        source = {} if self.init_from is None else {"init_from": self.init_from}
-        return source | {name: value for name, value in chosen.items() if not name.startswith(free)}
+        return {name: value for name, value in chosen.items() if not name.startswith(free)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,13 @@ class Measurement(Row):
     """A row that is measured in one go: times, memory, tokens."""
 
     measure: Callable[[bool], Numbers]
-    """Takes whether a quick version will do."""
+    """Takes whether a quick version will do. Its entry "markdown" holds the lines of a table."""
+    measured: Mapping[str, Any]
+    """What is measured: sizes, lengths, models."""
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What is measured."""
+        return dict(self.measured)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

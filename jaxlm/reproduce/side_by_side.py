@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxlm.errors import CheckError
+from jaxlm.errors import CheckError, UserError
 from jaxlm.reproduce.records import folder_of, read_record, usable_cores
 from jaxlm.reproduce.rows import Experiment
 from jaxlm.reproduce.work import Job, StoppedError
@@ -29,16 +30,17 @@ def perform_all(
 
     Raises:
       StoppedError: a process was ended by a signal; the others have been asked to stop too and have saved.
-      CheckError: a process failed; the message holds the last line that it printed.
+      UserError: a process refused its input; the message holds the last line that it printed.
+      CheckError: a process failed.
     """
-    waiting = [job for job in jobs if read_record(root, *job) is None]
+    waiting = [job for job in jobs if read_record(experiment, root, *job, quick) is None]
     cores = _shares(processes)
     running: dict[int, tuple[Job, subprocess.Popen]] = {}
     root.mkdir(parents=True, exist_ok=True)
-    try:
+    with _stopped_by_signals(), _ended(running):
         while waiting or running:
             for slot in range(processes):
-                job = next((job for job in waiting if _is_ready(experiment, job, root)), None)
+                job = next((job for job in waiting if _is_ready(experiment, job, root, quick)), None)
                 if slot not in running and job is not None:
                     waiting.remove(job)
                     running[slot] = job, _start(experiment, job, root, quick, cores[slot])
@@ -48,6 +50,28 @@ def perform_all(
                     del running[slot]
                     _check(job, process.returncode, root)
                     done(job)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """In this block SIGINT and SIGTERM raise StoppedError."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise StoppedError(signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _ended(running: dict[int, tuple[Job, subprocess.Popen]]) -> Iterator[None]:
+    """When this block ends, however it does, the processes are asked to save and end, and are waited for."""
+    try:
+        yield
     finally:
         for _, process in running.values():
             process.terminate()
@@ -55,14 +79,15 @@ def perform_all(
             process.wait()
 
 
-def _is_ready(experiment: Experiment, job: Job, root: Path) -> bool:
+def _is_ready(experiment: Experiment, job: Job, root: Path, quick: bool) -> bool:
     row, seed = job
-    return all(read_record(root, experiment.row(name), seed) is not None for name in row.needs)
+    return all(read_record(experiment, root, experiment.row(name), seed, quick) is not None for name in row.needs)
 
 
 def _start(experiment: Experiment, job: Job, root: Path, quick: bool, cores: set[int]) -> subprocess.Popen:
     row, seed = job
     command = [sys.executable, "-m", "jaxlm.reproduce.one", experiment.name, row.name, str(seed), str(root)]
+    print(f"started: {row.name}, seed {seed}; log in {_log(root, job)}", file=sys.stderr)
     with _log(root, job).open("ab") as log, _on(cores):
         return subprocess.Popen(command + ["--quick"] * quick, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -73,7 +98,8 @@ def _check(job: Job, code: int, root: Path) -> None:
     if code:
         lines = _log(root, job).read_text(encoding="utf-8", errors="replace").splitlines() or ["it printed nothing"]
         last = lines[-1].removeprefix("jaxlm: error: ")
-        raise CheckError(f"row {job[0].name}, seed {job[1]} ended with exit code {code}: {last}")
+        kind = UserError if code == 2 else CheckError
+        raise kind(f"row {job[0].name}, seed {job[1]} ended with exit code {code}: {last}")
 
 
 def _log(root: Path, job: Job) -> Path:

@@ -35,7 +35,7 @@ def _row(name: str) -> Training:
         targets={"val_loss": target},
         seeds=(0,) if name in _SLOW else THREE_SEEDS,
         prompts=("\n", "ROMEO:"),
-        note="published: after step 1800" if name == "relu-transformer" else "",
+        note="The published losses are those after step 1800" if name == "relu-transformer" else "",
     )
 
 
@@ -44,19 +44,17 @@ def _draw(records: dict[str, list[Numbers]]) -> "Figure | None":
     from matplotlib.figure import Figure
 
     from jaxlm.reproduce.pictures import draw_curves, mean_curve
-    from jaxlm.run.plots import style
 
     done = [name for name in _PUBLISHED if records[name]]
     if not done:
         return None
-    with style():
-        figure = Figure(figsize=(12, 5))
-        training, validation = figure.subplots(1, 2)
-        for axes, split, column in ((training, "train", 0), (validation, "val", 1)):
-            published = {name: _PUBLISHED[name][column] for name in done}
-            draw_curves(axes, {name: mean_curve(records[name], split) for name in done}, published, top=3.3)
-        training.set(title="training split", ylabel="loss (nats per token)")
-        validation.set(title="validation split", ylabel="")
+    figure = Figure(figsize=(12, 5))
+    training, validation = figure.subplots(1, 2)
+    for axes, split, column in ((training, "train", 0), (validation, "val", 1)):
+        published = {name: _PUBLISHED[name][column] for name in done}
+        draw_curves(axes, {name: mean_curve(records[name], split) for name in done}, published, top=3.3)
+    training.set(title="training split", ylabel="loss (nats per token)")
+    validation.set(title="validation split", ylabel="")
     return figure
 
 

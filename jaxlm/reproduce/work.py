@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxlm.config import ExperimentConfig
+from jaxlm.data.files import staged
 from jaxlm.errors import PositionTableWarning, UserError
-from jaxlm.reproduce.records import folder_of, new_record, read_record, write_record
+from jaxlm.reproduce.records import folder_of, locked, new_record, read_record, write_record
 from jaxlm.reproduce.rows import Experiment, Measurement, Numbers, Row, Training
 
 if TYPE_CHECKING:
@@ -50,24 +51,24 @@ def jobs_of(experiment: Experiment, names: list[str], seeds: list[int] | None) -
     return [(row, seed) for (_, seed), row in jobs.items()]
 
 
-def perform(row: Row, seed: int, root: Path, quick: bool) -> None:
+def perform(exp: Experiment, row: Row, seed: int, root: Path, quick: bool) -> None:
     """Trains or measures a row under a seed and keeps its record. What is done already is not done again.
 
     Raises:
       StoppedError: a signal came.
-      UserError: as `jaxlm.train`; a training for an accelerator on a CPU.
+      UserError: as `jaxlm.train`; another process is at the same row; a training for an accelerator on a CPU.
     """
-    if read_record(root, row, seed) is not None:
-        return
-    folder = folder_of(root, row.name, seed)
-    if isinstance(row, Measurement):
-        started = time.perf_counter()
-        numbers = row.measure(quick)
-        write_record(folder, new_record(row, seed, time.perf_counter() - started, numbers))
-    else:
-        assert isinstance(row, Training)
-        numbers, seconds = _train(row, seed, root, quick)
-        write_record(folder, new_record(row, seed, seconds, numbers))
+    with locked(root, row.name, seed):
+        if read_record(exp, root, row, seed, quick) is not None:
+            return
+        if isinstance(row, Measurement):
+            started = time.perf_counter()
+            numbers = row.measure(quick)
+            seconds = time.perf_counter() - started
+        else:
+            assert isinstance(row, Training)
+            numbers, seconds = _train(row, seed, root, quick)
+        write_record(folder_of(root, row.name, seed), new_record(exp, row, seed, quick, seconds, numbers))
 
 
 def _train(row: Training, seed: int, root: Path, quick: bool) -> tuple[Numbers, float]:
@@ -76,7 +77,7 @@ def _train(row: Training, seed: int, root: Path, quick: bool) -> tuple[Numbers, 
     from jaxlm.run.training import train
 
     if row.accelerator and not quick and jax.default_backend() == "cpu":
-        raise UserError(f"row {row.name} needs an accelerator (days on a CPU): run it there, or try it with --quick")
+        raise UserError(f"row {row.name} needs an accelerator (days on a CPU): run it on one, or try it with --quick")
     folder = folder_of(root, row.name, seed)
     config = row.seeded(seed)
     if quick:
@@ -103,6 +104,10 @@ def _results(row: Training, seed: int, folder: Path, root: Path) -> tuple[Number
     evaluations = [entry for entry in rows if "val_loss" in entry]
     run = load_run(folder, evaluations[-1]["step"])
     tx = build_optimizer(run.config.optim, run.config.train.steps, run.params)
+    curve = [[entry["step"], entry["train_loss"], entry["val_loss"]] for entry in evaluations]
+    if row.init_from is not None:
+        start = _start_losses(run, load_run(folder_of(root, row.init_from, seed)), row.extend_positions)
+        curve = [[0, start["train_loss"], start["val_loss"]], *curve]
     numbers: Numbers = {
         "val_loss": evaluations[-1]["val_loss"],
         "train_loss": evaluations[-1]["train_loss"],
@@ -111,7 +116,8 @@ def _results(row: Training, seed: int, folder: Path, root: Path) -> tuple[Number
         "best_val_loss": min(entry["val_loss"] for entry in evaluations),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
         "state_bytes": state_bytes(tx, run.params),
-        "curve": [[entry["step"], entry["train_loss"], entry["val_loss"]] for entry in evaluations],
+        "curve": curve,
+        **({} if row.init_from is None else {"start_loss": curve[0][2]}),
         "samples": {prompt: sample_of(run, prompt) for prompt in row.prompts},
     }
     if row.measure is not None:
@@ -119,8 +125,19 @@ def _results(row: Training, seed: int, folder: Path, root: Path) -> tuple[Number
     return numbers, rows[-1]["elapsed_s"]
 
 
+def _start_losses(run: "Run", source: "Run", extend_positions: bool) -> dict[str, float]:
+    """The losses of the weights that a run began with, under its own config."""
+    from jaxlm.data.corpus import load_corpus
+    from jaxlm.run.init_from import fitting_params
+    from jaxlm.training.evaluate import Evaluation
+
+    params = fitting_params(source, run.model.cfg, extend_positions)
+    corpus = load_corpus(run.config.data, run.model.cfg.max_seq_len, run.tokenizer)
+    return Evaluation(run.model, corpus, run.config)(params)
+
+
 def sample_of(run: "Run", prompt: str) -> str:
-    """What a trained model makes of a prompt, at most 300 tokens.
+    """What a trained model makes of a prompt: at most 300 tokens.
 
     Raises:
       UserError: as `jaxlm.run.samples.sample`.
@@ -145,22 +162,25 @@ def quick_config(config: ExperimentConfig, root: Path) -> ExperimentConfig:
     from jaxlm.data.tokenizer import TranscriptTokenizer
 
     folder, model, data = root / "quick-data", config.model, config.data
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def written(name: str, text: str) -> str:
+        """The absolute path of a file with this text; several processes may write it at once."""
+        with staged(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
+        return str((folder / name).absolute())
+
     if data.tokenizer == "transcript":
         read, alphabet = read_transcripts(data), TranscriptTokenizer()
-        paths = [folder / "train.csv", folder / "val.csv"]
-        for path, rows in zip(paths, (read.train, read.val), strict=True):
+        paths = []
+        for name, rows in (("train.csv", read.train), ("val.csv", read.val)):
             lines = [f"{number},{alphabet.decode(row.tolist())}" for number, row in enumerate(rows[:QUICK_ROWS])]
-            path.write_text("\n".join(["id,transcript", *lines]) + "\n", encoding="utf-8")
-        data = dataclasses.replace(data, path=str(paths[0].absolute()), val_path=str(paths[1].absolute()))
+            paths.append(written(name, "\n".join(["id,transcript", *lines]) + "\n"))
+        data = dataclasses.replace(data, path=paths[0], val_path=paths[1])
     else:
-        path = folder / "text.txt"
-        if not path.exists():
-            corpus = load_corpus(data, model.max_seq_len)
-            assert isinstance(corpus.train, TokenStream)
-            tokens = corpus.train.tokens[:QUICK_TEXT].tolist()
-            path.write_text(corpus.tokenizer.decode(tokens), encoding="utf-8")
-        data = dataclasses.replace(data, path=str(path.absolute()))
+        corpus = load_corpus(data, model.max_seq_len)
+        assert isinstance(corpus.train, TokenStream)
+        text = corpus.tokenizer.decode(corpus.train.tokens[:QUICK_TEXT].tolist())
+        data = dataclasses.replace(data, path=written("text.txt", text))
         model = dataclasses.replace(model, max_seq_len=model.max_seq_len // 4)
     if model.family in ("transformer", "recurrent"):
         model = dataclasses.replace(model, num_layers=1)

@@ -1,6 +1,8 @@
 """`jaxlm reproduce`: a quick version from the command line, side by side, reports, refusals."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import time
 import pytest
 from support import command, refused
 
-from jaxlm.errors import CheckError
+from jaxlm.errors import UserError
 from jaxlm.reproduce.catalog import experiment
 from jaxlm.reproduce.side_by_side import perform_all
 
@@ -48,12 +50,14 @@ def test_a_second_call_trains_nothing(done):
     assert (done[0] / "cmu15780/sgd-0.1-seed-0/metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_own_prompts_are_continued_side_by_side(done):
+def test_own_prompts_are_continued_side_by_side(done, tmp_path):
     arguments = ["reproduce", "cmu15780", "--quick", "--only-report", "--prompt", "JULIET:", "--out", done[0].parent]
     code, out, _ = command(*arguments)
     assert code == 0
     assert "JULIET:" in out
-    code, _, err = command(*arguments[:-1], "nowhere")
+    code, out, _ = command(*arguments, "--json")
+    assert json.loads(out)["samples"]["Adam 1e-3"].startswith("JULIET:")
+    code, _, err = command(*arguments[:-1], tmp_path)
     assert code == 2
     assert "holds no finished training" in err
 
@@ -62,20 +66,26 @@ def test_a_process_that_fails_is_named(done, tmp_path):
     exp = experiment("cmu15780")
     (tmp_path / "sgd-0.1-seed-0").mkdir()
     (tmp_path / "sgd-0.1-seed-0/config.json").write_text("{}")
-    with pytest.raises(CheckError, match=r"row sgd-0.1, seed 0 ended with exit code 2: .*config.json is not"):
+    with pytest.raises(UserError, match=r"row sgd-0.1, seed 0 ended with exit code 2: .*config.json is not"):
         perform_all(exp, [(exp.row("sgd-0.1"), 0)], tmp_path, True, 2, lambda job: None)
 
 
 @pytest.mark.slow
 def test_a_signal_stops_all_processes_and_the_next_call_goes_on(tmp_path, shakespeare):
     arguments = ["reproduce", "cmu15780", "--row", "sgd-0.1", "--seeds", "0", "1", "--out", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-m", "jaxlm", *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxlm", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     logs = [tmp_path / f"cmu15780/sgd-0.1-seed-{seed}/metrics.jsonl" for seed in (0, 1)]
     while not all(log.exists() and log.stat().st_size for log in logs):
         assert process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 143, err
     assert "the same command goes on" in err
     for log in logs:
@@ -98,5 +108,9 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     assert "row 'gpt' is unknown in stats305" in refused("reproduce", "stats305", "--row", "gpt", "--out", tmp_path)
     assert "seed = -1 is out of range" in refused("reproduce", "stats305", "--seeds", "-1")
     assert "processes = 0 is too small" in refused("reproduce", "stats305", "--processes", "0")
+    assert "row 'nope' is unknown" in refused("reproduce", "stats305", "--only-report", "--row", "nope")
+    (tmp_path / "file").write_text("")
+    assert "is a file: give a folder" in refused("reproduce", "stats305", "--out", tmp_path / "file")
+    (tmp_path / "file").unlink()
     assert "leave one out" in refused("reproduce", "stats305", "--quick", "--report", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -11,9 +11,13 @@ from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
 from jaxlm.reproduce import work
 from jaxlm.reproduce.catalog import EXPERIMENTS, experiment
-from jaxlm.reproduce.records import folder_of, read_record
-from jaxlm.reproduce.rows import Measurement, Training
+from jaxlm.reproduce.records import folder_of, locked, read_record
+from jaxlm.reproduce.rows import Experiment, Measurement, Training
 from jaxlm.run.metrics import read_rows
+
+
+def experiment_of(*rows):
+    return Experiment(name="mine", title="mine", rows=rows, side_by_side=False, draw=lambda records: None)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +38,13 @@ def first(tmp_path_factory, config):
     row = Training(
         name="first", label="first", config=config, prompts=("\n",), measure=lambda run, _: {"layers": run.step}
     )
-    work.perform(row, 1, root, quick=False)
+    work.perform(experiment_of(row), row, 1, root, quick=False)
     return root, row
 
 
 def test_a_record_holds_what_the_run_gave(first):
     root, row = first
-    record = read_record(root, row, 1)
+    record = read_record(experiment_of(row), root, row, 1, False)
     rows = read_rows(folder_of(root, "first", 1) / "metrics.jsonl")
     evaluations = [entry for entry in rows if "val_loss" in entry]
     assert record["val_loss"] == evaluations[-1]["val_loss"]
@@ -58,7 +62,7 @@ def test_a_record_holds_what_the_run_gave(first):
 def test_what_is_done_is_not_done_again(first, monkeypatch):
     root, row = first
     monkeypatch.setattr(work, "_train", lambda *_: pytest.fail("trained again"))
-    work.perform(row, 1, root, quick=False)
+    work.perform(experiment_of(row), row, 1, root, quick=False)
 
 
 def test_a_stopped_training_goes_on(first, config, tmp_path):
@@ -70,8 +74,11 @@ def test_a_stopped_training_goes_on(first, config, tmp_path):
     train(long, folder_of(tmp_path, "first", 1), keep_warmup=True)
     before = read_rows(folder_of(tmp_path, "first", 1) / "metrics.jsonl")
     assert len(before) < len(read_rows(folder_of(root, "first", 1) / "metrics.jsonl"))
-    work.perform(row, 1, tmp_path, quick=False)
-    assert read_record(tmp_path, row, 1)["val_loss"] == read_record(root, row, 1)["val_loss"]
+    work.perform(experiment_of(row), row, 1, tmp_path, quick=False)
+    assert (
+        read_record(experiment_of(row), tmp_path, row, 1, False)["val_loss"]
+        == read_record(experiment_of(row), root, row, 1, False)["val_loss"]
+    )
 
 
 def test_other_settings_in_the_same_folder_are_refused(first):
@@ -79,31 +86,42 @@ def test_other_settings_in_the_same_folder_are_refused(first):
     optim = dataclasses.replace(row.config.optim, learning_rate=0.5)
     changed = dataclasses.replace(row, config=dataclasses.replace(row.config, optim=optim))
     with pytest.raises(UserError, match="learning_rate"):
-        work.perform(changed, 1, root, quick=False)
+        work.perform(experiment_of(changed), changed, 1, root, quick=False)
 
 
 def test_a_row_begins_with_the_weights_of_another(first, config):
-    root, _ = first
+    root, first_row = first
     model = dataclasses.replace(config.model, max_seq_len=64)
     frozen = dataclasses.replace(config.optim, learning_rate=0.0)
     row = Training(
         name="second", label="second", init_from="first", config=dataclasses.replace(config, model=model, optim=frozen)
     )
-    work.perform(row, 1, root, quick=False)
+    work.perform(experiment_of(first_row, row), row, 1, root, quick=False)
+    record = read_record(experiment_of(first_row, row), root, row, 1, False)
+    assert [point[0] for point in record["curve"]] == [0, 3, 6]
+    assert record["start_loss"] == record["val_loss"]  # at a rate of 0
     source = json.loads((folder_of(root, "second", 1) / "config.json").read_text())["init_from"]
     assert source["run"] == str(folder_of(root, "first", 1).absolute())
 
 
 def test_a_measurement_is_kept(tmp_path):
-    row = Measurement(name="counted", label="counted", measure=lambda quick: {"quick": quick})
-    work.perform(row, 0, tmp_path, quick=True)
-    assert read_record(tmp_path, row, 0)["quick"] is True
+    row = Measurement(
+        name="counted", label="counted", measure=lambda quick: {"quick": quick, "markdown": []}, measured={}
+    )
+    work.perform(experiment_of(row), row, 0, tmp_path, quick=True)
+    assert read_record(experiment_of(row), tmp_path, row, 0, True)["quick"] is True
+
+
+def test_two_processes_do_not_do_the_same_row(tmp_path):
+    row = Measurement(name="counted", label="counted", measure=lambda quick: pytest.fail("done twice"), measured={})
+    with locked(tmp_path, "counted", 0), pytest.raises(UserError, match="another process is at .*counted-seed-0: wait"):
+        work.perform(experiment_of(row), row, 0, tmp_path, quick=True)
 
 
 def test_what_needs_an_accelerator_says_so_on_a_cpu(config, tmp_path):
     row = Training(name="large", label="large", config=config, accelerator=True)
     with pytest.raises(UserError, match="row large needs an accelerator"):
-        work.perform(row, 0, tmp_path, quick=False)
+        work.perform(experiment_of(row), row, 0, tmp_path, quick=False)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "cmu11785"])
