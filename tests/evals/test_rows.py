@@ -84,6 +84,7 @@ GOOD = {"inp": [[0, 1], [2, 3]], "tgt": [[4], [5]], "vocabulary": OWN}
         ({"inp": [[28, 1], [2, 3]]}, "row 0 of inp begins with <eos>, row 1 does not"),
         ({"tgt": [[4], [29]]}, "row 1 of tgt holds '<pad>': give rows of one length without padding"),
         ({"vocabulary": ["a", *OWN[1:]]}, "row 0 of inp holds 'a', which the vocabulary of the run has not"),
+        ({"vocabulary": [OWN[1], *OWN[1:]]}, "vocabulary holds 'B' more than once"),
         ({"vocabulary": [1, 2]}, r"vocabulary is int64 of shape \(2,\): give the symbol of each id"),
         (
             {"vocabulary": np.array(OWN, object)},
