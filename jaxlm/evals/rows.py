@@ -152,10 +152,10 @@ def _own_ids(vocabulary: np.ndarray | None, tokenizer: Tokenizer, path: Path) ->
     known = {symbol: i for i, symbol in enumerate(own)}
     if tokenizer.eos_token is not None:
         known["<sos>"] = tokenizer.eos_token  # as in transcripts of .npy files
-    symbols = vocabulary.tolist()
-    if twice := [symbol for symbol in symbols if symbols.count(symbol) > 1]:
+    given = vocabulary.tolist()
+    if twice := [symbol for symbol in given if given.count(symbol) > 1]:
         raise UserError(f"{path}: vocabulary holds {twice[0]!r} more than once: give each id a symbol of its own")
-    return {i: (symbol, known.get(symbol)) for i, symbol in enumerate(symbols)}
+    return {i: (symbol, known.get(symbol)) for i, symbol in enumerate(given)}
 
 
 def _converted(
