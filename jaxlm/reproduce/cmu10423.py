@@ -152,7 +152,7 @@ def _draw_heads(quantity: str, label: str, unit: float) -> Any:
             axes.plot([int(heads) for heads in costs], values, color=color, marker=marker)
             ends.append((values[-1], form, color))
         axes.set(xlabel="key/value heads of 6", ylabel=label, xticks=HEADS, title="a training step, batch 16 x 128")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=1.15 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
         label_ends(axes, ends)
 
@@ -161,6 +161,8 @@ def _draw_heads(quantity: str, label: str, unit: float) -> Any:
 
 def _draw_windows(quantity: str, label: str, unit: float) -> Any:
     def draw(axes: Any, records: dict[str, list[Numbers]]) -> None:
+        from matplotlib.ticker import NullLocator
+
         from jaxlm.reproduce.pictures import COLORS, MARKERS
 
         points = records["windows"][0]["points"]
@@ -173,7 +175,10 @@ def _draw_windows(quantity: str, label: str, unit: float) -> Any:
             name = "mask" if window is None else f"window {window}"
             axes.annotate(name, (lengths[-1], values[-1]), (6, 0), textcoords="offset points", color=color, va="center")
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label, title="attention, forward and backward")
-        axes.margins(x=0.3)
+        axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.margins(x=0.4)
         axes.grid(alpha=0.3)
 
     return draw

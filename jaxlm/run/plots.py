@@ -84,7 +84,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
       ends: the last y of each curve, its name and its colour. Names that would overlap move up.
     """
     low, high = axes.get_ylim()
-    inches = 0.78 * axes.figure.bbox.height / axes.figure.dpi  # the height of the axes, about
+    inches = axes.get_position().height * axes.figure.bbox.height / axes.figure.dpi  # the height of the axes, about
     line = 0.19 * (high - low) / inches
     place = -math.inf
     for y, name, color in sorted(ends):
