@@ -77,8 +77,8 @@ def reproduce(arguments: list[str]) -> int:
     def done(job: Job) -> None:
         row, seed = job
         lines = write_report(exp, root, report, options.quick)
-        found = {line.quantity: line.ours for line in lines if line.row == row.name and line.ours is not None}
-        numbers = ", ".join(f"{quantity} {ours:.4f}" for quantity, ours in found.items())
+        own = [line for line in lines if line.row == row.name and seed in line.seeds]
+        numbers = ", ".join(f"{line.quantity} {line.by_seed[line.seeds.index(seed)]:.4f}" for line in own)
         print(f"done: {row.name}, seed {seed}: {numbers}", file=sys.stderr)
 
     write_report(exp, root, report, options.quick)  # what is missing says so, whatever happens from here on

@@ -34,7 +34,7 @@ def test_a_quick_version_writes_its_report(done):
     assert 2 < lines["adam-1e-3"]["ours"] < 5
     assert lines["sgd-1e-3"]["verdict"] == "not run"
     assert (out / "results/cmu15780.csv").read_text().count("adam-1e-3") == 2  # the row and its command
-    assert "done: adam-1e-3, seed 0" in err
+    assert f"done: adam-1e-3, seed 0: val_loss {lines['adam-1e-3']['by_seed'][0]:.4f}\n" in err
 
 
 def test_both_processes_used_a_core_each(done):
