@@ -16,15 +16,12 @@ from jaxlm.model.cache import KeyValues, KVCache, LayerCache
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dense, LanguageModel, Norm, table_init, weight_init
 from jaxlm.ops import wide_gradients
-from jaxlm.ops.attention import attend, cudnn_attend
+from jaxlm.ops.attention import Dropout, attend, attention_weights, cudnn_attend
 from jaxlm.ops.attention_scores import Score, additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
+from jaxlm.ops.blocked_attention import BATCHED_FROM_TOKENS, BATCHED_FROM_WINDOWS, FORWARD_TILE, TILE, blocked_attend
 from jaxlm.ops.masks import attention_mask
 from jaxlm.ops.positions import apply_rope, rope_angles, sinusoids
-from jaxlm.ops.sliding_window import local_attend
 from jaxlm.types import Logits, Tokens
-
-LOCAL_FROM_WINDOWS, LOCAL_FROM_TOKENS = 3, 128
-"""attention_impl "auto" uses blocks from this many queries on (in windows, in tokens); below, a mask is as fast."""
 
 
 def _gelu(x: Array) -> Array:
@@ -86,22 +83,24 @@ class Attention(nn.Module):
         cfg, own = self.cfg, seen[-1]
         if implementation == "cudnn":
             return cudnn_attend(queries, own.keys, own.values, window)
-        dropout = nn.Dropout(cfg.attention_dropout, deterministic=False) if train and cfg.attention_dropout else None
+        dropout = None
+        if train and cfg.attention_dropout:
+            dropout = Dropout(cfg.attention_dropout, self.make_rng("dropout"))
         options: dict[str, Any] = {"score": self._score(), "cap": cfg.attention_softcap}
         if implementation == "local":
-            assert window is not None
             joined = _joined(seen)
             at = positions, joined.positions, window
-            return local_attend(queries, joined.keys, joined.values, *at, **options, on_weights=dropout)
-
-        def watched(weights: Float[Array, "B K G T S"]) -> Float[Array, "B K G T S"]:
-            self.sow("intermediates", "attention_weights", weights)  # does nothing unless asked for
-            return dropout(weights) if dropout else weights
-
+            options |= {"batched": True if cfg.attention_impl == "local" and window else None, "dropout": dropout}
+            return blocked_attend(
+                queries, joined.keys, joined.values, *at, tile=TILE if train else FORWARD_TILE, **options
+            )
         key_positions = jnp.concatenate([part.positions for part in seen], axis=1)
         mask = attention_mask(positions, key_positions, window)
+        if self.is_mutable_collection("intermediates"):
+            keys = jnp.concatenate([part.keys for part in seen], axis=1)
+            self.sow("intermediates", "attention_weights", attention_weights(queries, keys, mask, **options))
         past = (seen[0].keys, seen[0].values) if len(seen) > 1 else None
-        return attend(queries, own.keys, own.values, mask, past=past, **options, on_weights=watched)
+        return attend(queries, own.keys, own.values, mask, past=past, **options, dropout=dropout)
 
     @nn.nowrap
     def _implementation(self, length: int, window: int | None, cached: bool) -> Implementation:
@@ -109,10 +108,14 @@ class Attention(nn.Module):
         asked = self.cfg.attention_impl
         if asked == "cudnn" and not cached:
             return "cudnn"
-        if asked == "reference" or window is None or length == 1:
+        if asked == "reference" or length == 1:
             return "reference"
-        long_enough = length >= max(LOCAL_FROM_WINDOWS * window, LOCAL_FROM_TOKENS)
-        return "local" if asked == "local" or long_enough else "reference"
+        if not cached:
+            return "local"
+        # Blocks need the cached keys in order and in one array. That pays if there are many.
+        assert window is not None
+        many = length >= max(BATCHED_FROM_WINDOWS * window, BATCHED_FROM_TOKENS)
+        return "local" if asked == "local" or many else "reference"
 
     @nn.nowrap
     def _project(

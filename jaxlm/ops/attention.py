@@ -1,14 +1,22 @@
 """Attention as pure functions: grouped queries, softmax in at least float32, boolean masks."""
 
-from collections.abc import Callable
-from typing import Literal
+import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxlm.ops.attention_scores import Score, dot_scores
+from jaxlm.ops.matmul import transposed_product, wide_einsum
+
+
+class Dropout(NamedTuple):
+    """Attention weights are zeroed with probability `rate`, the others divided by 1 - rate."""
+
+    rate: float
+    key: PRNGKeyArray
 
 
 @jax.custom_vjp
@@ -43,6 +51,18 @@ def softcap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shap
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def attention_weights(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B S K H"],
+    mask: Bool[Array, "#B T S"],
+    *,
+    score: Score = dot_scores,
+    cap: float | None = None,
+) -> Float[Array, "B K maps T S"]:
+    """The weights with which `attend` reads the values."""
+    return masked_softmax(softcap(score(_grouped(queries, keys), _heads_first(keys)), cap), mask[:, None, None])
+
+
 def attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B S K H"],
@@ -52,9 +72,11 @@ def attend(
     past: tuple[Float[Array, "B C K H"], Float[Array, "B C K Hv"]] | None = None,
     score: Score = dot_scores,
     cap: float | None = None,
-    on_weights: Callable[[Array], Array] | None = None,
+    dropout: Dropout | None = None,
 ) -> Float[Array, "B T maps Hv"]:
     """softmax(scores) V, where query head n reads key/value head n // G. The result has the type of `values`.
+
+    Reverse mode only.
 
     Args:
       mask: True where a query may see a key; the keys of the past come first. A query that sees no key gives zeros.
@@ -62,32 +84,85 @@ def attend(
         copied.
       score: the score of a query and a key; one that sums over a group (`attention_scores.summed`) leaves K maps.
       cap: soft cap of the scores.
-      on_weights: applied to the attention weights [B, K, G, T, C + S] before they multiply the values (dropout).
+      dropout: of the weights.
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouping: Ainslie et al. 2023,
     https://arxiv.org/abs/2305.13245. torch.nn.functional.scaled_dot_product_attention gives NaN, not zeros, for
     a query that sees nothing.
     """
-    grouped = rearrange(queries, "b t (kv group) width -> b t kv group width", kv=keys.shape[2])
-    scores = score(grouped, keys)
-    if past is not None:
-        scores = jnp.concatenate([score(grouped, past[0]), scores], axis=-1)
-    weights = masked_softmax(softcap(scores, cap), mask[:, None, None])
-    if on_weights is not None:
-        weights = on_weights(weights)
-    weights = weights.astype(values.dtype)
-    if past is None:
-        out = _mix(weights, values)
-    else:
-        slots = past[1].shape[1]
-        out = _mix(weights[..., :slots], past[1]) + _mix(weights[..., slots:], values)
-    return rearrange(out, "b t kv group width -> b t (kv group) width")
+    parts = [(keys, values)] if past is None else [past, (keys, values)]
+    grouped = _grouped(queries, keys)
+    scores = [score(grouped, _heads_first(part)) for part, _ in parts]
+    capped = softcap(scores[0] if past is None else jnp.concatenate(scores, axis=-1), cap)
+    kept = None if dropout is None else jax.random.bernoulli(dropout.key, 1 - dropout.rate, capped.shape)
+    rate = 0.0 if dropout is None else dropout.rate
+    out = _read(rate, capped, mask[:, None, None], tuple(_heads_first(part) for _, part in parts), kept)
+    return rearrange(out.astype(values.dtype), "b kv maps t width -> b t (kv maps) width")
 
 
-def _mix(weights: Float[Array, "B K G T S"], values: Float[Array, "B S K Hv"]) -> Float[Array, "B T K G Hv"]:
+def _grouped(queries: Float[Array, "B T N H"], keys: Float[Array, "B S K H"]) -> Float[Array, "B K G T H"]:
+    return rearrange(queries, "b t (kv group) width -> b kv group t width", kv=keys.shape[2])
+
+
+def _heads_first(x: Float[Array, "B S K H"]) -> Float[Array, "B K S H"]:
+    return x.swapaxes(1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _read(
+    rate: float,
+    scores: Float[Array, "B K maps T seen"],
+    mask: Bool[Array, "#B 1 1 T seen"],
+    values: tuple[Float[Array, "B K _ Hv"], ...],
+    kept: Bool[Array, "B K maps T seen"] | None,
+) -> Float[Array, "B K maps T Hv"]:
+    """softmax(scores) V in at least float32, the keys' values in one or more parts."""
+    return _read_forward(rate, scores, mask, values, kept)[0]
+
+
+def _read_forward(rate, scores, mask, values, kept):
+    weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1), 0)
+    parts = _split(_dropped(weights, kept, rate), values)
+    out = sum(_mix(part, own) for part, own in zip(parts, values, strict=True))
+    return out, (weights, values, kept, out)
+
+
+def _read_backward(rate, residuals, d_out):
+    """The derivative of softmax needs sum_s weight_s d_weight_s, which is out . d_out: a sum over Hv, not over S."""
+    weights, values, kept, out = residuals
+    row_sum = jnp.sum(out * d_out, axis=-1, keepdims=True)
+    d_weights = [jnp.einsum("bkgth,bksh->bkgts", d_out, part.astype(d_out.dtype)) for part in values]
+    d_weights = _dropped(d_weights[0] if len(values) == 1 else jnp.concatenate(d_weights, axis=-1), kept, rate)
+    d_values = tuple(
+        transposed_product(_rows(part), _rows(d_out)).astype(own.dtype)
+        for part, own in zip(_split(_dropped(weights, kept, rate), values), values, strict=True)
+    )
+    return weights * (d_weights - row_sum), None, d_values, None
+
+
+_read.defvjp(_read_forward, _read_backward)
+
+
+def _dropped(weights: Array, kept: Array | None, rate: float) -> Array:
+    return weights if kept is None else jnp.where(kept, weights / (1 - rate), 0)
+
+
+def _split(weights: Float[Array, "B K maps T seen"], values: tuple[Array, ...]) -> list[Array]:
+    """The weights of each part of the values."""
+    sizes = [part.shape[2] for part in values]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [weights[..., start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
+def _mix(weights: Float[Array, "B K maps T S"], values: Float[Array, "B K S Hv"]) -> Float[Array, "B K maps T Hv"]:
+    wide = weights.dtype
     if weights.shape[3] == 1:  # the order of `dot_scores`
-        return jnp.einsum("bskh,bkgts->btkgh", values, weights)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, values)
+        return wide_einsum("bksh,bkgts->bkgth", values, weights.astype(values.dtype), wide)
+    return wide_einsum("bkgts,bksh->bkgth", weights.astype(values.dtype), values, wide)
+
+
+def _rows(x: Float[Array, "B K maps T width"]) -> Float[Array, "B K rows width"]:
+    return rearrange(x, "b kv maps t width -> b kv (maps t) width")
 
 
 def cudnn_attend(

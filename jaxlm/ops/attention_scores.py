@@ -7,55 +7,74 @@ last sum has the type of the queries.
 from collections.abc import Callable
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from jaxlm.ops import wide_gradients
-from jaxlm.ops.matmul import wide_einsum
+from jaxlm.ops.matmul import transposed_product, wide_einsum
 
 Score: TypeAlias = Callable[[Array, Array], Array]
-"""(queries [B, T, K, G, H], keys [B, S, K, H]) -> scores [B, K, G, T, S]."""
+"""(queries [B, K, G, T, H], keys [B, K, S, H]) -> scores [B, K, G, T, S]."""
 
 
-def dot_scores(queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"]) -> Float[Array, "B K G T S"]:
-    """k^T q / sqrt(H).
+@jax.custom_vjp
+def dot_scores(queries: Float[Array, "B K G T H"], keys: Float[Array, "B K S H"]) -> Float[Array, "B K G T S"]:
+    """k^T q / sqrt(H). Reverse mode only.
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
     wide = _wide(queries)
-    if queries.shape[1] == 1:  # one decoding step: with this order of operands XLA:CPU does not copy the cache
-        scores = wide_einsum("bskh,btkgh->bkgts", keys, queries, wide)
+    if queries.shape[3] == 1:  # one decoding step: with this order of operands XLA:CPU does not copy the cache
+        scores = wide_einsum("bksh,bkgth->bkgts", keys, queries, wide)
     else:
-        scores = wide_einsum("btkgh,bskh->bkgts", queries, keys, wide)
+        scores = wide_einsum("bkgth,bksh->bkgts", queries, keys, wide)
     return scores * queries.shape[-1] ** -0.5
 
 
+def _dot_forward(queries, keys):
+    return dot_scores(queries, keys), (queries, keys)
+
+
+def _dot_backward(residuals, d_scores):
+    queries, keys = residuals
+    d_scores = d_scores * queries.shape[-1] ** -0.5
+    d_queries = jnp.einsum("bkgts,bksh->bkgth", d_scores, keys.astype(d_scores.dtype))
+    rows, d_rows = (rearrange(x, "b kv group t width -> b kv (group t) width") for x in (queries, d_scores))
+    d_keys = transposed_product(d_rows, rows.astype(d_scores.dtype))
+    return d_queries.astype(queries.dtype), d_keys.astype(keys.dtype)
+
+
+dot_scores.defvjp(_dot_forward, _dot_backward)
+
+
 def multiplicative_scores(
-    queries: Float[Array, "B T K G H"], keys: Float[Array, "B S K H"], weight: Float[Array, "K G H H"]
+    queries: Float[Array, "B K G T H"], keys: Float[Array, "B K S H"], weight: Float[Array, "K G H H"]
 ) -> Float[Array, "B K G T S"]:
     """k^T W q / sqrt(H), with one W [key feature, query feature] for each query head.
 
     Source: Luong et al. 2015 ("general"), https://arxiv.org/abs/1508.04025, here scaled.
     """
-    return dot_scores(jnp.einsum("btkgh,kgjh->btkgj", queries, weight), keys)
+    return dot_scores(jnp.einsum("bkgth,kgjh->bkgtj", queries, weight), keys)
 
 
 def concat_scores(
-    queries: Float[Array, "B T K G H"],
-    keys: Float[Array, "B S K H"],
+    queries: Float[Array, "B K G T H"],
+    keys: Float[Array, "B K S H"],
     key_weight: Float[Array, "K G H"],
     query_weight: Float[Array, "K G H"],
 ) -> Float[Array, "B K G T S"]:
     """w^T [k; q], with w in two halves. The query's term is equal for all keys, so a softmax without cap cancels it."""
     wide = _wide(queries)
-    of_queries = wide_einsum("btkgh,kgh->bkgt", queries, query_weight, wide)
-    of_keys = wide_einsum("bskh,kgh->bkgs", keys, key_weight, wide)
+    of_queries = wide_einsum("bkgth,kgh->bkgt", queries, query_weight, wide)
+    of_keys = wide_einsum("bksh,kgh->bkgs", keys, key_weight, wide)
     return of_queries[..., :, None] + of_keys[..., None, :]
 
 
 def additive_scores(
-    queries: Float[Array, "B T K G H"],
-    keys: Float[Array, "B S K H"],
+    queries: Float[Array, "B K G T H"],
+    keys: Float[Array, "B K S H"],
     key_weight: Float[Array, "K G H A"],
     query_weight: Float[Array, "K G H A"],
     out_weight: Float[Array, "K G A"],
@@ -65,8 +84,8 @@ def additive_scores(
     Source: Bahdanau et al. 2014, https://arxiv.org/abs/1409.0473, appendix A.1.2.
     """
     wide = _wide(queries)
-    of_queries = jnp.einsum("btkgh,kgha->bkgta", queries, query_weight)
-    of_keys = jnp.einsum("bskh,kgha->bkgsa", keys, key_weight)
+    of_queries = jnp.einsum("bkgth,kgha->bkgta", queries, query_weight)
+    of_keys = jnp.einsum("bksh,kgha->bkgsa", keys, key_weight)
     hidden = jnp.tanh(wide_gradients.add(of_queries[..., :, None, :], of_keys[..., None, :, :]))
     return wide_einsum("bkgtsa,kga->bkgts", hidden, out_weight, wide)
 
@@ -74,7 +93,7 @@ def additive_scores(
 def summed(score: Score) -> Score:
     """The score of a whole group: the sum of its heads' scores, [B, K, 1, T, S]."""
     if score is dot_scores:  # linear in the query, so adding the queries costs a G-th
-        return lambda queries, keys: dot_scores(queries.sum(axis=3, keepdims=True), keys)
+        return lambda queries, keys: dot_scores(queries.sum(axis=2, keepdims=True), keys)
     return lambda queries, keys: score(queries, keys).sum(axis=2, keepdims=True)
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.ops.attention import attend
+from jaxlm.ops.blocked_attention import blocked_attend
 from jaxlm.ops.masks import attention_mask
-from jaxlm.ops.sliding_window import local_attend
 
 
 def gradient(length: int, window: int, local: bool, batch: int = 1, heads: int = 1) -> tuple[Callable[[], None], int]:
@@ -24,7 +24,7 @@ def gradient(length: int, window: int, local: bool, batch: int = 1, heads: int =
 
     def attention(q, k, v):
         if local:
-            return local_attend(q, k, v, positions, positions, window)
+            return blocked_attend(q, k, v, positions, positions, window)
         return attend(q, k, v, attention_mask(positions, positions, window))
 
     q, k, v, weight = (jax.random.normal(jax.random.key(i), (batch, length, heads, 64)) for i in range(4))

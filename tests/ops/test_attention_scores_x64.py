@@ -14,13 +14,12 @@ pytestmark = pytest.mark.x64
 
 def each_pair(queries, keys):
     """(b, k, g, t, s, query vector, key vector) of grouped queries and keys."""
-    batch, length, kv_heads, group, _ = queries.shape
-    for b, k, g, t, s in itertools.product(*map(range, (batch, kv_heads, group, length, keys.shape[1]))):
-        yield (b, k, g, t, s), queries[b, t, k, g], keys[b, s, k]
+    for b, k, g, t, s in itertools.product(*map(range, (*queries.shape[:4], keys.shape[2]))):
+        yield (b, k, g, t, s), queries[b, k, g, t], keys[b, k, s]
 
 
 def test_scores_follow_their_formulas():
-    queries, keys = normal(0, 2, 3, 2, 3, 5), normal(1, 2, 4, 2, 5)
+    queries, keys = normal(0, 2, 2, 3, 3, 5), normal(1, 2, 2, 4, 5)
     square, key_w, query_w = normal(2, 2, 3, 5, 5), normal(3, 2, 3, 5), normal(4, 2, 3, 5)
     key_a, query_a, out_a = normal(5, 2, 3, 5, 7), normal(6, 2, 3, 5, 7), normal(7, 2, 3, 7)
     made = {
