@@ -95,9 +95,9 @@ def serve(prepare: Callable[..., Callable[..., Reply]], spec: str) -> None:
 
 
 def take_turns(
-    workers: dict[str, Worker], requests: Sequence[dict[str, Any]], rounds: int
+    workers: dict[str, Worker], requests: dict[str, Sequence[dict[str, Any]]], rounds: int
 ) -> tuple[dict[str, list[list[Reply]]], dict[str, str]]:
-    """In each round every worker answers all requests, and another worker begins.
+    """In each round every worker answers all its requests, and another worker begins.
 
     Returns:
       For each worker its replies, [rounds][requests], and for each one that failed the reason instead.
@@ -109,7 +109,7 @@ def take_turns(
         first = i % max(1, len(names))
         for name in names[first:] + names[:first]:
             try:
-                replies[name].append([workers[name].ask(**request) for request in requests])
+                replies[name].append([workers[name].ask(**request) for request in requests[name]])
             except UnavailableError as error:
                 failed[name] = str(error)
                 del replies[name]

@@ -189,7 +189,7 @@ def race(name: str, contestants: list[str], steps: int, rounds: int, smoke: bool
                 failed[contestant] = str(error)
         facts = workers["jaxlm"].ask(facts=True) if "jaxlm" in workers else {}
         progress(f"{name}: {rounds} rounds of {steps} steps")
-        replies, failed_later = take_turns(workers, [{"steps": steps}], rounds)
+        replies, failed_later = take_turns(workers, {key: [{"steps": steps}] for key in workers}, rounds)
         idle = idle_line(workers)
     failed |= failed_later
     if "jaxlm" in failed:
@@ -214,7 +214,7 @@ def headline(name: str, found: Reply) -> str:
     ran = {key: row for key, row in found["contestants"].items() if key != "jaxlm" and "not_available" not in row}
     if not ran:
         return f"{name}: no contestant of PyTorch ran"
-    fastest = min(ran, key=lambda key: median(ran[key]["seconds_a_step"]))
+    fastest = min(ran, key=lambda key: median(ran[key]["jaxlm_times_as_fast"]))
     ratios = spread(ran[fastest]["jaxlm_times_as_fast"], 2)
     return f"{name}: the fastest of PyTorch is {NAMES[fastest]}; jaxlm is {ratios} times as fast"
 
