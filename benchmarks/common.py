@@ -6,6 +6,7 @@ without work while the others have their turn, because two thread pools in one p
 another. So the parent imports neither JAX nor PyTorch.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -19,7 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from jaxlm.config import ModelConfig
+
 Reply = dict[str, Any]
 
 
@@ -67,7 +69,8 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -132,6 +135,19 @@ def idle_line(workers: dict[str, Worker]) -> str:
     shares = {name: w.idle_cpu_seconds / w.idle_seconds for name, w in workers.items() if w.idle_seconds}
     name, share = max(shares.items(), key=lambda item: item[1], default=("none", 0.0))
     return f"waiting workers used at most {share:.1%} of a core ({name})"
+
+
+def train_flops_per_token(cfg: ModelConfig) -> float:
+    """Floating-point operations of a training step for each token: 6 N + 12 N_heads H min(T, W) a layer.
+
+    N counts the weights of matrix products, the head's included. Scores that a causal mask hides count too.
+    """
+    from jaxlm.analysis.costs import parameter_table  # imports JAX, which the parent of workers must not
+
+    lookups = {"position_embedding"} if cfg.tie_embeddings else {"position_embedding", "embedding"}
+    weights = sum(count for path, shape, count in parameter_table(cfg) if len(shape) > 1 and path not in lookups)
+    keys = sum(min(cfg.max_seq_len, window or cfg.max_seq_len) for window in cfg.layer_windows)
+    return 6 * weights + 12 * cfg.num_heads * cfg.resolved.head_dim * keys
 
 
 def processor() -> str:

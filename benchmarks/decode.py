@@ -19,14 +19,12 @@ later one.
 
 import argparse
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from common import (
-    ROOT,
     Reply,
     UnavailableError,
     Worker,
@@ -41,7 +39,6 @@ from common import (
     write_json,
 )
 
-sys.path.insert(0, str(ROOT))
 from jaxlm.config import ModelConfig
 
 PROMPT, FEW = 16, 8  # tokens: of a prompt, of the call that is taken off

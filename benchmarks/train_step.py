@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,6 @@ from statistics import median
 
 import numpy as np
 from common import (
-    ROOT,
     Reply,
     UnavailableError,
     Worker,
@@ -38,10 +36,10 @@ from common import (
     speed_ratios,
     spread,
     take_turns,
+    train_flops_per_token,
     write_json,
 )
 
-sys.path.insert(0, str(ROOT))
 from jaxlm.config import ExperimentConfig
 from jaxlm.config.presets import preset
 
@@ -100,24 +98,13 @@ def jaxlm_contestant(config: ExperimentConfig, smoke: bool) -> Callable[..., Rep
     def answer(steps: int = 0, facts: bool = False) -> Reply:
         nonlocal state
         if facts:
-            return {"flops_per_token": flops_per_token(config), "peak_flops": peak_flops(256 if smoke else 2048)}
+            return {"flops_per_token": train_flops_per_token(cfg), "peak_flops": peak_flops(256 if smoke else 2048)}
         started = time.perf_counter()
         state, metrics = chunk(state, source, int(state.step) + steps)
         jax.block_until_ready((state, metrics))
         return {"seconds": time.perf_counter() - started, "loss": float(metrics.loss)}
 
     return answer
-
-
-def flops_per_token(config: ExperimentConfig) -> float:
-    """Of a training step, by the formula above."""
-    from jaxlm.analysis.costs import parameter_table
-
-    cfg = config.model
-    tables = {"position_embedding"} if cfg.tie_embeddings else {"position_embedding", "embedding"}
-    weights = sum(count for path, shape, count in parameter_table(cfg) if len(shape) > 1 and path not in tables)
-    keys = sum(min(cfg.max_seq_len, window or cfg.max_seq_len) for window in cfg.layer_windows)
-    return 6 * weights + 12 * cfg.num_heads * cfg.resolved.head_dim * keys
 
 
 def peak_flops(size: int) -> float:
