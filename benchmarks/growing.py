@@ -173,6 +173,7 @@ def draw(path: str, rows: dict[Size, Reply], base: Size, grid: dict[str, list[in
             axes.annotate("fitted", (values[0], fitted[0]), textcoords="offset points", **below)
             axes.set_xticks(values, [str(value) for value in values])
             axes.xaxis.minorticks_off()
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.margins(y=0.15)
             axes.set(xlabel=axis, ylabel="ms a step")
             axes.set_title(f"at its end the time grows as {axis}^{exponent(values, times):.2f}", fontsize=9)
