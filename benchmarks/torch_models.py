@@ -104,9 +104,12 @@ class FusedTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg, window) for window in cfg.layer_windows)
         self.final_norm = _norm(cfg)
         self.head = nn.Linear(cfg.embed_dim, cfg.vocab_size, cfg.head_bias)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, 0, 0.02)
+        for name, parameter in self.named_parameters():  # as GPT-2
+            if parameter.ndim > 1:
+                to_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                nn.init.normal_(parameter, 0, 0.02 / (2 * cfg.num_layers) ** 0.5 if to_residual else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
         if cfg.tie_embeddings:
             self.head.weight = self.embedding.weight
 

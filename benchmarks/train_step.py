@@ -215,7 +215,7 @@ def table(name: str, found: Reply, smoke: bool) -> str:
         f"{name}: batches of {batch} x {cfg.max_seq_len} tokens, {cfg.num_layers} layers of {cfg.embed_dim}, "
         f"{found['steps_a_round']} steps a round, {flops / 1e6:.2f} MFLOP a token",
         f"float32 product {peak / 1e9:.0f} GFLOP/s; {found['idle']}",
-        f"{'':24}{'tokens/s':>9}  {'ms a step':26}{'jaxlm times as fast':26}{'of peak':>8}{'ready s':>9}{'loss':>7}",
+        f"{'':24}{'tokens/s':>9}  {'ms a step':30}{'jaxlm times as fast':26}{'of peak':>8}{'ready s':>9}{'loss':>7}",
     ]
     for contestant, row in found["contestants"].items():
         if "not_available" in row:
@@ -225,7 +225,7 @@ def table(name: str, found: Reply, smoke: bool) -> str:
         speed = batch * cfg.max_seq_len / median(seconds)
         ratios = "" if contestant == "jaxlm" else spread(row["jaxlm_times_as_fast"], 2)
         lines.append(
-            f"{NAMES[contestant]:24}{speed:>9.0f}  {spread(seconds, 2, 1e3):26}{ratios:26}"
+            f"{NAMES[contestant]:24}{speed:>9.0f}  {spread(seconds, 2, 1e3):30}{ratios:26}"
             f"{speed * flops / peak:>8.0%}{row['ready_seconds']:>9.1f}{row['loss']:>7.2f}"
         )
     return "\n".join(lines)
