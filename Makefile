@@ -25,7 +25,7 @@ INSTALLED := pyproject.toml constraints.txt
 # A PYTHON given on the command line must be that of the virtual environment.
 SAME_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),same-python)
 
-.PHONY: train test test-jax test-slow same-python lint format bench bench-decode clean
+.PHONY: train test test-jax test-slow same-python lint format bench bench-decode bench-growing clean
 
 train: .venv/.train $(SAME_PYTHON)
 	$(BIN)/jaxlm train $(PRESET)
@@ -61,6 +61,9 @@ bench: .venv/.test
 bench-decode: .venv/.test
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/decode.py --context
+
+bench-growing: .venv/.test
+	$(BIN)/python benchmarks/growing.py
 
 clean:
 	rm -rf .venv .venv-jax-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
