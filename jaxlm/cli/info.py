@@ -69,18 +69,26 @@ def _config(name: str) -> ExperimentConfig:
 
 def _describe_machine(as_json: bool) -> int:
     """Versions, devices, and how many of the canary's programs the compiler gets right."""
+    from jaxlm.compilation_cache import kept, kept_programs
     from jaxlm.ops.canary import run_programs
     from jaxlm.run.folder import provenance
 
-    versions, outcomes = provenance(), run_programs()
+    with kept_programs():
+        versions, outcomes = provenance(), run_programs()
+    cache = kept()
     wrong = [outcome for outcome in outcomes if not outcome.right]
     if as_json:
         programs = [outcome._asdict() for outcome in outcomes]
-        print_json({**versions, "compiler": {"right": not wrong, "programs": programs}})
+        compiler = {"right": not wrong, "programs": programs}
+        print_json({**versions, "compiler": compiler, "compiled_programs": cache._asdict()})
         return 1 if wrong else 0
     rows = [[package, version] for package, version in versions["versions"].items()]
     device = versions["device"]
     rows.append(["device", f"{device['count']} x {device['kind']} ({device['platform']})"])
+    if cache.folder is not None:
+        limit = "no limit" if cache.max_bytes is None else f"at most {cache.max_bytes / 1e6:,.1f} MB"
+        rows.append(["compiled programs", f"{cache.programs:,} in {cache.bytes / 1e6:,.1f} MB ({limit})"])
+    rows.append(["kept in", cache.folder or "not kept"])
     print_table("jaxlm", ["what", "value"], rows)
     print(f"compiler: {len(outcomes) - len(wrong)} of {len(outcomes)} programs right")
     for outcome in wrong:

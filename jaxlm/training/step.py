@@ -1,5 +1,6 @@
 """One training step, a pure function."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """The measurements of a training step."""
+    """The measurements of a training step: arrays on the device, or of NumPy once the loop has read them."""
 
     step: Int[Array, ""]
     """Its number, from 1."""
@@ -38,12 +39,13 @@ class StepMetrics(NamedTuple):
     @property
     def sound(self) -> Bool[Array, ""]:
         """Whether training can continue: loss and gradient are finite, or the step was skipped."""
-        return jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm) | self.is_skipped
+        return (abs(self.loss) < math.inf) & (abs(self.grad_norm) < math.inf) | self.is_skipped
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
+    """The state before the first step, made by one program: one for each array would take longer to compile."""
+    opt_state, step = jax.jit(lambda params: (tx.init(params), jnp.zeros((), jnp.int32)))(params)
+    return TrainState(params, opt_state, step)
 
 
 def batch_loss(

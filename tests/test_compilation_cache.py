@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlm.cli.compilation_cache import cache_folder, kept_programs
+from jaxlm.compilation_cache import cache_folder, kept_programs
 
 
 def settings():
