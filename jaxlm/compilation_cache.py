@@ -20,7 +20,8 @@ from jaxlm.errors import UserError
 MAX_BYTES = 2**29
 """How large the folder may be unless JAXLM_CACHE_MAX_BYTES says otherwise: a preset takes 1 to 4 MB."""
 
-_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([^/']+)'")
+_UNREAD = re.compile(r"Error reading persistent compilation cache entry for '([^/']+)'")
+_UNWRITTEN = re.compile(r"Error writing persistent compilation cache entry for '[^']*': (.*)", re.DOTALL)
 
 
 class Kept(NamedTuple):
@@ -101,7 +102,7 @@ def kept_programs() -> Iterator[None]:
     before = {name: getattr(jax.config, name) for name in settings}
     _update(settings)
     try:
-        with _damaged_entries_deleted(folder):
+        with _faults_answered(folder):
             yield
     finally:
         _update(before)
@@ -109,19 +110,29 @@ def kept_programs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _damaged_entries_deleted(folder: str | None) -> Iterator[None]:
-    """Deletes an entry that JAX could not read when JAX warns of it; JAX never writes over one that is there."""
+def _faults_answered(folder: str | None) -> Iterator[None]:
+    """Answers JAX's warnings of an entry that it could not read or write.
+
+    One that cannot be read is deleted, because JAX never writes over one that is there. Of those that cannot be
+    written, the first is told.
+    """
     with warnings.catch_warnings():
-        show = warnings.showwarning
+        show, told = warnings.showwarning, False
 
-        def delete(message, category, filename, lineno, file=None, line=None) -> None:
-            if folder and (found := _DAMAGED.match(str(message))):
-                for path in Path(folder).glob(f"{found[1]}-*"):
+        def answer(message, category, filename, lineno, file=None, line=None) -> None:
+            nonlocal told
+            unread, unwritten = (pattern.match(str(message)) for pattern in (_UNREAD, _UNWRITTEN))
+            if folder and unread:
+                for path in Path(folder).glob(f"{unread[1]}-*"):
                     path.unlink(missing_ok=True)
-                message = f"the compiled program {found[1]} in {folder} is damaged: it is compiled and written anew"
-            show(message, category, filename, lineno, file, line)
+                message = f"the compiled program {unread[1]} in {folder} is damaged: it is compiled anew"
+            if unwritten:
+                message = f"compiled programs are not all kept: {folder} cannot be written ({unwritten[1]})"
+            if not (unwritten and told):
+                show(message, category, filename, lineno, file, line)
+            told = told or bool(unwritten)
 
-        warnings.showwarning = delete
+        warnings.showwarning = answer
         yield
 
 

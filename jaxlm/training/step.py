@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -37,7 +38,7 @@ class StepMetrics(NamedTuple):
     """Whether this step was skipped."""
 
     @property
-    def sound(self) -> Bool[Array, ""]:
+    def sound(self) -> Bool[Array, ""] | np.bool_:
         """Whether training can continue: loss and gradient are finite, or the step was skipped."""
         return (abs(self.loss) < math.inf) & (abs(self.grad_norm) < math.inf) | self.is_skipped
 
