@@ -25,11 +25,13 @@ def attend(arguments: list[str]) -> int:
     path = options.run
 
     from jaxlm.analysis.attention_maps import draw_attention
+    from jaxlm.compilation_cache import kept_programs
     from jaxlm.run.folder import load_run
 
-    loaded = load_run(path, options.step)
     out = options.out or path / "attention.png"
-    maps = draw_attention(loaded, options.text, out)
+    with kept_programs():
+        loaded = load_run(path, options.step)
+        maps = draw_attention(loaded, options.text, out)
     if options.json:
         print_json({"run": str(path), "step": loaded.step, "out": str(out), "maps": [list(m.shape) for m in maps]})
     else:

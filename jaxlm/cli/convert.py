@@ -36,10 +36,13 @@ def convert(arguments: list[str]) -> int:
         raise UserError(f"--from {options.origin} is not there yet: use --from hf or --from nanogpt")
     if options.to != "jaxlm":
         raise UserError(f"--to {options.to} is not there yet: leave it out")
+    import jax
+
+    from jaxlm.compilation_cache import kept_programs
     from jaxlm.run.import_weights import import_run
 
-    run = import_run(options.origin, options.source, options.out, options.tokenizer)
-    import jax
+    with kept_programs():
+        run = import_run(options.origin, options.source, options.out, options.tokenizer)
 
     model, kind = run.config.model, run.tokenizer.to_dict()["type"]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))

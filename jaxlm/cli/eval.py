@@ -69,7 +69,7 @@ def evaluate(arguments: list[str]) -> int:
     if not options.runs:
         raise UserError("RUN is missing; see jaxlm eval --help")
     _check(options)
-    from jaxlm.cli.compilation_cache import kept_programs
+    from jaxlm.compilation_cache import kept_programs
 
     with kept_programs():
         results = [{"run": str(path), **_of_run(path, options)} for path in options.runs]

@@ -28,6 +28,17 @@ _COSTS = {
     "activation_bytes_per_sequence": "kept for the backward pass for each {} tokens (estimate)",
 }
 """What each number means; {} is the context."""
+_MEMORY = {
+    "step_peak": "of the compiled training loop: arguments, results and temporaries",
+    "step_must_live": "the sum of the next four",
+    "parameters": "",
+    "gradients": "",
+    "optimizer_state": "",
+    "activations": "kept of a micro-batch for its backward pass (estimate without dropout)",
+    "written_in_place": "of the results: they take the place of the state before the step",
+    "evaluation_peak": "of the compiled evaluation of a long split",
+}
+"""What each number of --memory means."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,14 +47,22 @@ class _InfoOptions(JsonOption):
 
     target: Annotated[tyro.conf.Positional[str | None], _TARGET] = None
     model: ModelConfig
+    memory: bool = False
+    """Of a preset or a run: also compile training and evaluation, and say what memory they take."""
 
 
 def info(arguments: list[str]) -> int:
     """`jaxlm info [PRESET|RUN]`: tables or JSON."""
     options = parse_options(_InfoOptions, arguments, "info", _defaults)
     if options.target is None:
+        if options.memory:
+            raise UserError("--memory is of a preset or a run: give one, such as jaxlm info nanogpt-cpu --memory")
         return _describe_machine(options.json)
-    return _describe_model(options.target, options.model, options.json)
+    memory = None
+    if options.memory:
+        config = dataclasses.replace(_config(options.target), model=options.model)
+        memory = _memory(config)
+    return _describe_model(options.target, options.model, memory, options.json)
 
 
 def _defaults(given: Given) -> _InfoOptions:
@@ -69,18 +88,26 @@ def _config(name: str) -> ExperimentConfig:
 
 def _describe_machine(as_json: bool) -> int:
     """Versions, devices, and how many of the canary's programs the compiler gets right."""
+    from jaxlm.compilation_cache import kept, kept_programs
     from jaxlm.ops.canary import run_programs
     from jaxlm.run.folder import provenance
 
-    versions, outcomes = provenance(), run_programs()
+    with kept_programs():
+        versions, outcomes = provenance(), run_programs()
+    cache = kept()
     wrong = [outcome for outcome in outcomes if not outcome.right]
     if as_json:
         programs = [outcome._asdict() for outcome in outcomes]
-        print_json({**versions, "compiler": {"right": not wrong, "programs": programs}})
+        compiler = {"right": not wrong, "programs": programs}
+        print_json({**versions, "compiler": compiler, "compiled_programs": cache._asdict()})
         return 1 if wrong else 0
     rows = [[package, version] for package, version in versions["versions"].items()]
     device = versions["device"]
     rows.append(["device", f"{device['count']} x {device['kind']} ({device['platform']})"])
+    if cache.folder is not None:
+        limit = "no limit" if cache.max_bytes is None else f"at most {cache.max_bytes / 1e6:,.1f} MB"
+        rows.append(["compiled programs", f"{cache.programs:,} in {cache.bytes / 1e6:,.1f} MB ({limit})"])
+    rows.append(["kept in", cache.folder or "not kept"])
     print_table("jaxlm", ["what", "value"], rows)
     print(f"compiler: {len(outcomes) - len(wrong)} of {len(outcomes)} programs right")
     for outcome in wrong:
@@ -88,7 +115,26 @@ def _describe_machine(as_json: bool) -> int:
     return 1 if wrong else 0
 
 
-def _describe_model(name: str, model: ModelConfig, as_json: bool) -> int:
+def _memory(config: ExperimentConfig) -> dict[str, int]:
+    """What training takes, in bytes, by the keys of _MEMORY."""
+    from jaxlm.analysis.memory import training_memory
+    from jaxlm.compilation_cache import kept_programs
+
+    with kept_programs():
+        found = training_memory(config)
+    return {
+        "step_peak": found.step.peak,
+        "step_must_live": found.must_live,
+        "parameters": found.parameters,
+        "gradients": found.gradients,
+        "optimizer_state": found.optimizer_state,
+        "activations": found.activations,
+        "written_in_place": found.step.aliased,
+        "evaluation_peak": found.evaluation.peak,
+    }
+
+
+def _describe_model(name: str, model: ModelConfig, memory: dict[str, int] | None, as_json: bool) -> int:
     """What a model costs, then its parameters."""
     from jaxlm.analysis import costs  # imports JAX
 
@@ -103,10 +149,14 @@ def _describe_model(name: str, model: ModelConfig, as_json: bool) -> int:
     states = costs.optimizer_bytes(model)
     if as_json:
         report: dict[str, Any] = {"name": name, "model": to_dict(model), **numbers, "optimizer_state_bytes": states}
+        report |= {} if memory is None else {"memory_bytes": memory}
         print_json({**report, "shapes": {path: list(shape) for path, shape, _ in table}})
         return 0
     rows = [[key, f"{value:,}", _COSTS[key].format(model.max_seq_len)] for key, value in numbers.items()]
     print_table(name, ["what", "value", "meaning"], rows)
+    if memory is not None:
+        rows = [[key, f"{value:,}", _MEMORY[key]] for key, value in memory.items()]
+        print_table(f"{name}, memory of training without the text", ["what", "bytes", "meaning"], rows)
     rows = [[key, f"{value:,}", f"{value / states['adamw']:.1%}"] for key, value in states.items()]
     print_table(name, ["optimizer", "bytes of its state", "of AdamW's"], rows)
     print_table(name, ["parameter", "shape", "count"], fold_blocks(table))

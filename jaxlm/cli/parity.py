@@ -55,7 +55,7 @@ def parity(arguments: list[str]) -> int:
         import torch  # noqa: F401
     except ImportError:
         raise UserError("parity needs PyTorch, which is missing: pip install 'jaxlm[parity]'") from None
-    from jaxlm.cli.compilation_cache import kept_programs
+    from jaxlm.compilation_cache import kept_programs
     from jaxlm.parity import check, random_params
     from jaxlm.parity.compiler import compare_compiler
     from jaxlm.parity.report import PartResult, joined

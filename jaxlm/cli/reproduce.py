@@ -65,6 +65,7 @@ def reproduce(arguments: list[str]) -> int:
     report = out if options.report is None else options.report
     root = out / exp.name
 
+    from jaxlm.compilation_cache import kept_programs
     from jaxlm.reproduce.records import usable_cores
     from jaxlm.reproduce.report import write_report
     from jaxlm.reproduce.rows import Training
@@ -83,19 +84,20 @@ def reproduce(arguments: list[str]) -> int:
 
     write_report(exp, root, report, options.quick)  # what is missing says so, whatever happens from here on
     processes = options.processes or (usable_cores() if exp.side_by_side else 1)
-    try:
-        if processes > 1:
-            trainings = [job for job in jobs if isinstance(job[0], Training)]
-            perform_all(exp, trainings, root, options.quick, processes, done)
-            jobs = [job for job in jobs if job not in trainings]  # what is timed runs alone
-        for job in jobs:
-            perform(exp, *job, root, options.quick)
-            done(job)
-    except StoppedError as stopped:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + stopped.signum
-    lines = write_report(exp, root, report, options.quick)
-    samples = {} if options.prompt is None else _samples(exp, root, options.prompt)
+    with kept_programs():
+        try:
+            if processes > 1:
+                trainings = [job for job in jobs if isinstance(job[0], Training)]
+                perform_all(exp, trainings, root, options.quick, processes, done)
+                jobs = [job for job in jobs if job not in trainings]  # what is timed runs alone
+            for job in jobs:
+                perform(exp, *job, root, options.quick)
+                done(job)
+        except StoppedError as stopped:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return 128 + stopped.signum
+        lines = write_report(exp, root, report, options.quick)
+        samples = {} if options.prompt is None else _samples(exp, root, options.prompt)
     if options.json:
         print_json({"experiment": exp.name, "table": [line._asdict() for line in lines], "samples": samples})
     else:

@@ -39,7 +39,7 @@ def sample(arguments: list[str]) -> int:
     path, cfg = options.run, options.sample
     if options.prompt_file is not None:
         cfg = dataclasses.replace(cfg, prompt=read_text(options.prompt_file))
-    from jaxlm.cli.compilation_cache import kept_programs
+    from jaxlm.compilation_cache import kept_programs
     from jaxlm.run.samples import generate_samples, keep
 
     with kept_programs(), warnings.catch_warnings():

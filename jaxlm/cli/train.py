@@ -68,14 +68,17 @@ def train(arguments: list[str]) -> int:
     config = ExperimentConfig(preset=options.preset, **parts)
     config = config.with_data_at(config.data.path, config.data.val_path)
 
+    from jaxlm.compilation_cache import kept_programs
     from jaxlm.run.training import train as train_run
 
     source, extend = options.init_from, options.extend_positions
-    with _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out) as folder:
-        outcome = train_run(config, folder, options.resume, own_warmup, init_from=source, extend_positions=extend)
-    if outcome.signum is not None:
-        return 128 + outcome.signum
-    print(_sample(folder))
+    place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
+    with kept_programs():
+        with place as folder:
+            outcome = train_run(config, folder, options.resume, own_warmup, init_from=source, extend_positions=extend)
+        if outcome.signum is not None:
+            return 128 + outcome.signum
+        print(_sample(folder))
     loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
     print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
     print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)

@@ -5,14 +5,16 @@ import operator
 import string
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-import tokenizers
 from jaxtyping import Int
 
 from jaxlm.data.files import check_utf8
 from jaxlm.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers  # where it is not needed, a command starts without it
 
 
 @runtime_checkable
@@ -96,7 +98,7 @@ class BPETokenizer:
     eos_token: None = None
     pad_token: None = None
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # text that looks like a special token is encoded as text
         self._vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -104,6 +106,8 @@ class BPETokenizer:
     @classmethod
     def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
         """Learns merges from text; there are fewer than `vocab_size` ids if the text runs out of pairs."""
+        import tokenizers
+
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -245,7 +249,7 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
         case "char":
             return CharTokenizer(data["chars"])
         case "bpe":
-            return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(data["tokenizer"])))
+            return _bpe(data["tokenizer"])
         case "transcript":
             return TranscriptTokenizer()
         case "ids":
@@ -268,7 +272,14 @@ def from_hugging_face(data: dict[str, Any]) -> BPETokenizer:
         kind = entry.get("type") if isinstance(entry, dict) else entry
         if kind != needed:
             raise UserError(f"its {part} is of type {kind!r}, only {needed!r} is supported")
-    return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps({**data, "truncation": None, "padding": None})))
+    return _bpe({**data, "truncation": None, "padding": None})
+
+
+def _bpe(data: dict[str, Any]) -> BPETokenizer:
+    """The tokenizer of a JSON of the tokenizers library."""
+    import tokenizers
+
+    return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(data)))
 
 
 def load(path: Path) -> Tokenizer:

@@ -6,6 +6,7 @@ python -m jaxlm.reproduce.one EXPERIMENT ROW SEED FOLDER [--quick]
 import sys
 from pathlib import Path
 
+from jaxlm.compilation_cache import kept_programs
 from jaxlm.errors import CheckError, UserError
 from jaxlm.reproduce.catalog import experiment
 from jaxlm.reproduce.work import StoppedError, perform
@@ -16,7 +17,8 @@ def main(arguments: list[str]) -> int:
     name, row, seed, root, *quick = arguments
     try:
         exp = experiment(name)
-        perform(exp, exp.row(row), int(seed), Path(root), bool(quick))
+        with kept_programs():
+            perform(exp, exp.row(row), int(seed), Path(root), bool(quick))
     except StoppedError as stopped:
         return 128 + stopped.signum
     except (UserError, CheckError) as error:

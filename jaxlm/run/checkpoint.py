@@ -4,7 +4,8 @@
     checkpoints/<step>/opt_state/     the optimizer's state, if it has any
     checkpoints/<step>/manifest.json  {"step", "val_loss", "sha256": {file: digest}}
 
-The rest of a run's state (batches, dropout) is a function of seed and step. No other module uses Orbax.
+The rest of a run's state (batches, dropout) is a function of seed and step. No other module uses Orbax, which is
+imported when it is first needed: that takes a tenth of a second, and a run begins without it.
 """
 
 import hashlib
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
 
 from jaxlm.data.files import staged
 from jaxlm.errors import CheckError, UserError
@@ -29,6 +29,8 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
 
     Keeps this checkpoint, the latest `keep` and the one with the lowest val_loss, and removes the others.
     """
+    import orbax.checkpoint as ocp
+
     step = int(state.step)
     target = folder / str(step)
     for killed in folder.glob(".*.partial"):  # what a killed process has left; a run is trained by one at a time
@@ -131,6 +133,8 @@ def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str
 
 
 def _restore(path: Path, like: _Tree) -> _Tree:
+    import orbax.checkpoint as ocp
+
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:

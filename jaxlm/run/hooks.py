@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from jaxlm.config import ExperimentConfig, TrainConfig
 from jaxlm.errors import CheckError
 from jaxlm.optim import build_schedule
@@ -81,7 +84,9 @@ class WriteMetrics(Hook):
     def __init__(self, config: ExperimentConfig, targets_per_step: float, write: Write) -> None:
         """Args: targets_per_step: targets of a batch; of padded rows, of the average one."""
         self._cfg, self._targets_per_step, self._write = config.train, targets_per_step, write
-        self._schedule = build_schedule(config.optim, config.train.steps)
+        # All at once, at the start: the device is busy with the next chunk whenever a row is written.
+        steps = np.arange(config.train.steps, dtype=np.int32)
+        self._rates = np.asarray(jax.jit(jax.vmap(build_schedule(config.optim, len(steps))))(steps))
         self._steps, self._seconds = 0, 0.0  # since the last row
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
@@ -93,7 +98,7 @@ class WriteMetrics(Hook):
         row: Row = {"step": step}
         if not bool(metrics.is_skipped):
             # The optimizer's own count starts at 0 and leaves out skipped steps.
-            rate = float(self._schedule(step - 1 - skipped))
+            rate = float(self._rates[step - 1 - skipped])
             row |= {"loss": float(metrics.loss), "lr": rate, "grad_norm": float(metrics.grad_norm)}
         row["tokens_per_s"] = round(self._steps * self._targets_per_step / self._seconds, 1)
         if skipped:

@@ -26,8 +26,8 @@ DIVERGED = 700.0
 """A loss above this many nats has no perplexity in float64."""
 
 
-def make_evaluate(model: LanguageModel) -> Evaluate:
-    """Compiles `evaluate(params, batches) -> mean loss in nats a token` over every target that has weight."""
+def make_sums(model: LanguageModel) -> Callable[..., Float[Array, " groups"]]:
+    """Compiles `sums(params, windows, weights)`: the weighted sum of the losses of each batch, in nats."""
 
     @jax.jit
     def sums(
@@ -41,6 +41,13 @@ def make_evaluate(model: LanguageModel) -> Evaluate:
             return None, (token_losses(logits, tokens[:, 1:]) * weight).sum()
 
         return jax.lax.scan(batch, None, (windows, weights))[1]
+
+    return sums
+
+
+def make_evaluate(model: LanguageModel) -> Evaluate:
+    """Compiles `evaluate(params, batches) -> mean loss in nats a token` over every target that has weight."""
+    sums = make_sums(model)
 
     def evaluate(params: Params, batches: Iterable[EvalBatch]) -> float:
         total, count = 0.0, 0.0

@@ -35,16 +35,17 @@ def make_chunk(model: LanguageModel, tx: optax.GradientTransformation, cfg: Trai
 
     @functools.partial(jax.jit, donate_argnums=0)
     def chunk(state: TrainState, source: BatchSource, stop: Int[Array, ""]) -> tuple[TrainState, StepMetrics]:
-        def body(carry):
-            state, _ = carry
+        @jax.jit  # so that it is traced once, for its shapes and for the loop
+        def step(state: TrainState) -> tuple[TrainState, StepMetrics]:
             windows = source.windows(cfg.seed, state.step, cfg.batch_size)
             return train_step(state, windows, model, tx, cfg.seed, cfg.grad_accum, source.weights(windows))
 
         # The loop carries the metrics of the last step, so it needs some of the same shapes to start with. Zeros are
         # sound.
-        shapes = jax.eval_shape(body, (state, None))[1]
+        shapes = jax.eval_shape(step, state)[1]
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.while_loop(lambda carry: (carry[0].step < stop) & carry[1].sound, body, (state, start))
+        goes_on, body = lambda carry: (carry[0].step < stop) & carry[1].sound, lambda carry: step(carry[0])
+        return jax.lax.while_loop(goes_on, body, (state, start))
 
     return chunk
 
@@ -57,7 +58,7 @@ class Hook:
         return False
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
-        """A chunk of `steps` steps is done and took `seconds`; `metrics` are those of its last step."""
+        """A chunk of `steps` steps is done and took `seconds`; `metrics` are those of its last step, in NumPy."""
 
     def on_boundary(self, state: TrainState, step: int) -> None:
         """The state is that of a step after which the run is evaluated or saved."""
@@ -81,7 +82,8 @@ def loop(
 ) -> TrainState:
     """Trains from state.step to cfg.steps, or until a hook stops it.
 
-    A chunk's metrics are read when the next chunk is already under way, so the device does not wait for Python. Chunks
+    A chunk's metrics are read when the next chunk is already under way, so the device does not wait for Python. Hooks
+    get them as NumPy arrays and should compute nothing on the device, where it would wait for the next chunk. Chunks
     end at boundaries and last about CHUNK_SECONDS, so that a signal is answered soon.
 
     Args:
@@ -95,7 +97,7 @@ def loop(
         nonlocal pending, chunk_limit, started
         if pending is not None:
             metrics, steps = pending
-            jax.block_until_ready(metrics)
+            metrics = jax.device_get(metrics)
             seconds = time.perf_counter() - started
             chunk_limit = min(max(1, int(CHUNK_SECONDS * steps / seconds)), CHUNK_STEPS)
             pending, started = None, time.perf_counter()

@@ -1,9 +1,11 @@
 """One training step, a pure function."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -22,7 +24,7 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """The measurements of a training step."""
+    """The measurements of a training step: arrays on the device, or of NumPy once the loop has read them."""
 
     step: Int[Array, ""]
     """Its number, from 1."""
@@ -36,14 +38,15 @@ class StepMetrics(NamedTuple):
     """Whether this step was skipped."""
 
     @property
-    def sound(self) -> Bool[Array, ""]:
+    def sound(self) -> Bool[Array, ""] | np.bool_:
         """Whether training can continue: loss and gradient are finite, or the step was skipped."""
-        return jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm) | self.is_skipped
+        return (abs(self.loss) < math.inf) & (abs(self.grad_norm) < math.inf) | self.is_skipped
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32))
+    """The state before the first step, made by one program: one for each array would take longer to compile."""
+    opt_state, step = jax.jit(lambda params: (tx.init(params), jnp.zeros((), jnp.int32)))(params)
+    return TrainState(params, opt_state, step)
 
 
 def batch_loss(

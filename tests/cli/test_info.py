@@ -50,6 +50,19 @@ def test_a_model_may_be_changed_by_options_before_and_after_its_name(folder):
     assert json.loads(command("info", "runs/tiny-1", "--json")[1])["model"]["num_layers"] == 1
 
 
+def test_the_memory_of_training_is_compiled_where_it_is_asked_for():
+    options = ("tiny", "--model.num-layers", 1, "--memory")
+    found = json.loads(command("info", *options, "--json")[1])["memory_bytes"]
+    assert found["step_must_live"] == sum(
+        found[part] for part in ("parameters", "gradients", "optimizer_state", "activations")
+    )
+    assert found["written_in_place"] == found["parameters"] + found["optimizer_state"] + 4
+    out = command("info", *options)[1]
+    assert f"{found['step_peak']:,}" in out
+    assert "memory_bytes" not in json.loads(command("info", "tiny", "--json")[1])
+    assert "--memory is of a preset or a run" in refused("info", "--memory")
+
+
 def test_alone_it_says_that_every_program_of_the_canary_is_right():
     code, out, _ = command("info")
     assert code == 0

@@ -12,10 +12,12 @@ import sys
 import pytest
 from support import PROGRAMS, command, refused, snapshot
 
+from jaxlm import compilation_cache
 from jaxlm.cli.main import COMMANDS, main
 from jaxlm.cli.options import read_text
 from jaxlm.config.base import to_dict
 from jaxlm.config.presets import preset
+from jaxlm.errors import CheckError
 
 
 @pytest.mark.parametrize(
@@ -297,3 +299,25 @@ def test_another_family_on_a_preset_drops_what_it_does_not_read(folder):
     assert code == 0, err
     assert json.loads((folder / "gru/config.json").read_text())["config"]["model"]["cell"] == "gru"
     shutil.rmtree("gru")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "tiny", "--out", "new"],
+        ["sample", "runs/tiny-1"],
+        ["eval", "runs/tiny-1"],
+        ["attend", "runs/tiny-1", "--text", "a"],
+        ["convert", "--from", "hf", "source", "new"],
+        ["info"],
+        ["reproduce", "stats305", "--quick", "--out", "new"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_command_that_compiles_keeps_its_programs(folder, tmp_path, monkeypatch, arguments):
+    def reached():
+        raise CheckError("kept")
+
+    monkeypatch.setattr(compilation_cache, "kept_programs", reached)
+    code, out, err = command(*(str(tmp_path / "new") if word == "new" else word for word in arguments))
+    assert (code, out, err.splitlines()[-1]) == (1, "", "jaxlm: error: kept")
