@@ -259,3 +259,10 @@ class Transformer(LanguageModel):
             x = Norm(cfg, name="final_norm")(x)
         logits = self._logits(x, table)
         return logits, None if cache is None else KVCache(layers=layers, next_position=cache.next_position + added)
+
+
+def attention_implementations(model: LanguageModel, length: int) -> list[Implementation]:
+    """Which function computes the attention of each layer over `length` tokens without a cache; none without layers."""
+    cfg = model.cfg
+    windows = cfg.layer_windows if cfg.family == "transformer" else ()
+    return [Attention(cfg, window)._implementation(length, window, cached=False) for window in windows]

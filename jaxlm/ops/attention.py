@@ -90,6 +90,14 @@ def _mix(weights: Float[Array, "B K G T S"], values: Float[Array, "B S K Hv"]) -
     return jnp.einsum("bkgts,bskh->btkgh", weights, values)
 
 
+def cudnn_available() -> bool:
+    """Whether JAX computes on an NVIDIA GPU that has cuDNN's fused attention: of compute capability 8.0 or more."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
+        return False
+    return tuple(map(int, device.compute_capability.split("."))) >= (8, 0)
+
+
 def cudnn_attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B T K H"],
