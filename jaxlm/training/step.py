@@ -1,9 +1,11 @@
 """One training step, a pure function."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -22,7 +24,7 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """The measurements of a training step."""
+    """The measurements of a training step: arrays of the device, or of NumPy once `loop` has read them."""
 
     step: Int[Array, ""]
     """Its number, from 1."""
@@ -36,9 +38,12 @@ class StepMetrics(NamedTuple):
     """Whether this step was skipped."""
 
     @property
-    def sound(self) -> Bool[Array, ""]:
-        """Whether training can continue: loss and gradient are finite, or the step was skipped."""
-        return jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm) | self.is_skipped
+    def sound(self) -> Bool[Array, ""] | np.bool_:
+        """Whether training can continue: loss and gradient are finite, or the step was skipped.
+
+        Of measurements on the host (NumPy) it is computed there, without the device.
+        """
+        return (abs(self.loss) < math.inf) & (abs(self.grad_norm) < math.inf) | self.is_skipped
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
