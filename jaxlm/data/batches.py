@@ -50,8 +50,8 @@ def _offset(seed: Int[Array, ""] | int) -> Array:
 
 
 def _host_starts(offset: int, steps: np.ndarray, size: int, places: int) -> Int[np.ndarray, "steps B"]:
-    """`batch_starts` of some steps in NumPy, so that cutting windows here does not wait for what the device computes."""
-    windows = steps.astype(np.uint64)[:, None] * np.uint64(size) + np.arange(size, dtype=np.uint64)
+    """`batch_starts` of some steps in NumPy: cutting windows here must not wait for what the device computes."""
+    windows: np.ndarray = steps.astype(np.uint64)[:, None] * np.uint64(size) + np.arange(size, dtype=np.uint64)
     fractions = (windows * np.uint64(0x9E3779B9) + np.uint64(offset)) & np.uint64(0xFFFFFFFF)
     return (fractions * np.uint64(places) >> np.uint64(32)).astype(np.int64)
 

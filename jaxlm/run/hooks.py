@@ -108,7 +108,6 @@ class WriteMetrics(Hook):
         self._steps, self._seconds = 0, 0.0
         self._write(row)
 
-
     def _rate(self, count: int) -> float:
         """The rate after `count` updates. Many are computed at once: each time waits for the chunk under way."""
         if count not in self._rates:
