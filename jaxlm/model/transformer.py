@@ -107,7 +107,7 @@ class Attention(nn.Module):
     def _implementation(self, length: int, window: int | None, cached: bool) -> Implementation:
         """Which function computes the attention of `length` queries under this window."""
         asked = self.cfg.attention_impl
-        if asked == "cudnn" and not cached:
+        if asked == "cudnn" and not cached and length > 1:
             return "cudnn"
         if asked == "reference" or window is None or length == 1:
             return "reference"

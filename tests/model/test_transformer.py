@@ -278,6 +278,7 @@ def test_auto_is_cudnn_on_a_gpu_that_can_compute_it_and_only_there(monkeypatch, 
     used = transformer.attention_implementations(model, 7)
     assert len(used) == cfg.num_layers
     assert {name == "cudnn" for name in used} == {on_gpu == "cudnn"}
+    assert "cudnn" not in transformer.attention_implementations(model, 1)
     monkeypatch.setattr(build, "cudnn_available", lambda: False)
     assert build_model(cfg).cfg == cfg
 
