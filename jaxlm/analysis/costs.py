@@ -84,8 +84,9 @@ def optimizer_bytes(cfg: ModelConfig) -> dict[str, int]:
 
 
 def _model(cfg: ModelConfig) -> LanguageModel:
-    """The model. The attention of cuDNN, which needs a GPU, is replaced by another of the same matrix products."""
-    return build_model(dataclasses.replace(cfg, attention_impl="auto") if cfg.attention_impl == "cudnn" else cfg)
+    """The model. cuDNN's attention, whose products no program shows, is replaced by another of the same products."""
+    plain = dataclasses.replace(cfg, attention_impl="auto") if cfg.attention_impl == "cudnn" else cfg
+    return build_model(plain).clone(cfg=plain)
 
 
 def _abstract_params(cfg: ModelConfig):

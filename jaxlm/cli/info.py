@@ -137,6 +137,8 @@ def _memory(config: ExperimentConfig) -> dict[str, int]:
 def _describe_model(name: str, model: ModelConfig, memory: dict[str, int] | None, as_json: bool) -> int:
     """What a model costs, then its parameters."""
     from jaxlm.analysis import costs  # imports JAX
+    from jaxlm.model.build import build_model
+    from jaxlm.model.transformer import attention_implementations
 
     table = costs.parameter_table(model)
     numbers = {
@@ -147,12 +149,18 @@ def _describe_model(name: str, model: ModelConfig, memory: dict[str, int] | None
         "activation_bytes_per_sequence": costs.activation_bytes_per_sequence(model),
     }
     states = costs.optimizer_bytes(model)
+    buildable = dataclasses.replace(model, attention_impl="auto") if model.attention_impl == "cudnn" else model
+    attention = attention_implementations(build_model(buildable), model.max_seq_len)
     if as_json:
         report: dict[str, Any] = {"name": name, "model": to_dict(model), **numbers, "optimizer_state_bytes": states}
         report |= {} if memory is None else {"memory_bytes": memory}
+        report["attention"] = attention
         print_json({**report, "shapes": {path: list(shape) for path, shape, _ in table}})
         return 0
     rows = [[key, f"{value:,}", _COSTS[key].format(model.max_seq_len)] for key, value in numbers.items()]
+    if attention:
+        used = ", ".join(dict.fromkeys(attention))
+        rows.append(["attention", used, f"implementation for {model.max_seq_len} tokens on this machine"])
     print_table(name, ["what", "value", "meaning"], rows)
     if memory is not None:
         rows = [[key, f"{value:,}", _MEMORY[key]] for key, value in memory.items()]

@@ -131,6 +131,9 @@ def idle_optim_fields(name: str) -> dict[str, Any]:
     return {field.name: field.default for field in fields if name not in field.metadata["read_by"]}
 
 
+MatmulPrecision = Literal["default", "float32", "tensorfloat32"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Validated):
     """How long a training run is, and how often it logs, evaluates and saves. Steps are optimizer steps."""
@@ -151,6 +154,10 @@ class TrainConfig(Validated):
     """How many of the latest checkpoints are kept, besides the one with the best validation loss."""
     seed: int = 0
     """Seed of the initial parameters, the batches and dropout."""
+    matmul_precision: MatmulPrecision = "default"
+    """How products of float32 are computed in training and its evaluations. default: as JAX does, which on a recent
+    NVIDIA GPU is TF32; float32: exactly; tensorfloat32: with 11 bits of each factor where the device can (TF32). On a
+    CPU all are float32, and products of bfloat16 (model.dtype) are always what they are."""
     max_minutes: float | None = None
     """Stop cleanly after this wall time, with a checkpoint; None = no limit."""
 

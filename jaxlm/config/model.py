@@ -129,8 +129,9 @@ class ModelConfig(Validated):
         default="auto", metadata=_TRANSFORMER
     )
     """Which implementation computes attention; the result is the same. reference: with the whole T x T mask; local:
-    windowed layers in blocks, in time and memory O(T W); auto: local where it is faster, else reference; cudnn: the
-    fused kernel of an NVIDIA GPU (bfloat16, no attention dropout, no score variants; cached decoding uses auto)."""
+    windowed layers in blocks, in time and memory O(T W); cudnn: the fused kernel of an NVIDIA GPU (bfloat16, no
+    attention dropout, no score variants; not with a cache); auto: cudnn on a GPU that can, else local where it is
+    faster, else reference."""
     scan_layers: bool = dataclasses.field(default=False, metadata=_LAYERED)
     """Compile one block and scan it over stacked parameters: deep models compile faster."""
     remat: bool = dataclasses.field(default=False, metadata=_LAYERED)
@@ -187,29 +188,8 @@ class ModelConfig(Validated):
                 f"score_dim = {self.score_dim} is the width of additive scores, but attention_score = "
                 f"{self.attention_score!r}: leave score_dim out"
             )
-        if self.attention_impl == "cudnn":
-            self._check_cudnn()
-
-    def _check_cudnn(self) -> None:
-        needed = {
-            "dtype": "bfloat16",
-            "kv_sharing": "grouped",
-            "attention_score": "dot",
-            "attention_softcap": None,
-            "attention_dropout": 0.0,
-            "value_head_dim": None,
-        }
-        for name, value in needed.items():
-            if getattr(self, name) != value:
-                raise UserError(
-                    f"attention_impl = 'cudnn' cannot compute {name} = {getattr(self, name)!r}: "
-                    f"give {value!r}, or attention_impl = 'auto'"
-                )
-        if self.resolved.head_dim % 8 or self.resolved.head_dim > 128:
-            raise UserError(
-                f"attention_impl = 'cudnn' needs a head width that is a multiple of 8 up to 128, not "
-                f"{self.resolved.head_dim}: change head_dim, or give attention_impl = 'auto'"
-            )
+        if self.attention_impl == "cudnn" and (obstacle := cudnn_obstacle(self)):
+            raise UserError(f"attention_impl = 'cudnn' {obstacle}, or attention_impl = 'auto'")
 
     def _check_fields_of_family(self) -> None:
         idle = [f"{name} = {getattr(self, name)!r}" for name in idle_fields(self, self.family)]
@@ -267,6 +247,28 @@ class ModelConfig(Validated):
                 f"{num_tokens} tokens are beyond the learned position table, max_seq_len = {self.max_seq_len}: "
                 f"{fix}, or use a model with other positions"
             )
+
+
+def cudnn_obstacle(cfg: ModelConfig) -> str | None:
+    """What keeps cuDNN's fused attention from computing a transformer, and the fix; None = nothing.
+
+    The limits are those of `jax.nn.dot_product_attention(implementation="cudnn")`.
+    """
+    needed = {
+        "dtype": "bfloat16",
+        "kv_sharing": "grouped",
+        "attention_score": "dot",
+        "attention_softcap": None,
+        "attention_dropout": 0.0,
+        "value_head_dim": None,
+    }
+    for name, value in needed.items():
+        if getattr(cfg, name) != value:
+            return f"cannot compute {name} = {getattr(cfg, name)!r}: give {value!r}"
+    width = cfg.resolved.head_dim
+    if width % 8 or width > 128:
+        return f"needs a head width that is a multiple of 8 up to 128, not {width}: change head_dim"
+    return None
 
 
 def idle_fields(cfg: ModelConfig, family: str) -> dict[str, Any]:

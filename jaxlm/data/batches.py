@@ -34,7 +34,7 @@ def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: i
     offset. Independent draws leave some text out and repeat other text; at equal steps they train a little worse
     (docs/log.md). The sequence repeats after 2^32 windows.
     """
-    offset = jax.random.bits(jax.random.key(seed), (), jnp.uint32)
+    offset = _offset(seed)
     window = jnp.asarray(step, jnp.uint32) * np.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
     fraction = window * np.uint32(0x9E3779B9) + offset  # in units of 2^-32; 2^32 over the golden ratio is 0x9E3779B9
     # floor(fraction * places / 2^32) in 16-bit halves, because JAX has no 64-bit product without jax_enable_x64.
@@ -45,7 +45,15 @@ def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: i
     return (high * places_high + (middle >> 16) + (other >> 16) + carry).astype(jnp.int32)
 
 
-_host_starts = jax.jit(jax.vmap(batch_starts, (None, 0, None, None)), static_argnums=(2, 3))
+def _offset(seed: Int[Array, ""] | int) -> Array:
+    return jax.random.bits(jax.random.key(seed), (), jnp.uint32)
+
+
+def _host_starts(offset: int, steps: np.ndarray, size: int, places: int) -> Int[np.ndarray, "steps B"]:
+    """`batch_starts` of some steps in NumPy: cutting windows here must not wait for what the device computes."""
+    windows: np.ndarray = steps.astype(np.uint64)[:, None] * np.uint64(size) + np.arange(size, dtype=np.uint64)
+    fractions = (windows * np.uint64(0x9E3779B9) + np.uint64(offset)) & np.uint64(0xFFFFFFFF)
+    return (fractions * np.uint64(places) >> np.uint64(32)).astype(np.int64)
 
 
 def target_weights(windows: Int[Array, "B T1"], pad_token: int) -> Float[Array, "B T"]:
@@ -129,11 +137,12 @@ class TokenStream:
             resident = dataclasses.replace(self, tokens=jnp.asarray(self.tokens))
             return lambda first: resident
 
+        offset, places = int(_offset(seed)), len(self.tokens) - self.seq_len
+
         def read(first: int) -> WindowBlock:
-            steps, places = np.arange(first, first + num_steps), len(self.tokens) - self.seq_len
-            starts = np.asarray(_host_starts(seed, steps, batch_size, places))
+            starts = _host_starts(offset, np.arange(first, first + num_steps), batch_size, places)
             block = self.tokens[starts[..., None] + np.arange(self.seq_len + 1)]
-            return WindowBlock(jnp.asarray(block), jnp.int32(first))
+            return WindowBlock(*jax.device_put((block, np.int32(first))))
 
         return read
 

@@ -18,7 +18,7 @@ from jaxlm.model.layers import Dense, LanguageModel, Norm, table_init, weight_in
 from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import Dropout, attend, attention_weights, cudnn_attend
 from jaxlm.ops.attention_scores import Score, additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
-from jaxlm.ops.blocked_attention import BATCHED_FROM_TOKENS, BATCHED_FROM_WINDOWS, FORWARD_TILE, TILE, blocked_attend
+from jaxlm.ops.blocked_attention import BATCHED_FROM_TOKENS, BATCHED_FROM_WINDOWS, blocked_attend
 from jaxlm.ops.masks import attention_mask
 from jaxlm.ops.positions import apply_rope, rope_angles, sinusoids
 from jaxlm.types import Logits, Tokens
@@ -91,9 +91,7 @@ class Attention(nn.Module):
             joined = _joined(seen)
             at = positions, joined.positions, window
             options |= {"batched": True if cfg.attention_impl == "local" and window else None, "dropout": dropout}
-            return blocked_attend(
-                queries, joined.keys, joined.values, *at, tile=TILE if train else FORWARD_TILE, **options
-            )
+            return blocked_attend(queries, joined.keys, joined.values, *at, train=train, **options)
         key_positions = jnp.concatenate([part.positions for part in seen], axis=1)
         mask = attention_mask(positions, key_positions, window)
         if self.is_mutable_collection("intermediates"):
@@ -106,7 +104,7 @@ class Attention(nn.Module):
     def _implementation(self, length: int, window: int | None, cached: bool) -> Implementation:
         """Which function computes the attention of `length` queries under this window."""
         asked = self.cfg.attention_impl
-        if asked == "cudnn" and not cached:
+        if asked == "cudnn" and not cached and length > 1:
             return "cudnn"
         if asked == "reference" or length == 1:
             return "reference"
@@ -262,3 +260,10 @@ class Transformer(LanguageModel):
             x = Norm(cfg, name="final_norm")(x)
         logits = self._logits(x, table)
         return logits, None if cache is None else KVCache(layers=layers, next_position=cache.next_position + added)
+
+
+def attention_implementations(model: LanguageModel, length: int) -> list[Implementation]:
+    """Which function computes the attention of each layer over `length` tokens without a cache; none without layers."""
+    cfg = model.cfg
+    windows = cfg.layer_windows if cfg.family == "transformer" else ()
+    return [Attention(cfg, window)._implementation(length, window, cached=False) for window in windows]

@@ -165,6 +165,14 @@ def _rows(x: Float[Array, "B K maps T width"]) -> Float[Array, "B K rows width"]
     return rearrange(x, "b kv maps t width -> b kv (maps t) width")
 
 
+def cudnn_available() -> bool:
+    """Whether JAX computes on an NVIDIA GPU that has cuDNN's fused attention: of compute capability 8.0 or more."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
+        return False
+    return tuple(map(int, device.compute_capability.split("."))) >= (8, 0)
+
+
 def cudnn_attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B T K H"],

@@ -23,8 +23,9 @@ BLOCK, MAX_BLOCKS = 64, 4
 BATCHED_FROM_WINDOWS, BATCHED_FROM_TOKENS = 3, 128
 """Queries, in windows and in tokens, from which equal blocks form a larger batch; below, MAX_BLOCKS are as fast."""
 
-TILE, FORWARD_TILE = 400_000, 4_000_000
-"""Scores computed at once if there may be a backward pass, which recomputes one tile after the other, and if not.
+TILE, FORWARD_TILE, ACCELERATOR_TILE = 400_000, 4_000_000, 100_000_000
+"""Scores computed at once on CPU in a training step, whose backward pass recomputes one tile after the other; on CPU
+without a backward pass; on a GPU or TPU.
 
 A tile of 1.6 MB stays in the processor's cache: this took 0.75 of the time of keeping all weights (docs/log.md).
 """
@@ -43,7 +44,8 @@ def blocked_attend(
     *,
     batched: bool | None = None,
     block: int | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
+    train: bool = True,
     score: Score = dot_scores,
     cap: float | None = None,
     dropout: Dropout | None = None,
@@ -60,8 +62,12 @@ def blocked_attend(
       batched: whether the blocks, which then read equally many keys, form a larger batch; None = if there are many.
       block: queries in a block. None = a quarter of the queries, but at least BLOCK; if batched, about half the window,
         which is fastest for windows of 32 to 256 (docs/log.md).
-      tile: scores computed at once, about. The backward pass recomputes the weights of one tile after the other.
+      tile: scores computed at once, about. None = as the device likes it (TILE). The backward pass recomputes the
+        weights of one tile after the other.
+      train: whether there is a backward pass.
     """
+    if tile is None:
+        tile = (TILE if train else FORWARD_TILE) if jax.default_backend() == "cpu" else ACCELERATOR_TILE
     length, seen, heads = queries.shape[1], keys.shape[1], queries.shape[2]
     window = seen if window is None else min(window, seen)
     if batched is None:

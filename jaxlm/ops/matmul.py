@@ -1,11 +1,17 @@
 """Matrix products in the forms that XLA's CPU backend runs fast, or runs at all."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+
+def matmul_precision(name: str) -> contextlib.AbstractContextManager[None]:
+    """In the block, float32 products are computed in this precision of JAX's; "default" leaves its setting as it is."""
+    return contextlib.nullcontext() if name == "default" else jax.default_matmul_precision(name)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -24,6 +24,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError, UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.attention import cudnn_available
 from jaxlm.run import checkpoint
 from jaxlm.types import Params
 
@@ -96,7 +97,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     run_tokenizer = tokenizers.load(path / "tokenizer.json")
     check_vocabulary(path, run_tokenizer, record)
     candidates, problems = _candidates(path, step)
-    if config.model.attention_impl == "cudnn" and jax.default_backend() != "gpu":
+    if config.model.attention_impl == "cudnn" and not cudnn_available():
         warnings.warn(
             f"{path} was trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'", stacklevel=2
         )

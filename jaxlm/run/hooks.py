@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from jaxlm.config import ExperimentConfig, TrainConfig
@@ -24,6 +23,10 @@ Write = Callable[[Row], None]
 
 Measure = Callable[[Params, Report], dict[str, float]]
 """The losses of some parameters, as `Evaluation` measures them."""
+
+
+RATES = 4096
+"""Learning rates that are computed at once."""
 
 
 class StopOnRequest(Hook):
@@ -84,9 +87,8 @@ class WriteMetrics(Hook):
     def __init__(self, config: ExperimentConfig, targets_per_step: float, write: Write) -> None:
         """Args: targets_per_step: targets of a batch; of padded rows, of the average one."""
         self._cfg, self._targets_per_step, self._write = config.train, targets_per_step, write
-        # All at once, at the start: the device is busy with the next chunk whenever a row is written.
-        steps = np.arange(config.train.steps, dtype=np.int32)
-        self._rates = np.asarray(jax.jit(jax.vmap(build_schedule(config.optim, len(steps))))(steps))
+        self._schedule = build_schedule(config.optim, config.train.steps)
+        self._rates: dict[int, float] = {}
         self._steps, self._seconds = 0, 0.0  # since the last row
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
@@ -98,13 +100,20 @@ class WriteMetrics(Hook):
         row: Row = {"step": step}
         if not bool(metrics.is_skipped):
             # The optimizer's own count starts at 0 and leaves out skipped steps.
-            rate = float(self._rates[step - 1 - skipped])
+            rate = self._rate(step - 1 - skipped)
             row |= {"loss": float(metrics.loss), "lr": rate, "grad_norm": float(metrics.grad_norm)}
         row["tokens_per_s"] = round(self._steps * self._targets_per_step / self._seconds, 1)
         if skipped:
             row["skipped"] = skipped
         self._steps, self._seconds = 0, 0.0
         self._write(row)
+
+    def _rate(self, count: int) -> float:
+        """The rate after `count` updates. Many are computed at once: each time waits for the chunk under way."""
+        if count not in self._rates:
+            counts = range(count, count + RATES)
+            self._rates = dict(zip(counts, np.asarray(self._schedule(np.array(counts))).tolist(), strict=True))
+        return self._rates[count]
 
 
 class Evaluate(Hook):

@@ -20,6 +20,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.canary import warn_of_known_fault
+from jaxlm.ops.matmul import matmul_precision
 from jaxlm.optim import build_optimizer, skipped_steps
 from jaxlm.run import checkpoint, hooks
 from jaxlm.run.folder import Run, check_data, check_vocabulary, load_run, new_folder, read_record, write_config
@@ -126,7 +127,7 @@ def train(
     else:
         source = None if init_from is None else Path(init_from)
         session = new_session(config, out, keep_warmup, source, extend_positions)
-    with _signals() as received:
+    with _signals() as received, matmul_precision(session.config.train.matmul_precision):
         return _run(session, received)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -58,7 +59,7 @@ class Hook:
         return False
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
-        """A chunk of `steps` steps is done and took `seconds`; `metrics` are those of its last step, in NumPy."""
+        """A chunk of `steps` steps is done and took `seconds`; `metrics` are those of its last step, on the host."""
 
     def on_boundary(self, state: TrainState, step: int) -> None:
         """The state is that of a step after which the run is evaluated or saved."""
@@ -83,21 +84,22 @@ def loop(
     """Trains from state.step to cfg.steps, or until a hook stops it.
 
     A chunk's metrics are read when the next chunk is already under way, so the device does not wait for Python. Hooks
-    get them as NumPy arrays and should compute nothing on the device, where it would wait for the next chunk. Chunks
-    end at boundaries and last about CHUNK_SECONDS, so that a signal is answered soon.
+    get them as NumPy arrays: what a hook computed on the device would wait for the chunk under way. Python waits for
+    the device once a chunk, and at boundaries, where hooks evaluate and save. Chunks end at boundaries and last about
+    CHUNK_SECONDS, so that a signal is answered soon.
 
     Args:
       source: what `chunk` reads for the CHUNK_STEPS steps from a step on.
     """
-    step, chunk_limit, pending = int(state.step), 1, None
+    step, chunk_limit, pending = int(jax.device_get(state.step)), 1, None
     started = time.perf_counter()
 
     def report_pending() -> None:
         """Waits for the chunk that was started last, and tells the hooks."""
         nonlocal pending, chunk_limit, started
         if pending is not None:
-            metrics, steps = pending
-            metrics = jax.device_get(metrics)
+            on_device, steps = pending
+            metrics = jax.device_get(on_device)
             seconds = time.perf_counter() - started
             chunk_limit = min(max(1, int(CHUNK_SECONDS * steps / seconds)), CHUNK_STEPS)
             pending, started = None, time.perf_counter()
@@ -106,7 +108,7 @@ def loop(
 
     while step < cfg.steps and not any(hook.should_stop() for hook in hooks):
         stop = min(next_boundary(step, cfg), step + chunk_limit)
-        state, metrics = chunk(state, source(step), stop)
+        state, metrics = chunk(state, source(step), jax.device_put(np.int32(stop)))
         report_pending()
         pending, step = (metrics, stop - step), stop
         if step == cfg.steps or step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0:

@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """The measurements of a training step: arrays on the device, or of NumPy once the loop has read them."""
+    """The measurements of a training step: arrays of the device, or of NumPy once `loop` has read them."""
 
     step: Int[Array, ""]
     """Its number, from 1."""
@@ -39,7 +39,10 @@ class StepMetrics(NamedTuple):
 
     @property
     def sound(self) -> Bool[Array, ""] | np.bool_:
-        """Whether training can continue: loss and gradient are finite, or the step was skipped."""
+        """Whether training can continue: loss and gradient are finite, or the step was skipped.
+
+        Of measurements on the host (NumPy) it is computed there, without the device.
+        """
         return (abs(self.loss) < math.inf) & (abs(self.grad_norm) < math.inf) | self.is_skipped
 
 

@@ -102,3 +102,11 @@ def test_a_wrong_program_is_named_with_its_error_and_fails(monkeypatch):
 )
 def test_bad_input_is_refused(arguments, words):
     assert words in refused("info", *arguments)
+
+
+def test_the_attention_that_this_machine_would_use_is_named(monkeypatch):
+    arguments = ["tiny", "--model.dtype", "bfloat16", "--json"]
+    assert "cudnn" not in json.loads(command("info", *arguments)[1])["attention"]
+    monkeypatch.setattr("jaxlm.model.build.cudnn_available", lambda: True)
+    assert json.loads(command("info", *arguments)[1])["attention"] == ["cudnn", "cudnn"]
+    assert "cudnn" in next(line for line in command("info", *arguments[:-1])[1].splitlines() if "attention  " in line)

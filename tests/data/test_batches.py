@@ -22,6 +22,7 @@ def test_windows_begin_where_the_recurrence_says_to_the_last_bit(places):
     for step in (0, 3, 2_000_000):
         exact = [((step * 13 + b) * 0x9E3779B9 + offset) % 2**32 * places >> 32 for b in range(13)]
         assert batch_starts(5, step, 13, places).tolist() == exact
+        assert batches._host_starts(offset, np.array([step]), 13, places).tolist() == [exact]
 
 
 def test_every_stretch_of_the_text_is_read_about_as_often():

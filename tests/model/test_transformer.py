@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,10 @@ from tolerances import FLOAT32, assert_close
 from jaxlm.config import ModelConfig
 from jaxlm.config.presets import preset
 from jaxlm.data.corpus import load_corpus
-from jaxlm.model import transformer
+from jaxlm.model import build, transformer
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.transformer import Transformer
-from jaxlm.ops.attention import cudnn_attend
+from jaxlm.ops.attention import cudnn_attend, cudnn_available
 from jaxlm.ops.loss import cross_entropy
 
 
@@ -252,8 +253,50 @@ def test_what_the_machine_cannot_do_is_refused():
     with pytest.raises(ValueError, match=r"dtype = 'float64' .*set JAX_ENABLE_X64=1"):
         build_model(variant(dtype="float64"))
     if jax.default_backend() != "gpu":
-        with pytest.raises(ValueError, match=r"attention_impl = 'cudnn' needs an NVIDIA GPU, and JAX runs on cpu"):
+        with pytest.raises(ValueError, match=r"attention_impl = 'cudnn' needs an NVIDIA GPU .*, and JAX runs on cpu"):
             build_model(variant(attention_impl="cudnn", dtype="bfloat16", head_dim=8))
+
+
+@pytest.mark.parametrize(
+    ("fields", "on_gpu"),
+    [
+        ({}, "cudnn"),
+        ({"window": (2, None)}, "cudnn"),
+        ({"attention_impl": "reference"}, "reference"),
+        ({"dtype": "float32"}, "auto"),
+        ({"attention_dropout": 0.1}, "auto"),
+        ({"head_dim": 12}, "auto"),
+        ({"attention_softcap": 3.0}, "auto"),
+    ],
+    ids=str,
+)
+def test_auto_is_cudnn_on_a_gpu_that_can_compute_it_and_only_there(monkeypatch, fields, on_gpu):
+    cfg = variant(**{"dtype": "bfloat16", "head_dim": 8, "attention_impl": "auto", **fields})
+    monkeypatch.setattr(build, "cudnn_available", lambda: True)
+    model = build_model(cfg)
+    assert model.cfg.attention_impl == on_gpu
+    used = transformer.attention_implementations(model, 7)
+    assert len(used) == cfg.num_layers
+    assert {name == "cudnn" for name in used} == {on_gpu == "cudnn"}
+    assert "cudnn" not in transformer.attention_implementations(model, 1)
+    monkeypatch.setattr(build, "cudnn_available", lambda: False)
+    assert build_model(cfg).cfg == cfg
+
+
+@pytest.mark.parametrize(
+    ("platform", "version", "capability", "expected"),
+    [
+        ("gpu", "PJRT C API\ncuda 13000", "9.0", True),
+        ("gpu", "PJRT C API\ncuda 13000", "7.5", False),
+        ("gpu", "rocm 60300", "gfx90a", False),
+        ("cpu", "<unknown>", None, False),
+    ],
+)
+def test_cudnn_needs_a_recent_nvidia_gpu(monkeypatch, platform, version, capability, expected):
+    client = types.SimpleNamespace(platform_version=version)
+    device = types.SimpleNamespace(platform=platform, client=client, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert cudnn_available() is expected
 
 
 def test_more_tokens_than_a_learned_table_has_are_refused():

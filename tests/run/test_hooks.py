@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -147,3 +148,18 @@ def test_a_state_is_saved_where_training_ends_unless_it_is_already(tmp_path, mon
     hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=12).on_end(state(13))
     hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=None).on_end(state(0))
     assert saved == [13, 0]
+
+
+def test_hooks_on_chunks_use_nothing_of_the_device(tmp_path):
+    """What they computed there would wait for the chunk under way. Rates are computed ahead, in the first row."""
+    rows = []
+    write = hooks.WriteMetrics(CONFIG, 84.0, rows.append)
+    metrics = {step: jax.device_get(measured(step)) for step in (5, 10)}
+    in_order = hooks.ShowProgress(NotingProgress(), 0), hooks.CheckDivergence(tmp_path), write
+    write.on_chunk(jax.device_get(measured(1)), 1, 0.5)
+    with jax.transfer_guard("disallow"):
+        for step in (5, 10):
+            for hook in in_order:
+                hook.on_chunk(metrics[step], 4, 0.5)
+    schedule = build_schedule(CONFIG.optim, 20)
+    assert [row["lr"] for row in rows] == [float(schedule(step - 1)) for step in (1, 5, 10)]

@@ -192,3 +192,21 @@ def test_the_loop_asks_for_what_its_next_chunk_reads_and_takes_no_more_than_that
     assert asked[:2] == [0, 1]
     assert lengths.max() <= 3
     assert [call[2] for call in hook.calls if call[0] == "chunk"] == lengths.tolist()
+
+
+def test_between_boundaries_nothing_waits_for_the_device_or_goes_there_unasked(chunk, tmp_path):
+    """Reading the metrics of the last chunk is the one transfer, and is asked for."""
+    TOKENS.tofile(tmp_path / "tokens")
+    mapped = TokenStream(np.memmap(tmp_path / "tokens", TOKENS.dtype, mode="r"), CFG.max_seq_len)
+    cfg, kinds = dataclasses.replace(TRAIN, eval_every=99, checkpoint_every=99), set()
+
+    class Sound(Hook):
+        def on_chunk(self, metrics, steps, seconds):
+            kinds.update(map(type, metrics))
+            assert bool(metrics.sound)
+
+    for source in (lambda step: TEXT), mapped.feed(cfg.seed, cfg.batch_size, cfg.log_every):
+        state = fresh()
+        with jax.transfer_guard("disallow"):
+            assert int(jax.device_get(loop(chunk, state, source, cfg, [Sound()]).step)) == 30
+    assert not any(issubclass(kind, jax.Array) for kind in kinds)
