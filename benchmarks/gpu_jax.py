@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gpu_lanes import NEW, PROMPT, SIZES, Made
-from jaxlm.ops.blocked_attention import blocked_attend
 
 import jaxlm
 from jaxlm.config import ModelConfig, OptimConfig, TrainConfig
@@ -21,6 +20,7 @@ from jaxlm.data.batches import TokenStream
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.transformer import attention_implementations
 from jaxlm.ops.attention import attend, cudnn_attend
+from jaxlm.ops.blocked_attention import blocked_attend
 from jaxlm.ops.masks import attention_mask
 from jaxlm.ops.matmul import matmul_precision
 from jaxlm.optim import build_optimizer

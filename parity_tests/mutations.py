@@ -12,7 +12,7 @@ from jaxlm.decode.prefill import start
 from jaxlm.model import cache, transformer
 from jaxlm.model.layer_stack import apply_layers, unstack_params
 from jaxlm.model.layers import Dense, LanguageModel, Norm
-from jaxlm.ops import attention, loss, masks, wide_gradients
+from jaxlm.ops import attention, blocked_attention, loss, masks, wide_gradients
 from jaxlm.ops.attention_scores import dot_scores, multiplicative_scores
 from jaxlm.ops.matmul import _backward, matmul
 from jaxlm.ops.positions import apply_rope, rope_angles, sinusoids
@@ -117,12 +117,16 @@ LAYERS = [
     ),
     bug(
         "mask after the softmax, not renormalised", ATTENTION, "after the softmax",
-        edit(attention.masked_softmax, "jnp.where(mask, scores, jnp.finfo(scores.dtype).min)", "scores"),
+        edit(attention._read_forward, "jnp.where(mask, scores, jnp.finfo(scores.dtype).min)", "scores"),
     ),
     bug(
         "key/value heads tiled, not grouped", ATTENTION, "tiled instead of grouped!",
-        edit(attention.attend, "b t (kv group) width ->", "b t (group kv) width ->",
-             "-> b t (kv group) width", "-> b t (group kv) width"), **GROUPED,
+        edit(attention._grouped, "b t (kv group) width ->", "b t (group kv) width ->"),
+        edit(attention.attend, "-> b t (kv maps) width", "-> b t (maps kv) width"), **GROUPED,
+    ),
+    bug(
+        "block of queries that does not read its last key", ATTENTION, "",
+        edit(blocked_attention._causal, "slice(first, seen - length + stop)", "slice(first, seen - length + stop - 1)"),
     ),
     bug(
         "mean pooling over tiled groups", ATTENTION, "tiled instead of grouped",
@@ -135,12 +139,12 @@ LAYERS = [
     ),
     bug(
         "weight of multiplicative scores transposed", ATTENTION, "score_weight transposed!",
-        edit(multiplicative_scores, "btkgh,kgjh->btkgj", "btkgh,kghj->btkgj"),
+        edit(multiplicative_scores, "bkgth,kgjh->bkgtj", "bkgth,kghj->bkgtj"),
         attention_score="multiplicative",
     ),
     bug(
         "soft cap of the scores forgotten", ATTENTION, "attention_softcap = None!",
-        edit(attention.attend, "softcap(scores, cap)", "scores"), attention_softcap=1.0,
+        edit(attention.attend, "axis=-1), cap)", "axis=-1), None)"), attention_softcap=1.0,
     ),
     bug(
         "queries and keys normalised after RoPE", ATTENTION, "after their norms",
@@ -230,7 +234,7 @@ REST = [
     ),
     later(
         "gradient", "softmax derivative without its row sum", "block_1/attention/key", "by hand",
-        edit(attention._softmax_backward, "weights * (d_weights - row_sum)", "weights * d_weights"),
+        edit(attention._read_backward, "weights * (d_weights - row_sum)", "weights * d_weights"),
     ),
     later(
         "gradient", "bias cut off from the loss", "block_1/mlp/down", "stop_gradient",
@@ -317,13 +321,15 @@ REST = [
 COARSE = [
     coarse(
         "activation", "softmax in bfloat16, of a float32 model", ATTENTION, "softmax",
-        edit(attention.attend, "masked_softmax(softcap(scores, cap)",
-             'masked_softmax(softcap(scores, cap).astype(scores.dtype if scores.dtype == "float64" else "bfloat16")'),
+        edit(attention._read_forward, "jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)",
+             'jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min).astype(scores.dtype '
+             'if scores.dtype == "float64" else "bfloat16"), axis=-1).astype(scores.dtype)'),
     ),
     coarse(
         "activation", "softmax in bfloat16, of a bfloat16 model", ATTENTION, "softmax",
-        edit(attention.attend, "masked_softmax(softcap(scores, cap), mask[:, None, None])",
-             "masked_softmax(softcap(scores, cap).astype(values.dtype), mask[:, None, None]).astype(scores.dtype)"),
+        edit(attention._read_forward, "jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)",
+             "jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min).astype(values[0].dtype), axis=-1)"
+             ".astype(scores.dtype)"),
         dtype="bfloat16", **ROPE,
     ),
     coarse(

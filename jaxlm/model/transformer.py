@@ -16,7 +16,7 @@ from jaxlm.model.cache import KeyValues, KVCache, LayerCache
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dense, LanguageModel, Norm, table_init, weight_init
 from jaxlm.ops import wide_gradients
-from jaxlm.ops.attention import Dropout, attend, attention_weights, cudnn_attend
+from jaxlm.ops.attention import Dropout, attend, cudnn_attend
 from jaxlm.ops.attention_scores import Score, additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
 from jaxlm.ops.blocked_attention import BATCHED_FROM_TOKENS, BATCHED_FROM_WINDOWS, blocked_attend
 from jaxlm.ops.masks import attention_mask
@@ -94,11 +94,9 @@ class Attention(nn.Module):
             return blocked_attend(queries, joined.keys, joined.values, *at, train=train, **options)
         key_positions = jnp.concatenate([part.positions for part in seen], axis=1)
         mask = attention_mask(positions, key_positions, window)
-        if self.is_mutable_collection("intermediates"):
-            keys = jnp.concatenate([part.keys for part in seen], axis=1)
-            self.sow("intermediates", "attention_weights", attention_weights(queries, keys, mask, **options))
         past = (seen[0].keys, seen[0].values) if len(seen) > 1 else None
-        return attend(queries, own.keys, own.values, mask, past=past, **options, dropout=dropout)
+        sow = functools.partial(self.sow, "intermediates", "attention_weights")  # does nothing unless asked for
+        return attend(queries, own.keys, own.values, mask, past=past, **options, dropout=dropout, on_weights=sow)
 
     @nn.nowrap
     def _implementation(self, length: int, window: int | None, cached: bool) -> Implementation:

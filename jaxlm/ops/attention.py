@@ -1,6 +1,7 @@
 """Attention as pure functions: grouped queries, softmax in at least float32, boolean masks."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -51,18 +52,6 @@ def softcap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shap
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def attention_weights(
-    queries: Float[Array, "B T N H"],
-    keys: Float[Array, "B S K H"],
-    mask: Bool[Array, "#B T S"],
-    *,
-    score: Score = dot_scores,
-    cap: float | None = None,
-) -> Float[Array, "B K maps T S"]:
-    """The weights with which `attend` reads the values."""
-    return masked_softmax(softcap(score(_grouped(queries, keys), _heads_first(keys)), cap), mask[:, None, None])
-
-
 def attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B S K H"],
@@ -73,6 +62,7 @@ def attend(
     score: Score = dot_scores,
     cap: float | None = None,
     dropout: Dropout | None = None,
+    on_weights: Callable[[Array], object] | None = None,
 ) -> Float[Array, "B T maps Hv"]:
     """softmax(scores) V, where query head n reads key/value head n // G. The result has the type of `values`.
 
@@ -85,6 +75,7 @@ def attend(
       score: the score of a query and a key; one that sums over a group (`attention_scores.summed`) leaves K maps.
       cap: soft cap of the scores.
       dropout: of the weights.
+      on_weights: called with the weights [B, K, maps, T, C + S] before dropout, without a gradient.
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouping: Ainslie et al. 2023,
     https://arxiv.org/abs/2305.13245. torch.nn.functional.scaled_dot_product_attention gives NaN, not zeros, for
@@ -96,7 +87,9 @@ def attend(
     capped = softcap(scores[0] if past is None else jnp.concatenate(scores, axis=-1), cap)
     kept = None if dropout is None else jax.random.bernoulli(dropout.key, 1 - dropout.rate, capped.shape)
     rate = 0.0 if dropout is None else dropout.rate
-    out = _read(rate, capped, mask[:, None, None], tuple(_heads_first(part) for _, part in parts), kept)
+    out, weights = _read(rate, capped, mask[:, None, None], tuple(_heads_first(part) for _, part in parts), kept)
+    if on_weights is not None:
+        on_weights(jax.lax.stop_gradient(weights))
     return rearrange(out.astype(values.dtype), "b kv maps t width -> b t (kv maps) width")
 
 
@@ -115,8 +108,8 @@ def _read(
     mask: Bool[Array, "#B 1 1 T seen"],
     values: tuple[Float[Array, "B K _ Hv"], ...],
     kept: Bool[Array, "B K maps T seen"] | None,
-) -> Float[Array, "B K maps T Hv"]:
-    """softmax(scores) V in at least float32, the keys' values in one or more parts."""
+) -> tuple[Float[Array, "B K maps T Hv"], Float[Array, "B K maps T seen"]]:
+    """softmax(scores) V in at least float32, the values in one or more parts, and the weights without a gradient."""
     return _read_forward(rate, scores, mask, values, kept)[0]
 
 
@@ -124,15 +117,15 @@ def _read_forward(rate, scores, mask, values, kept):
     weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1), 0)
     parts = _split(_dropped(weights, kept, rate), values)
     out = sum(_mix(part, own) for part, own in zip(parts, values, strict=True))
-    return out, (weights, values, kept, out)
+    return (out, weights), (weights, values, kept, out)
 
 
-def _read_backward(rate, residuals, d_out):
+def _read_backward(rate, residuals, d_results):
     """The derivative of softmax needs sum_s weight_s d_weight_s, which is out . d_out: a sum over Hv, not over S."""
-    weights, values, kept, out = residuals
+    (weights, values, kept, out), (d_out, _) = residuals, d_results
     row_sum = jnp.sum(out * d_out, axis=-1, keepdims=True)
-    d_weights = [jnp.einsum("bkgth,bksh->bkgts", d_out, part.astype(d_out.dtype)) for part in values]
-    d_weights = _dropped(d_weights[0] if len(values) == 1 else jnp.concatenate(d_weights, axis=-1), kept, rate)
+    d_parts = [jnp.einsum("bkgth,bksh->bkgts", d_out, part.astype(d_out.dtype)) for part in values]
+    d_weights = _dropped(d_parts[0] if len(values) == 1 else jnp.concatenate(d_parts, axis=-1), kept, rate)
     d_values = tuple(
         transposed_product(_rows(part), _rows(d_out)).astype(own.dtype)
         for part, own in zip(_split(_dropped(weights, kept, rate), values), values, strict=True)

@@ -123,7 +123,7 @@ def _causal(
 ) -> Float[Array, "B T maps Hv"]:
     """Each block of queries reads the keys of its window up to its own end, in so many pieces one after the other."""
     (rows, length), seen = queries.shape[:2], keys.shape[1]
-    attended = functools.partial(_masked, window=window, **options)
+    attended: Callable[..., Array] = functools.partial(_masked, window=window, **options)
     out = []
     for start in range(0, length, block):
         stop = min(start + block, length)

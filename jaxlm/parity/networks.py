@@ -67,11 +67,12 @@ class JaxNetwork:
     def attention_weights(self, windows: np.ndarray) -> tuple[dict[str, np.ndarray], Values]:
         """Each attention layer's softmax [B, maps, T, T], by path, and the values of the pass that computed it.
 
-        A layer that computes a local window has none to show.
+        Only attention with a mask has whole rows of weights to show.
         """
+        model = build_model(dataclasses.replace(self.cfg, attention_impl="reference"))
 
         def apply(params: Params, tokens: Any) -> Any:
-            return self.model.apply({"params": params}, tokens, mutable=["intermediates"])[1].get("intermediates", {})
+            return model.apply({"params": params}, tokens, mutable=["intermediates"])[1].get("intermediates", {})
 
         # Allowed excess precision, XLA passes on values before they are rounded to bfloat16: not those captured.
         exactly_as_written = {"xla_allow_excess_precision": False}
