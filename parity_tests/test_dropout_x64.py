@@ -15,7 +15,9 @@ from jaxlm.config import ModelConfig
 from jaxlm.convert import to_torchref
 from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.convert.torchref import torch_name, turned
+from jaxlm.model import layers
 from jaxlm.model.build import build_model
+from jaxlm.ops import attention
 from jaxlm.training.step import batch_loss
 
 pytestmark = pytest.mark.x64
@@ -58,7 +60,8 @@ def test_dropout_falls_where_torchs_does(cfg, monkeypatch):
     params, rng = random_params(cfg), np.random.default_rng(0)
     windows = rng.integers(0, cfg.vocab_size, (3, 12))
     ours, theirs = Masks(), Masks()
-    monkeypatch.setattr(jax.random, "bernoulli", lambda key, p=0.5, shape=(): jnp.asarray(ours.draw(p, shape)))
+    for module in (attention, layers):
+        monkeypatch.setattr(module, "draw_kept", lambda key, rate, shape: jnp.asarray(ours.draw(1 - rate, shape)))
 
     def torch_dropout(x, rate=0.5, training=True):
         return x * to_tensor(theirs.draw(1 - rate, x.shape)) / (1 - rate) if training and rate else x

@@ -28,7 +28,7 @@ def parameter_table(cfg: ModelConfig) -> list[tuple[str, tuple[int, ...], int]]:
 def forward_flops_per_token(cfg: ModelConfig) -> float:
     """Floating-point operations of the matrix products of a forward pass over max_seq_len tokens, per token.
 
-    A product of [m, k] and [k, n] counts 2 m k n, including the scores that a mask hides, which are computed too. A
+    A product of [m, k] and [k, n] counts 2 m k n, including hidden scores as far as they are computed. A
     training step takes about three times as many. Embedding lookups, norms and activations are not counted.
     """
     model, tokens = _model(cfg), jax.ShapeDtypeStruct((1, cfg.max_seq_len), jnp.int32)

@@ -128,10 +128,10 @@ class ModelConfig(Validated):
     attention_impl: Literal["auto", "reference", "local", "cudnn"] = dataclasses.field(
         default="auto", metadata=_TRANSFORMER
     )
-    """Which implementation computes attention; the result is the same. reference: with the whole T x T mask; local:
-    windowed layers in blocks, in time and memory O(T W); cudnn: the fused kernel of an NVIDIA GPU (bfloat16, no
-    attention dropout, no score variants; not with a cache); auto: cudnn on a GPU that can, else local where it is
-    faster, else reference."""
+    """Which implementation computes attention; the result is the same. reference: with the whole T x T mask; local: in
+    blocks of queries, in memory O(T), with a window in time and memory O(T W); cudnn: the fused kernel of an NVIDIA GPU
+    (bfloat16, no attention dropout, no score variants; not with a cache); auto: cudnn on a GPU that can, else local for
+    whole sequences and reference after a cache."""
     scan_layers: bool = dataclasses.field(default=False, metadata=_LAYERED)
     """Compile one block and scan it over stacked parameters: deep models compile faster."""
     remat: bool = dataclasses.field(default=False, metadata=_LAYERED)

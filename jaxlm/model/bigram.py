@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxlm.model.layers import LanguageModel, table_init
+from jaxlm.model.layers import Dropout, LanguageModel, table_init
 from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import softcap
 from jaxlm.types import Logits, Tokens
@@ -42,5 +42,5 @@ class EmbeddingBigram(LanguageModel):
     ) -> tuple[Logits, tuple[()] | None]:
         """See LanguageModel."""
         x, table = self._embed(tokens, train)
-        x = nn.Dropout(self.cfg.dropout, deterministic=not train)(x)
+        x = Dropout(self.cfg.dropout)(x, train)
         return self._logits(x, table), cache

@@ -13,6 +13,7 @@ from jaxlm.config import ModelConfig
 from jaxlm.model.cache import Cache, init_cache
 from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import softcap
+from jaxlm.ops.dropout import draw_kept
 from jaxlm.ops.matmul import matmul
 from jaxlm.types import Logits, Tokens
 
@@ -55,7 +56,7 @@ class LanguageModel(nn.Module):
         table = self.param("embedding", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
         looked_up = table
         if train and cfg.embedding_dropout:
-            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - cfg.embedding_dropout, (cfg.vocab_size, 1))
+            kept = draw_kept(self.make_rng("dropout"), cfg.embedding_dropout, (cfg.vocab_size, 1))
             looked_up = table * kept / (1 - cfg.embedding_dropout)
         return wide_gradients.look_up(looked_up, tokens).astype(cfg.dtype), table
 
@@ -86,6 +87,19 @@ def uniform_init(fan_in: int) -> Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Dropout(nn.Module):
+    """In training, zeroes entries with probability `rate` and divides the others by 1 - rate."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape"], train: bool) -> Float[Array, "*shape"]:
+        """Needs the random stream "dropout" if it does anything."""
+        if not train or not self.rate:
+            return x
+        return jnp.where(draw_kept(self.make_rng("dropout"), self.rate, x.shape), x / (1 - self.rate), 0)
 
 
 class Dense(nn.Module):

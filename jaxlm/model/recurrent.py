@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxlm.config import ModelConfig
 from jaxlm.model.cache import RecurrentCache, zero_state
 from jaxlm.model.layer_stack import apply_layers
-from jaxlm.model.layers import LanguageModel, bias_init, weight_init
+from jaxlm.model.layers import Dropout, LanguageModel, bias_init, weight_init
 from jaxlm.types import Logits, Tokens
 
 
@@ -43,7 +43,7 @@ class RecurrentLayer(nn.Module):
 
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
         state, out = scan(cell, cache, (x, positions[..., None] >= 0))
-        return nn.Dropout(self.cfg.dropout, deterministic=not train)(out), state
+        return Dropout(self.cfg.dropout)(out, train), state
 
     @nn.nowrap
     def _cell(self) -> nn.RNNCellBase:
@@ -84,7 +84,7 @@ class Recurrent(LanguageModel):
         if lengths is not None:
             positions = jnp.where(positions < lengths[:, None], positions, -1)
         x, table = self._embed(tokens, train)
-        x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
+        x = Dropout(cfg.dropout)(x, train)
         state = zero_state(cfg, batch) if cache is None else cache
         x, layers = apply_layers(RecurrentLayer, cfg, x, positions, state.layers, train)
         return self._logits(x, table), None if cache is None else RecurrentCache(layers)

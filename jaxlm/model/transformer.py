@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int
 from jaxlm.config import ModelConfig
 from jaxlm.model.cache import KeyValues, KVCache, LayerCache
 from jaxlm.model.layer_stack import apply_layers
-from jaxlm.model.layers import Dense, LanguageModel, Norm, table_init, weight_init
+from jaxlm.model.layers import Dense, Dropout, LanguageModel, Norm, table_init, weight_init
 from jaxlm.ops import wide_gradients
-from jaxlm.ops.attention import Dropout, attend, cudnn_attend
+from jaxlm.ops.attention import WeightDropout, attend, cudnn_attend
 from jaxlm.ops.attention_scores import Score, additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
 from jaxlm.ops.blocked_attention import BATCHED_FROM_TOKENS, BATCHED_FROM_WINDOWS, blocked_attend
 from jaxlm.ops.masks import attention_mask
@@ -85,7 +85,7 @@ class Attention(nn.Module):
             return cudnn_attend(queries, own.keys, own.values, window)
         dropout = None
         if train and cfg.attention_dropout:
-            dropout = Dropout(cfg.attention_dropout, self.make_rng("dropout"))
+            dropout = WeightDropout(cfg.attention_dropout, self.make_rng("dropout"))
         options: dict[str, Any] = {"score": self._score(), "cap": cfg.attention_softcap}
         if implementation == "local":
             joined = _joined(seen)
@@ -201,11 +201,11 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """One layer; the cache goes in and comes out."""
         cfg = self.cfg
-        drop = nn.Dropout(cfg.dropout, deterministic=not train)
+        drop = Dropout(cfg.dropout)
         before, after = (Norm, None) if cfg.norm_order == "pre" else (None, Norm)
 
         def sublayer(x: Array, function: Callable[[Array], Array], norm_name: str) -> Array:
-            out = drop(function(before(cfg, name=norm_name)(x) if before else x))
+            out = drop(function(before(cfg, name=norm_name)(x) if before else x), train)
             out = x + out if cfg.residual else out
             return after(cfg, name=norm_name)(out) if after else out
 
@@ -252,7 +252,7 @@ class Transformer(LanguageModel):
             x = wide_gradients.add(x, at)
         elif cfg.position == "sinusoidal":
             x += sinusoids(positions, cfg.embed_dim, jnp.promote_types(cfg.dtype, jnp.float32)).astype(cfg.dtype)
-        x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
+        x = Dropout(cfg.dropout)(x, train)
         x, layers = apply_layers(Block, cfg, x, positions, None if cache is None else cache.layers, train)
         if cfg.norm_order == "pre":
             x = Norm(cfg, name="final_norm")(x)

@@ -10,10 +10,11 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxlm.ops.attention_scores import Score, dot_scores
+from jaxlm.ops.dropout import draw_kept
 from jaxlm.ops.matmul import transposed_product, wide_einsum
 
 
-class Dropout(NamedTuple):
+class WeightDropout(NamedTuple):
     """Attention weights are zeroed with probability `rate`, the others divided by 1 - rate."""
 
     rate: float
@@ -61,7 +62,7 @@ def attend(
     past: tuple[Float[Array, "B C K H"], Float[Array, "B C K Hv"]] | None = None,
     score: Score = dot_scores,
     cap: float | None = None,
-    dropout: Dropout | None = None,
+    dropout: WeightDropout | None = None,
     on_weights: Callable[[Array], object] | None = None,
 ) -> Float[Array, "B T maps Hv"]:
     """softmax(scores) V, where query head n reads key/value head n // G. The result has the type of `values`.
@@ -85,7 +86,7 @@ def attend(
     grouped = _grouped(queries, keys)
     scores = [score(grouped, _heads_first(part)) for part, _ in parts]
     capped = softcap(scores[0] if past is None else jnp.concatenate(scores, axis=-1), cap)
-    kept = None if dropout is None else jax.random.bernoulli(dropout.key, 1 - dropout.rate, capped.shape)
+    kept = None if dropout is None else draw_kept(dropout.key, dropout.rate, capped.shape)
     rate = 0.0 if dropout is None else dropout.rate
     out, weights = _read(rate, capped, mask[:, None, None], tuple(_heads_first(part) for _, part in parts), kept)
     if on_weights is not None:

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxlm.ops.attention import Dropout, attend
+from jaxlm.ops.attention import WeightDropout, attend
 from jaxlm.ops.attention_scores import Score, dot_scores
+from jaxlm.ops.dropout import KEPT
 from jaxlm.ops.masks import attention_mask
 
 BLOCK, MAX_BLOCKS = 64, 4
@@ -48,7 +49,7 @@ def blocked_attend(
     train: bool = True,
     score: Score = dot_scores,
     cap: float | None = None,
-    dropout: Dropout | None = None,
+    dropout: WeightDropout | None = None,
 ) -> Float[Array, "B T maps Hv"]:
     """`attention.attend` under the causal mask of positions, without the work and the memory above the diagonal.
 
@@ -99,7 +100,7 @@ def _masked(
     values: Array,
     query_positions: Array,
     key_positions: Array,
-    dropout: Dropout | None,
+    dropout: WeightDropout | None,
     *,
     window: int,
     **options: Any,
@@ -114,7 +115,7 @@ def _causal(
     values: Float[Array, "B S K Hv"],
     query_positions: Int[Array, "#B T"],
     key_positions: Int[Array, "#B S"],
-    dropout: Dropout | None,
+    dropout: WeightDropout | None,
     *,
     block: int,
     pieces: int,
@@ -144,7 +145,7 @@ def _causal(
         def one(at, own=own, of_keys=of_keys, key_positions=key_positions[:, keys_at]):
             return attended(at[1], *of_keys, at[2], key_positions, _folded(own, at[0]))
 
-        chunks = jax.lax.map(jax.checkpoint(one), (jnp.arange(cut[0].shape[1]), *(jnp.moveaxis(x, 1, 0) for x in cut)))
+        chunks = jax.lax.map(_recomputed(one), (jnp.arange(cut[0].shape[1]), *(jnp.moveaxis(x, 1, 0) for x in cut)))
         out.append(jnp.moveaxis(chunks, 0, 1).reshape(rows, -1, *chunks.shape[3:])[:, : stop - start])
     return jnp.concatenate(out, axis=1)
 
@@ -154,7 +155,7 @@ def _by_rows(
     arrays: tuple[Array, ...],
     scores: int,
     tile: int,
-    dropout: Dropout | None,
+    dropout: WeightDropout | None,
     recompute: bool = True,
 ) -> Array:
     """function(*arrays, dropout), so many rows after the others that a tile of scores is computed at once.
@@ -180,12 +181,17 @@ def _by_rows(
         taken = iter(at[1:])
         return function(*(next(taken) if len(x) == rows else x for x in arrays), _folded(dropout, at[0]))
 
-    one_tile = jax.checkpoint(one_tile) if recompute else one_tile
+    one_tile = _recomputed(one_tile) if recompute else one_tile
     out = jax.lax.map(one_tile, (jnp.arange(tiles), *map(padded, mapped)))
     return out.reshape(-1, *out.shape[2:])[:rows]
 
 
-def _folded(dropout: Dropout | None, part: int | Array) -> Dropout | None:
+def _recomputed(function: Callable[[Any], Array]) -> Callable[[Any], Array]:
+    """The function, computed again in the backward pass but for its random numbers."""
+    return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
+
+
+def _folded(dropout: WeightDropout | None, part: int | Array) -> WeightDropout | None:
     """The dropout of one part of the queries, which draws numbers of its own."""
     return None if dropout is None else dropout._replace(key=jax.random.fold_in(dropout.key, part))
 

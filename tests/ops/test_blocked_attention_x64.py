@@ -10,7 +10,7 @@ from gradients import assert_same, assert_same_attention, normal, value_and_grad
 from tolerances import assert_close
 
 from jaxlm.ops import blocked_attention
-from jaxlm.ops.attention import Dropout, attend
+from jaxlm.ops.attention import WeightDropout, attend
 from jaxlm.ops.attention_scores import multiplicative_scores, summed
 from jaxlm.ops.blocked_attention import TILE, blocked_attend
 from jaxlm.ops.masks import attention_mask
@@ -134,7 +134,7 @@ def test_dropout_of_blocks_zeroes_weights_at_random_in_both_passes(window, batch
     queries, keys = normal(0, 4, length, 2, 3), normal(1, 4, length, 2, 3)
     values = jnp.broadcast_to(jnp.eye(length)[None, :, None], (4, length, 2, length))  # the result is the weights
     positions = jnp.arange(length)[None]
-    dropout = Dropout(rate, jax.random.key(3))
+    dropout = WeightDropout(rate, jax.random.key(3))
     at = {"query_positions": positions, "key_positions": positions, "window": window}
     blocked = functools.partial(blocked_attend, **at, batched=batched, block=block, tile=tile, dropout=dropout)
     mask = attention_mask(positions, positions, window)
