@@ -122,13 +122,17 @@ def _read_forward(rate, scores, mask, values, kept):
 
 
 def _read_backward(rate, residuals, d_results):
-    """The derivative of softmax needs sum_s weight_s d_weight_s, which is out . d_out: a sum over Hv, not over S."""
+    """The derivative of softmax needs sum_s weight_s d_weight_s, which is out . d_out: a sum over Hv, not over S.
+
+    d_out comes from a result in the type of the values, so it loses nothing in that type.
+    """
     (weights, values, kept, out), (d_out, _) = residuals, d_results
     row_sum = jnp.sum(out * d_out, axis=-1, keepdims=True)
-    d_parts = [jnp.einsum("bkgth,bksh->bkgts", d_out, part.astype(d_out.dtype)) for part in values]
+    wide = d_out.dtype
+    d_parts = [wide_einsum("bkgth,bksh->bkgts", d_out.astype(part.dtype), part, wide) for part in values]
     d_weights = _dropped(d_parts[0] if len(values) == 1 else jnp.concatenate(d_parts, axis=-1), kept, rate)
     d_values = tuple(
-        transposed_product(_rows(part), _rows(d_out)).astype(own.dtype)
+        transposed_product(_rows(part.astype(own.dtype)), _rows(d_out.astype(own.dtype)), wide).astype(own.dtype)
         for part, own in zip(_split(_dropped(weights, kept, rate), values), values, strict=True)
     )
     return weights * (d_weights - row_sum), None, d_values, None

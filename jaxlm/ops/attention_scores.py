@@ -39,11 +39,11 @@ def _dot_forward(queries, keys):
 
 def _dot_backward(residuals, d_scores):
     queries, keys = residuals
-    d_scores = d_scores * queries.shape[-1] ** -0.5
-    d_queries = jnp.einsum("bkgts,bksh->bkgth", d_scores, keys.astype(d_scores.dtype))
+    wide = d_scores.dtype
+    d_scores = (d_scores * queries.shape[-1] ** -0.5).astype(queries.dtype)
+    d_queries = wide_einsum("bkgts,bksh->bkgth", d_scores, keys, wide)
     rows, d_rows = (rearrange(x, "b kv group t width -> b kv (group t) width") for x in (queries, d_scores))
-    d_keys = transposed_product(d_rows, rows.astype(d_scores.dtype))
-    return d_queries.astype(queries.dtype), d_keys.astype(keys.dtype)
+    return d_queries.astype(queries.dtype), transposed_product(d_rows, rows, wide).astype(keys.dtype)
 
 
 dot_scores.defvjp(_dot_forward, _dot_backward)

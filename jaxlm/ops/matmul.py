@@ -60,11 +60,13 @@ def _backward(dtype, residuals, dy):
 matmul.defvjp(_forward, _backward)
 
 
-def transposed_product(x: Float[Array, "*rows R I"], y: Float[Array, "*rows R O"]) -> Float[Array, "*rows I O"]:
-    """x^T y of each pair of matrices, where y is the smaller one.
+def transposed_product(
+    x: Float[Array, "*rows R I"], y: Float[Array, "*rows R O"], dtype: DTypeLike | None = None
+) -> Float[Array, "*rows I O"]:
+    """x^T y of each pair of matrices, where y is the smaller one, accumulated and returned in `dtype`.
 
     Computed as (y^T x)^T with y^T written out: on CPU the product of a large transposed matrix runs at a quarter of the
     speed (docs/log.md). The barriers keep XLA from undoing it.
     """
     transposed = jax.lax.optimization_barrier(y.swapaxes(-1, -2))
-    return jax.lax.optimization_barrier(jnp.matmul(transposed, x)).swapaxes(-1, -2)
+    return jax.lax.optimization_barrier(wide_einsum("...or,...ri->...oi", transposed, x, dtype)).swapaxes(-1, -2)
