@@ -25,12 +25,13 @@ def config(tmp_path, dtype="float32", **fields):
     )
 
 
-def lowered(tmp_path, monkeypatch, **fields):
-    """The program that a run trains by, and the state it starts from."""
+def lowered(tmp_path, monkeypatch, platform="cpu", **fields):
+    """The program that a run trains by on a platform, and the state it starts from."""
     programs = []
 
     def loop(chunk, state, source, cfg, hooks):
-        programs.append((chunk.lower(state, source(0), jnp.int32(1)).as_text(), state))
+        traced = chunk.trace(state, source(0), jnp.int32(1))
+        programs.append((traced.lower(lowering_platforms=(platform,)).as_text(), state))
         return state._replace(step=jnp.int32(2))
 
     monkeypatch.setattr(training, "loop", loop)
@@ -59,7 +60,7 @@ def test_a_run_goes_on_in_its_own_precision_only(tmp_path):
 
 
 def test_bfloat16_is_one_field_and_leaves_parameters_and_moments_in_float32(tmp_path, monkeypatch):
-    program, state = lowered(tmp_path, monkeypatch, dtype="bfloat16")
+    program, state = lowered(tmp_path, monkeypatch, platform="cuda", dtype="bfloat16")
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.opt_state)) if leaf.ndim}
     assert kinds == {"float32"}
     products = re.findall(r"stablehlo.dot_general[^\n]*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\)", program)
