@@ -99,6 +99,7 @@ def test_the_first_line_names_the_contestant_that_was_fastest_round_by_round(scr
     assert headline("p", {"contestants": rest}) == "p: no contestant of PyTorch ran"
 
 
+@pytest.mark.slow
 def test_a_training_step_is_timed_and_what_cannot_run_is_named(tmp_path):
     (tmp_path / "model.py").write_text(NANOGPT)
     numbers = tmp_path / "numbers.json"

@@ -118,6 +118,7 @@ def test_a_fit_finds_the_terms_that_made_the_times(growing):
     assert min(falling) == 0
 
 
+@pytest.mark.slow
 def test_growing_writes_its_table_and_picture(tmp_path):
     picture, numbers = tmp_path / "growing.png", tmp_path / "growing.json"
     command = [sys.executable, str(FOLDER / "growing.py"), "--smoke", "--figure", str(picture), "--json", str(numbers)]
