@@ -1,7 +1,6 @@
 """The lanes of `gpu.py` that run in JAX: `python benchmarks/gpu_jax.py LANE...`, or `resume FOLDER`."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
@@ -122,14 +121,7 @@ def reserved(program: jax.stages.Compiled) -> int:
 
 
 def make(lane: str) -> Made:
-    """Builds a lane while no other process of JAX does: the compiler times kernels to choose among them."""
-    with open(os.environ["GPU_BENCHMARK_LOCK"], "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return built(lane)
-
-
-def built(lane: str) -> Made:
-    """The lane of a name."""
+    """Builds a lane."""
     kind, *rest = lane.split(":")
     if kind == "train":
         return train(*rest[:2], dropout=0.2 if rest[2:] == ["dropout"] else 0.0)
@@ -153,7 +145,7 @@ def resume(folder: Path) -> str:
         command = [sys.executable, "-m", "jaxlm", "train", *arguments, *few]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+            raise RuntimeError(f"{name}: {gpu_lanes.last_line(done.stderr)}")
     whole, cut = (load_run(folder / name, 40) for name in ("whole", "cut"))
     pairs = zip(*(jax.tree.leaves(run.params) for run in (whole, cut)), strict=True)
     differing = sum(not np.array_equal(a, b) for a, b in pairs)

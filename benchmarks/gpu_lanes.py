@@ -65,6 +65,13 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
+def last_line(text: str) -> str:
+    """The last line that says something: not the note that JAX puts behind an error."""
+    lines = [line.strip() for line in text.splitlines()]
+    said = [line for line in lines if line.strip("-") and not line.startswith("For simplicity, JAX has removed")]
+    return said[-1][:300] if said else ""
+
+
 def serve(lanes: list[str], make: Callable[[str], Made]) -> None:
     """Builds the lanes and runs their rounds, until stdin ends. A lane that fails says why; the others go on."""
     rounds: dict[str, Lane] = {}

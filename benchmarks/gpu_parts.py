@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_lanes import NEW, SIZES, reason
+from gpu_lanes import NEW, SIZES, last_line, reason
 from gpu_race import HERE, Timing, Worker, end, race
 
 __all__ = ["PARTS", "Row", "Session", "reason"]
@@ -48,12 +48,11 @@ class Session:
 
     def race(self, processes: list[tuple[str, list[str]]], seconds: float) -> dict[str, Timing]:
         """The times of lanes, given the script of each process and its lanes, by "jax" or "torch" and lane."""
-        environment = {**self.environment, "GPU_BENCHMARK_LOCK": str(self.out / "lock")}
         workers: list[Worker] = []
         try:
             for number, (framework, lanes) in enumerate(processes):
                 log = self.out / f"{lanes[0].split(':')[0]}{number}.log"
-                workers.append(Worker(f"gpu_{framework}.py", framework, lanes, environment, log))
+                workers.append(Worker(f"gpu_{framework}.py", framework, lanes, self.environment, log))
             return race(workers, self.rounds, seconds)
         finally:
             for worker in workers:
@@ -77,9 +76,10 @@ def train(session: Session, seconds: float) -> list[Row]:
     groups += [[peaks["tensorfloat32"], _lane("train", small, "tensorfloat32")], [_lane("train", small, "float32")]]
     if session.smoke:
         processes = [(framework, list(itertools.chain(*groups))) for framework in ("jax", "torch")]
-    else:  # PyTorch's precision is one setting for a process
+    else:
         groups.insert(1, [_lane("train", large, "bfloat16")])
-        processes = [(framework, lanes) for lanes in groups for framework in ("jax", "torch")]
+        # JAX compiles half a minute and more a program, so all do at once. PyTorch's precision is one for a process.
+        processes = [("jax", [lane]) for lane in itertools.chain(*groups)] + [("torch", lanes) for lanes in groups]
     timings = session.race(processes, seconds)
     measured: dict[str, float] = {}
     rows = []
@@ -136,7 +136,7 @@ def decode(session: Session, seconds: float) -> list[Row]:
     """Sampling at temperature 1: tokens/s of all rows together, the prompt's prefill included."""
     size, batches = ("smoke", [2]) if session.smoke else ("gpt2-124m", [1, 32, 128])
     kinds = {"eager": "Hugging Face eager", "static": "Hugging Face static cache, compiled", "graph": "CUDA graph"}
-    processes = [("jax", [f"decode:{batch}:{size}" for batch in batches])]
+    processes = [("jax", [f"decode:{batch}:{size}"]) for batch in batches]
     if session.smoke:
         processes.append(("torch", [f"{kind}:{batch}:{size}" for kind in kinds for batch in batches]))
     else:  # each batch compiles for itself, at the same time
@@ -193,8 +193,8 @@ def checks(session: Session, seconds: float) -> list[Row]:
     commands: dict[str, tuple[list[str], Callable[[str], str]]] = {
         "parity, float32 without TF32": (parity, _parity_note),
         "parity, bfloat16": ([*parity, "--model.dtype", "bfloat16"], _parity_note),
-        "resumed run, bit for bit": ([python, str(HERE / "gpu_jax.py"), "resume", str(folder)], _last_line),
-        "tests of cuDNN": (tests, _last_line),
+        "resumed run, bit for bit": ([python, str(HERE / "gpu_jax.py"), "resume", str(folder)], last_line),
+        "tests of cuDNN": (tests, last_line),
     }
     rows, deadline = [], time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
@@ -233,21 +233,17 @@ def _check_row(session: Session, what: str, code: int | None, out: str, err: str
     try:
         said = note(out)
     except (ValueError, KeyError):
-        said = f"{_last_line(err) or _last_line(out)} (exit code {code})"
+        said = f"{last_line(err) or last_line(out)} (exit code {code})"
         return _failed("checks", what, said)
     if "skipped" in said and not session.smoke:
         return _failed("checks", what, f"the GPU's tests were skipped: {said}")
-    return Row("checks", what, note=f"passed: {said}" if code == 0 else f"failed: {said or _last_line(err)}")
+    return Row("checks", what, note=f"passed: {said}" if code == 0 else f"failed: {said or last_line(err)}")
 
 
 def _parity_note(out: str) -> str:
     found: dict[str, Any] = json.loads(out)
     where = f"{found['device']}, {found['dtype']}, products {found['precision']}"
     return f"{len(found['rows'])} quantities, JAX on {where}; PyTorch on {found['torch_device']}"
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1][:300]
 
 
 def run(session: Session, seconds: float) -> list[Row]:
@@ -265,7 +261,7 @@ def run(session: Session, seconds: float) -> list[Row]:
     )
     (session.out / "run.txt").write_text(done.stdout + done.stderr)
     if done.returncode:
-        return [_failed("run", preset, _last_line(done.stderr))]
+        return [_failed("run", preset, last_line(done.stderr))]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [row for row in rows if "val_loss" in row]
     best = min(losses, key=lambda row: row["val_loss"], default=None)
@@ -282,10 +278,10 @@ def run(session: Session, seconds: float) -> list[Row]:
 
 
 PARTS: dict[str, tuple[Callable[[Session, float], list[Row]], float]] = {
-    "train": (train, 200.0),
-    "checks": (checks, 130.0),
-    "run": (run, 150.0),
+    "train": (train, 180.0),
+    "checks": (checks, 120.0),
+    "run": (run, 180.0),
     "decode": (decode, 150.0),
-    "window": (window, 60.0),
+    "window": (window, 40.0),
 }
 """Each part and its time limit in seconds, most valuable first. Together they may need less than their limits."""

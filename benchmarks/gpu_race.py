@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpu_lanes import PREFIX
+from gpu_lanes import PREFIX, last_line
 
 HERE = Path(__file__).parent
 READY = 0.8
@@ -81,8 +81,8 @@ class Worker:
         if found is None:
             self._answers.put(None)
             self._log.seek(0)
-            said = (self._log.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise ConnectionError(f"the process ended with code {self._process.wait()}: {said[:200]}")
+            said = last_line(self._log.read()) or "it said nothing"
+            raise ConnectionError(f"the process ended with code {self._process.wait()}: {said}")
         return found
 
     def ask(self, lane: str) -> None:

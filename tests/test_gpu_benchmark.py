@@ -72,6 +72,21 @@ def test_a_lane_that_fails_says_why_and_the_others_go_on(start):
     assert timings["a:good"].facts["memory"] == 5
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "Traceback\nValueError: odd\n--------------------\nFor simplicity, JAX has removed its frames.\n",
+            "ValueError: odd",
+        ),
+        ("one\ntwo\n\n", "two"),
+        ("", ""),
+    ],
+)
+def test_what_an_error_says_is_not_the_note_behind_it(text, said):
+    assert gpu_lanes.last_line(text) == said
+
+
 def test_a_process_that_is_not_ready_in_time_is_ended(start):
     worker = start("a", "good", "slow")
     timings = race([worker, start("b", "good")], 1, 5.0)
@@ -133,7 +148,7 @@ def test_the_sizes_are_those_of_the_models():
 
 
 def test_a_check_that_skips_the_gpus_tests_there_has_failed(tmp_path):
-    arguments = ("tests of cuDNN", 0, "10 passed, 9 skipped in 3 s", "", gpu_parts._last_line)
+    arguments = ("tests of cuDNN", 0, "10 passed, 9 skipped in 3 s", "", gpu_lanes.last_line)
     assert gpu_parts._check_row(session(tmp_path), *arguments).note.startswith("passed")
     assert gpu_parts._check_row(session(tmp_path, smoke=False), *arguments).note.startswith("failed")
     ended = gpu_parts._check_row(session(tmp_path), "parity", 2, "", "no\ntorch", gpu_parts._parity_note)

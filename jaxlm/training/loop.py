@@ -22,6 +22,9 @@ CHUNK_SECONDS = 1.0
 CHUNK_STEPS = 64
 """The most steps of one call of the compiled loop; bounds how much of a memory-mapped text is read at once."""
 
+HELD_SECONDS = 1e-3
+"""A call of the compiled loop that takes longer than this has held Python until its steps were done."""
+
 
 Chunk = Callable[[TrainState, BatchSource, int], tuple[TrainState, StepMetrics]]
 
@@ -85,8 +88,9 @@ def loop(
 
     A chunk's metrics are read when the next chunk is already under way, so the device does not wait for Python. Hooks
     get them as NumPy arrays: what a hook computed on the device would wait for the chunk under way. Python waits for
-    the device once a chunk, and at boundaries, where hooks evaluate and save. Chunks end at boundaries and last about
-    CHUNK_SECONDS, so that a signal is answered soon.
+    the device once a chunk, and at boundaries, where hooks evaluate and save. Where the call itself lasts as long as
+    its steps (on a GPU the host runs the loop), its metrics are read at once: they are there. Chunks end at boundaries
+    and last about CHUNK_SECONDS, so that a signal is answered soon.
 
     Args:
       source: what `chunk` reads for the CHUNK_STEPS steps from a step on.
@@ -108,11 +112,15 @@ def loop(
 
     while step < cfg.steps and not any(hook.should_stop() for hook in hooks):
         stop = min(next_boundary(step, cfg), step + chunk_limit)
-        state, metrics = chunk(state, source(step), jax.device_put(np.int32(stop)))
+        block, end, called = source(step), jax.device_put(np.int32(stop)), time.perf_counter()
+        state, metrics = chunk(state, block, end)
+        held = time.perf_counter() - called > HELD_SECONDS
         report_pending()
         pending, step = (metrics, stop - step), stop
-        if step == cfg.steps or step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0:
+        boundary = step == cfg.steps or step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0
+        if held or boundary:
             report_pending()
+        if boundary:
             for hook in hooks:
                 hook.on_boundary(state, step)
             started = time.perf_counter()  # evaluating and saving are not training time

@@ -42,3 +42,17 @@ def test_the_future_and_what_lies_beyond_the_window_have_no_gradient(implementat
 
     seen = (jnp.abs(jax.grad(row)(values)[0]).max(axis=(1, 2)) > 0).tolist()
     assert [i for i, sees in enumerate(seen) if sees] == [36, 37, 38, 39, 40]
+
+
+@pytest.mark.parametrize(("length", "asked"), [(8, 8), (7, 8), (1, 2)])
+def test_odd_lengths_are_padded_whose_gradient_jax_refuses_on_a_gpu(monkeypatch, length, asked):
+    lengths, call = set(), jax.nn.dot_product_attention
+
+    def noted(queries, keys, values, **options):
+        lengths.update((queries.shape[1], keys.shape[1], values.shape[1]))
+        return call(queries, keys, values, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
+    inputs = [normal(i, 1, length, 2, 8).astype(jnp.bfloat16) for i in range(3)]
+    assert cudnn_attend(*inputs, None, "xla").shape == (1, length, 2, 8)
+    assert lengths == {asked}

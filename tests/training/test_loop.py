@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,41 @@ def test_the_loop_tells_every_hook_of_every_step_once_and_in_order(chunk):
     assert [call[1] for call in first.calls] == sorted(call[1] for call in first.calls)
     assert [call for call in first.calls if call[0] == "end"] == [first.calls[-1]] == [("end", 30)]
     assert second.calls == first.calls
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_chunk_is_said_to_take_as_long_as_its_own_steps(chunk, held):
+    """On a GPU the call lasts as long as its steps; on a CPU it returns at once. Chunks last 1 or 5 times 20 ms."""
+    seconds, done = [], np.zeros(())
+
+    class Late:
+        """A loss that is there after a while, as those of a device at work are."""
+
+        def __init__(self, at):
+            self.at = at
+
+        def __array__(self, *_, **__):
+            time.sleep(max(0.0, self.at - time.perf_counter()))
+            return done
+
+    def slow(state, source, stop):
+        nonlocal at
+        steps = int(stop) - int(state.step)
+        state, metrics = jax.block_until_ready(chunk(state, source, stop))
+        at = max(at, time.perf_counter()) + 0.02 * steps
+        if held:
+            time.sleep(at - time.perf_counter())
+        return state, metrics._replace(loss=Late(at))
+
+    class Timer(Hook):
+        def on_chunk(self, metrics, steps, took):
+            np.asarray(metrics.loss)
+            seconds.append((steps, took))
+
+    at = 0.0
+    chunk(fresh(), TEXT, 1)  # compiled
+    loop(slow, fresh(), lambda step: TEXT, TRAIN, [Timer()])
+    assert all(took > 0.015 * steps for steps, took in seconds), seconds
 
 
 @pytest.mark.parametrize("place", [0, 1])
