@@ -29,11 +29,17 @@ def built(cfg: ModelConfig, seed: int = 0):
     return model, jax.tree.unflatten(tree, noisy)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="train")
 def apply(model, params, tokens, cache=None, lengths=None, train=False, key=None):
-    """(logits, cache) of a model, compiled; `key` is that of dropout."""
+    """(logits, cache) of a model, compiled; `cache` may be the capacity of a new one, `key` is that of dropout."""
+    capacity, cache = (cache, None) if isinstance(cache, int) else (None, cache)
+    return _apply(model, params, tokens, cache, lengths, key, train=train, capacity=capacity)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("train", "capacity"))
+def _apply(model, params, tokens, cache, lengths, key, train, capacity):
     rngs = None if key is None else {"dropout": key}
-    return model.apply({"params": params}, tokens, cache=cache, lengths=lengths, train=train, rngs=rngs)
+    given = cache if capacity is None else capacity
+    return model.apply({"params": params}, tokens, cache=given, lengths=lengths, train=train, rngs=rngs)
 
 
 def random_tokens(cfg: ModelConfig, batch: int, length: int, seed: int = 0) -> Array:

@@ -16,7 +16,10 @@ from jaxlm.model.layers import LanguageModel
 from jaxlm.types import Params, Tokens
 
 PREFILL = 512
-"""Prompt tokens run at once; longer prompts go through in pieces, so that no program is wider."""
+"""Prompt tokens run at once behind others; what is longer goes through in pieces, so that no program is wider."""
+
+FIRST, FIRST_TOKENS = 2048, 1 << 17
+"""Tokens of the first piece of a prompt at most, and those of all rows together: no cache is read for them."""
 
 
 class State(NamedTuple):
@@ -46,15 +49,21 @@ def start(model: LanguageModel, params: Params, prompts: Prompts, capacity: int,
       with_seen: also note the prompt's tokens, for a repetition penalty.
     """
     ids, fed = prompts.ids, prompts.lengths - 1
-    cache = _empty_cache(model, len(ids), capacity)
-    for begin in range(0, int(fed.max()), PREFILL):
-        # Widths are powers of two, so that prompts of similar length share a program.
-        width = model.cfg.within_reach(min(PREFILL, max(MIN_BUCKET, power_of_two(int(fed.max()) - begin))))
+    cache, begin, end = None, 0, int(fed.max())
+    while begin < end:
+        width = model.cfg.within_reach(_piece(end - begin, len(ids), first=cache is None))
         padded = np.zeros((len(ids), width), np.int32)
         piece = ids[:, begin : begin + width]
         padded[:, : piece.shape[1]] = piece
         # Of a shorter row, less or nothing of this piece is real: the model leaves padding out of the cache.
-        cache = _prefill(model, params, cache, padded, np.clip(fed - begin, 0, width))
+        lengths = np.clip(fed - begin, 0, width)
+        if cache is None:
+            cache = _begin(model, params, padded, lengths, capacity)
+        else:
+            cache = _go_on(model, params, cache, padded, lengths)
+        begin += width
+    if cache is None:
+        cache = _empty_cache(model, len(ids), capacity)
     if prompts.num_samples > 1:
         cache = _repeat_rows(cache, prompts.num_samples)
     seen = None
@@ -81,8 +90,22 @@ def grow(model: LanguageModel, cache: Cache, capacity: int) -> Cache:
     return grow_cache(model.cfg, cache, capacity)
 
 
+def _piece(left: int, rows: int, first: bool) -> int:
+    """The width of the next piece of a prompt: a power of two, so that prompts of similar length share a program."""
+    most = min(FIRST, max(PREFILL, power_of_two(FIRST_TOKENS // rows))) if first else PREFILL
+    width = max(MIN_BUCKET, power_of_two(left))
+    if width > PREFILL and left <= 0.75 * width:  # too much would be padding
+        width //= 2
+    return min(most, width)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
+def _begin(model: LanguageModel, params: Params, ids: Tokens, lengths: Int[Array, " B"], capacity: int) -> Cache:
+    return cast(Any, model.apply({"params": params}, ids, cache=capacity, lengths=lengths))[1]
+
+
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def _prefill(model: LanguageModel, params: Params, cache: Cache, ids: Tokens, lengths: Int[Array, " B"]) -> Cache:
+def _go_on(model: LanguageModel, params: Params, cache: Cache, ids: Tokens, lengths: Int[Array, " B"]) -> Cache:
     return cast(Any, model.apply({"params": params}, ids, cache=cache, lengths=lengths))[1]
 
 

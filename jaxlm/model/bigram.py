@@ -17,7 +17,7 @@ class Bigram(LanguageModel):
     def __call__(
         self,
         tokens: Tokens,
-        cache: tuple[()] | None = None,
+        cache: tuple[()] | int | None = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
     ) -> tuple[Logits, tuple[()] | None]:
@@ -26,7 +26,9 @@ class Bigram(LanguageModel):
         shape = (cfg.vocab_size, cfg.vocab_size)
         table = self.param("table", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
         logits = wide_gradients.look_up(table, tokens).astype(cfg.dtype)
-        return softcap(logits.astype(jnp.promote_types(cfg.dtype, jnp.float32)), cfg.final_softcap), cache
+        return softcap(
+            logits.astype(jnp.promote_types(cfg.dtype, jnp.float32)), cfg.final_softcap
+        ), None if cache is None else ()
 
 
 class EmbeddingBigram(LanguageModel):
@@ -36,11 +38,11 @@ class EmbeddingBigram(LanguageModel):
     def __call__(
         self,
         tokens: Tokens,
-        cache: tuple[()] | None = None,
+        cache: tuple[()] | int | None = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
     ) -> tuple[Logits, tuple[()] | None]:
         """See LanguageModel."""
         x, table = self._embed(tokens, train)
         x = Dropout(self.cfg.dropout)(x, train)
-        return self._logits(x, table), cache
+        return self._logits(x, table), None if cache is None else ()

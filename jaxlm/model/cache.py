@@ -98,6 +98,16 @@ class LayerCache(NamedTuple):
         )
 
 
+def new_layer_cache(cfg: ModelConfig, batch_size: int, slots: int) -> LayerCache:
+    """An empty cache of one attention layer."""
+    dtype, sizes = jnp.dtype(cfg.dtype), cfg.resolved
+    return LayerCache(
+        jnp.zeros((batch_size, sizes.num_kv_heads, sizes.head_dim, slots), dtype),
+        jnp.zeros((batch_size, sizes.num_kv_heads, slots, sizes.value_head_dim), dtype),
+        jnp.full((batch_size, slots), -1, jnp.int32),
+    )
+
+
 class KVCache(NamedTuple):
     """The state of cached decoding: the slots of every layer, and the position of each row's next token."""
 
@@ -125,32 +135,28 @@ def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> Cache:
     Raises:
       UserError: batch_size or capacity below 1, or a capacity beyond a learned position table.
     """
-    if batch_size < 1 or capacity < 1:
-        raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
-    cfg.check_reach(capacity, "give a smaller capacity")
-    dtype = jnp.dtype(cfg.dtype)
+    check_cache_size(cfg, batch_size, capacity)
     if cfg.family == "recurrent":
         return zero_state(cfg, batch_size)
     if cfg.family != "transformer":
         return ()
+    layers = tuple(new_layer_cache(cfg, batch_size, slots) for slots in layer_slots(cfg, capacity))
+    return KVCache(layers=layers, next_position=jnp.zeros(batch_size, jnp.int32))
 
-    def layer(window: int | None) -> LayerCache:
-        slots = _slots(capacity, window)
-        return LayerCache(
-            jnp.zeros((batch_size, cfg.resolved.num_kv_heads, cfg.resolved.head_dim, slots), dtype),
-            jnp.zeros((batch_size, cfg.resolved.num_kv_heads, slots, cfg.resolved.value_head_dim), dtype),
-            jnp.full((batch_size, slots), -1, jnp.int32),
-        )
 
-    return KVCache(layers=tuple(map(layer, cfg.layer_windows)), next_position=jnp.zeros(batch_size, jnp.int32))
+def check_cache_size(cfg: ModelConfig, batch_size: int, capacity: int) -> None:
+    """Raises what `init_cache` raises."""
+    if batch_size < 1 or capacity < 1:
+        raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
+    cfg.check_reach(capacity, "give a smaller capacity")
 
 
 def grow_cache(cfg: ModelConfig, cache: Cache, capacity: int) -> Cache:
     """The same cache with a larger capacity. Exact while no row has more tokens than the old capacity."""
     if not isinstance(cache, KVCache):
         return cache
-    layers = zip(cache.layers, cfg.layer_windows, strict=True)
-    return cache._replace(layers=tuple(layer.grown(_slots(capacity, window)) for layer, window in layers))
+    layers = zip(cache.layers, layer_slots(cfg, capacity), strict=True)
+    return cache._replace(layers=tuple(layer.grown(slots) for layer, slots in layers))
 
 
 def zero_state(cfg: ModelConfig, batch_size: int) -> RecurrentCache:
@@ -159,5 +165,6 @@ def zero_state(cfg: ModelConfig, batch_size: int) -> RecurrentCache:
     return RecurrentCache(((state, state) if cfg.cell == "lstm" else state,) * cfg.num_layers)
 
 
-def _slots(capacity: int, window: int | None) -> int:
-    return capacity if window is None else min(capacity, window)
+def layer_slots(cfg: ModelConfig, capacity: int) -> tuple[int, ...]:
+    """The slots of each attention layer in a cache of this capacity: min(W, capacity)."""
+    return tuple(capacity if window is None else min(capacity, window) for window in cfg.layer_windows)

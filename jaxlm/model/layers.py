@@ -25,16 +25,18 @@ class LanguageModel(nn.Module):
 
     Args:
       tokens: [B, T] int32 ids below V. An id outside the vocabulary gives NaN logits.
-      cache: the tokens so far; None = none. With a cache the same call serves a prefill, a chunk and a single step.
+      cache: the tokens so far; None = none, and none comes back. With a cache the same call serves a prefill, a chunk
+        and a single step. A number C = none so far, and a cache of capacity C comes back: the same as from an empty
+        one, but its empty slots are not read.
       lengths: [B] number of real tokens in each right-padded row. Padding is neither seen nor cached.
       train: switches dropout on, which needs `rngs={"dropout": key}` if a rate is above 0.
 
     Returns:
       Logits [B, T, V] of the token after each position, in at least float32, and the cache with these tokens added
-      (None if there was none).
+      (None for None).
 
     Raises:
-      UserError: more tokens than a learned position table has.
+      UserError: more tokens than a learned position table has; a capacity that `init_cache` refuses.
     """
 
     cfg: ModelConfig

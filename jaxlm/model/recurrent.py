@@ -73,7 +73,7 @@ class Recurrent(LanguageModel):
     def __call__(
         self,
         tokens: Tokens,
-        cache: RecurrentCache | None = None,
+        cache: RecurrentCache | int | None = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
     ) -> tuple[Logits, RecurrentCache | None]:
@@ -85,6 +85,6 @@ class Recurrent(LanguageModel):
             positions = jnp.where(positions < lengths[:, None], positions, -1)
         x, table = self._embed(tokens, train)
         x = Dropout(cfg.dropout)(x, train)
-        state = zero_state(cfg, batch) if cache is None else cache
+        state = cache if isinstance(cache, RecurrentCache) else zero_state(cfg, batch)
         x, layers = apply_layers(RecurrentLayer, cfg, x, positions, state.layers, train)
         return self._logits(x, table), None if cache is None else RecurrentCache(layers)

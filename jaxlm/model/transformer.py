@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
-from jaxlm.model.cache import KeyValues, KVCache, LayerCache
+from jaxlm.model.cache import KeyValues, KVCache, LayerCache, check_cache_size, layer_slots, new_layer_cache
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dense, Dropout, LanguageModel, Norm, table_init, weight_init
 from jaxlm.ops import wide_gradients
@@ -55,14 +55,27 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | None, train: bool
+        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | int | None, train: bool
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """Attends from x to the cache and to x itself. Returns the cache with the keys and values of x written."""
+        """Attends from x to the cache and to x itself. Returns the cache with the keys and values of x written.
+
+        Args:
+          cache: a number = none so far, and one of so many slots comes back.
+        """
         cfg = self.cfg
         queries, new = self._project(x, positions)
-        window = self.window if cache is None else cache.slots  # min(W, capacity)
-        implementation = self._implementation(x.shape[1], window, cached=cache is not None)
-        seen, new_cache = ((new,), None) if cache is None else cache.extend(new, in_order=implementation == "local")
+        length = x.shape[1]
+        window = cache.slots if isinstance(cache, LayerCache) else self.window  # slots: min(W, capacity)
+        if isinstance(cache, int):
+            window = cache if cache < length else None
+        implementation = self._implementation(length, window, cached=isinstance(cache, LayerCache))
+        seen: tuple[KeyValues, ...] = (new,)
+        new_cache = None
+        if isinstance(cache, LayerCache):
+            seen, new_cache = cache.extend(new, in_order=implementation == "local")
+        elif cache is not None:
+            placed = new._replace(positions=jnp.broadcast_to(new.positions, x.shape[:2]))
+            new_cache = new_layer_cache(cfg, len(x), cache).write(*placed)
         out = self._attend(queries, positions, seen, window, implementation, train)
         out = rearrange(out, "b t maps h -> b t (maps h)")
         if cfg.attention_out_proj:
@@ -197,7 +210,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | None, train: bool
+        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | int | None, train: bool
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """One layer; the cache goes in and comes out."""
         cfg = self.cfg
@@ -229,16 +242,20 @@ class Transformer(LanguageModel):
     def __call__(
         self,
         tokens: Tokens,
-        cache: KVCache | None = None,
+        cache: KVCache | int | None = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
     ) -> tuple[Logits, KVCache | None]:
         """See LanguageModel."""
         cfg = self.cfg
-        length = tokens.shape[1]
+        batch, length = tokens.shape
         cfg.check_reach(length)
+        if isinstance(cache, int):
+            check_cache_size(cfg, batch, cache)
+            if cfg.scan_layers or cfg.remat:  # which take arrays
+                cache = cast(KVCache, self.init_cache(batch, cache))
         offsets = jnp.arange(length, dtype=jnp.int32)[None]
-        positions = offsets if cache is None else offsets + cache.next_position[:, None]
+        positions = offsets + cache.next_position[:, None] if isinstance(cache, KVCache) else offsets
         added = jnp.int32(length)
         if lengths is not None:
             added = lengths.astype(jnp.int32)
@@ -248,16 +265,24 @@ class Transformer(LanguageModel):
         if cfg.position == "learned":
             shape = (cfg.max_seq_len, cfg.embed_dim)
             places = self.param("position_embedding", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
-            at = places[None, :length] if cache is None else wide_gradients.look_up(places, jnp.maximum(positions, 0))
+            at = places[None, :length]
+            if isinstance(cache, KVCache):
+                at = wide_gradients.look_up(places, jnp.maximum(positions, 0))
             x = wide_gradients.add(x, at)
         elif cfg.position == "sinusoidal":
             x += sinusoids(positions, cfg.embed_dim, jnp.promote_types(cfg.dtype, jnp.float32)).astype(cfg.dtype)
         x = Dropout(cfg.dropout)(x, train)
-        x, layers = apply_layers(Block, cfg, x, positions, None if cache is None else cache.layers, train)
+        caches: Any = cache.layers if isinstance(cache, KVCache) else None
+        if isinstance(cache, int):
+            caches = layer_slots(cfg, cache)
+        x, layers = apply_layers(Block, cfg, x, positions, caches, train)
         if cfg.norm_order == "pre":
             x = Norm(cfg, name="final_norm")(x)
         logits = self._logits(x, table)
-        return logits, None if cache is None else KVCache(layers=layers, next_position=cache.next_position + added)
+        if cache is None:
+            return logits, None
+        past = cache.next_position if isinstance(cache, KVCache) else jnp.zeros(batch, jnp.int32)
+        return logits, KVCache(layers=layers, next_position=past + added)
 
 
 def attention_implementations(model: LanguageModel, length: int) -> list[Implementation]:

@@ -12,7 +12,7 @@ from tolerances import FLOAT32
 
 from jaxlm.config import ModelConfig
 from jaxlm.decode.generate import MAX_BLOCK, _advance, generate, generate_blocks, predict
-from jaxlm.decode.prefill import _prefill
+from jaxlm.decode.prefill import _begin
 from jaxlm.decode.request import request_from
 
 
@@ -84,10 +84,10 @@ def test_work_stops_when_every_row_is_done():
 
 def test_programs_are_compiled_per_bucket_never_per_value_or_exact_length():
     def programs():
-        return _advance._cache_size(), _prefill._cache_size()
+        return _advance._cache_size(), _begin._cache_size()
 
     _advance.clear_cache()
-    _prefill.clear_cache()
+    _begin.clear_cache()
     sampled(PROMPT, top_k=3, top_p=0.5, repetition_penalty=1.1)  # 2 prompts of up to 17, 16 slots
     before = programs()
     for length, count, top_k in ((3, 9, 3), (5, 12, 4), (9, 8, 3), (12, 5, 4), (2, 15, 3)):

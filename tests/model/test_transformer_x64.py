@@ -29,8 +29,9 @@ def wide(cfg):
 
 
 def cached_logits(cfg, tokens, split, capacity):
+    """From the capacity, or from an empty cache where the first piece is a single token."""
     model, params = built(cfg)
-    cache, pieces, start = model.init_cache(tokens.shape[0], capacity), [], 0
+    cache, pieces, start = capacity if split[0] > 1 else model.init_cache(tokens.shape[0], capacity), [], 0
     for size in split:
         logits, cache = apply(model, params, tokens[:, start : start + size], cache)
         pieces.append(logits)
@@ -122,6 +123,29 @@ def test_a_ragged_batch_gives_what_each_row_gives_alone(name):
         full, _ = apply(model, params, alone)
         assert_close(logits[row, :length], full[0, :length], FLOAT64)
         assert_close(next_logits[row, 0], full[0, -1], FLOAT64)
+
+
+@pytest.mark.parametrize("capacity", [3, 9])
+@pytest.mark.parametrize(
+    "name", ["learned", "window_pattern", "scan_layers", "remat", "gru_scanned", "embedding_bigram"]
+)
+def test_a_capacity_gives_what_an_empty_cache_gives(name, capacity):
+    cfg = wide(VARIANTS[name])
+    model, params = built(cfg)
+    tokens, lengths = random_tokens(cfg, 3, 7), jnp.array([7, 0, 4])
+    logits, cache = apply(model, params, tokens, capacity, lengths)
+    expected, filled = apply(model, params, tokens, model.init_cache(3, capacity), lengths)
+    jax.tree.map(lambda a, b: assert_close(a, b, FLOAT64), cache, filled)
+    assert jax.tree.structure(cache) == jax.tree.structure(filled)
+    for row, length in enumerate(lengths):
+        assert_close(logits[row, :length], expected[row, :length], FLOAT64)
+
+
+@pytest.mark.parametrize("capacity", [0, 10])
+def test_a_capacity_is_refused_as_for_an_empty_cache(capacity):
+    model, params = built(wide(VARIANTS["learned"]))
+    with pytest.raises(ValueError, match=f"capacity = {capacity}|{capacity} tokens are beyond"):
+        model.apply({"params": params}, random_tokens(model.cfg, 1, 2), capacity)
 
 
 @pytest.mark.parametrize(
