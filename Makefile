@@ -55,6 +55,7 @@ format: .venv/.dev
 
 bench: .venv/.test
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/optimizers.py
 

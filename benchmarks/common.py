@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -95,6 +95,36 @@ def serve(prepare: Callable[..., Callable[..., Reply]], spec: str) -> None:
             reply = {"error": f"{type(error).__name__}: {first[:200]}"}
         print(json.dumps(reply), file=replies, flush=True)
         waiting, used = time.perf_counter(), time.process_time()
+
+
+@contextlib.contextmanager
+def started(
+    script: str, specs: dict[str, Reply], requests: dict[str, Sequence[Reply]], what: str
+) -> Iterator[tuple[dict[str, Worker], dict[str, list[Reply]], dict[str, str]]]:
+    """Workers that have compiled and warmed up, one after another; they end with the `with` block.
+
+    Args:
+      specs: of each worker, by its name.
+      requests: what each is asked first.
+
+    Yields: the workers that answered, their answers, and for each one that failed the reason.
+    """
+    workers: dict[str, Worker] = {}
+    answers: dict[str, list[Reply]] = {}
+    failed: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        for name, spec in specs.items():
+            progress(f"{what}: {name} compiles and warms up")
+            worker = Worker(script, **spec)
+            stack.callback(worker.close)
+            begun = time.perf_counter()
+            try:
+                answers[name] = [worker.ask(**request) for request in requests[name]]
+                answers[name][0]["ready_seconds"] = time.perf_counter() - begun
+                workers[name] = worker
+            except UnavailableError as error:
+                failed[name] = str(error)
+        yield workers, answers, failed
 
 
 def take_turns(

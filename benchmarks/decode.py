@@ -18,7 +18,6 @@ later one.
 """
 
 import argparse
-import contextlib
 import time
 from collections.abc import Callable
 from statistics import median
@@ -26,15 +25,13 @@ from typing import Any
 
 from common import (
     Reply,
-    UnavailableError,
-    Worker,
     environment,
     environment_lines,
     idle_line,
-    progress,
     serve,
     speed_ratios,
     spread,
+    started,
     take_turns,
     write_json,
 )
@@ -172,26 +169,18 @@ def race(contestants: list[str], setting: Reply, prompt: int, new: int, naive_st
             whole = some_steps(name, prompt, new, naive_steps)
         requests[name] = [{"calls": calls} for calls in (whole, [(prompt, FEW)], [(prompt, 1)])]
         requests[name] = requests[name][:: 1 if new > 1 else 2]
-    with contextlib.ExitStack() as stack:
-        workers, first = {}, {}
-        for name in contestants:
-            progress(f"batch {setting['batch']}, {prompt} + {new} tokens: {name} compiles and warms up")
-            worker = Worker(__file__, contestant=name, **setting)
-            stack.callback(worker.close)
-            try:
-                first[name] = [worker.ask(**request)["seconds"] for request in requests[name]]
-                workers[name] = worker
-            except UnavailableError as error:
-                found[name] = {"not_available": str(error)}
-        replies, failed = take_turns(workers, requests, rounds)
-        found |= {name: {"not_available": reason} for name, reason in failed.items()}
+    specs = {name: {"contestant": name, **setting} for name in contestants}
+    what = f"batch {setting['batch']}, {prompt} + {new} tokens"
+    with started(__file__, specs, requests, what) as (workers, first, failed):
+        replies, failed_later = take_turns(workers, requests, rounds)
+        found |= {name: {"not_available": reason} for name, reason in (failed | failed_later).items()}
         idle = idle_line(workers)
     for name, rows in replies.items():
         whole, *few, one = zip(*([reply["seconds"] for reply in row] for row in rows), strict=True)
         steps = [seconds / naive_steps for seconds in whole]
         if RECOMPUTES[name] == "nothing" and few:
             steps = [(a - b) / (new - FEW) for a, b in zip(whole, few[0], strict=True)]
-        compiling = max(0.0, first[name][0] - median(whole))
+        compiling = max(0.0, first[name][0]["seconds"] - median(whole))
         found[name] = {"compiling_seconds": compiling, "first_token_seconds": one, "seconds_a_step": steps}
     ours = found[contestants[0]]
     if "not_available" in ours:

@@ -15,7 +15,6 @@ and scores above the diagonal count, for every contestant alike. The peak is a p
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import time
@@ -26,8 +25,6 @@ from statistics import median
 import numpy as np
 from common import (
     Reply,
-    UnavailableError,
-    Worker,
     environment,
     environment_lines,
     idle_line,
@@ -35,6 +32,7 @@ from common import (
     serve,
     speed_ratios,
     spread,
+    started,
     take_turns,
     train_flops_per_token,
     write_json,
@@ -162,21 +160,12 @@ def prepare(contestant: str, preset: str, smoke: bool, against: str | None) -> C
 
 def race(name: str, contestants: list[str], steps: int, rounds: int, smoke: bool, against: str | None) -> Reply:
     """All contestants on one preset: warm-up, then `rounds` rounds in turn."""
-    workers, first, failed = {}, {}, {}
-    with contextlib.ExitStack() as stack:
-        for contestant in contestants:
-            progress(f"{name}: {NAMES[contestant]} compiles and warms up")
-            worker = Worker(__file__, contestant=contestant, preset=name, smoke=smoke, against=against)
-            stack.callback(worker.close)
-            started = time.perf_counter()
-            try:
-                first[contestant] = worker.ask(steps=steps) | {"ready": time.perf_counter() - started}
-                workers[contestant] = worker
-            except UnavailableError as error:
-                failed[contestant] = str(error)
+    specs = {key: {"contestant": key, "preset": name, "smoke": smoke, "against": against} for key in contestants}
+    requests = {key: [{"steps": steps}] for key in contestants}
+    with started(__file__, specs, requests, name) as (workers, first, failed):
         facts = workers["jaxlm"].ask(facts=True) if "jaxlm" in workers else {}
         progress(f"{name}: {rounds} rounds of {steps} steps")
-        replies, failed_later = take_turns(workers, {key: [{"steps": steps}] for key in workers}, rounds)
+        replies, failed_later = take_turns(workers, requests, rounds)
         idle = idle_line(workers)
     failed |= failed_later
     if "jaxlm" in failed:
@@ -190,7 +179,7 @@ def race(name: str, contestants: list[str], steps: int, rounds: int, smoke: bool
         rows[contestant] = {
             "seconds_a_step": seconds[contestant],
             "jaxlm_times_as_fast": speed_ratios(seconds["jaxlm"], seconds[contestant]),
-            "ready_seconds": first[contestant]["ready"],
+            "ready_seconds": first[contestant][0]["ready_seconds"],
             "loss": replies[contestant][-1][0]["loss"],
         }
     return {**facts, "steps_a_round": steps, "idle": idle, "contestants": rows}

@@ -139,6 +139,19 @@ def test_every_contestant_trains(tmp_path):
 
 
 @pytest.mark.slow
+def test_forward_passes_are_timed_and_their_memory_is_planned(tmp_path):
+    numbers = tmp_path / "numbers.json"
+    told = run("forward", "--smoke", "--json", numbers)
+    report = json.loads(numbers.read_text())
+    rows = report["sizes"]["12x64"]["contestants"]
+    assert list(rows) == ["jaxlm", "hf", "hf-compiled", "torch", "torch-compiled"]
+    assert all(len(row["jaxlm_times_as_fast"]) == 1 for row in rows.values()), rows
+    assert rows["jaxlm"]["jaxlm_times_as_fast"] == [1]
+    assert 0 < report["memory"]["bytes"]["32"] < report["memory"]["bytes"]["64"]
+    assert "jaxlm times as fast" in told
+
+
+@pytest.mark.slow
 def test_every_sampler_samples(tmp_path):
     numbers = tmp_path / "numbers.json"
     every = ["jaxlm generate_naive", "jaxlm stream", "Hugging Face generate", "Hugging Face compiled"]
