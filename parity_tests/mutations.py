@@ -117,7 +117,7 @@ LAYERS = [
     ),
     bug(
         "mask after the softmax, not renormalised", ATTENTION, "after the softmax",
-        edit(attention._read_forward, "jnp.where(mask, scores, jnp.finfo(scores.dtype).min)", "scores"),
+        edit(attention.masked_softmax, "jnp.where(mask, scores, jnp.finfo(scores.dtype).min)", "scores"),
     ),
     bug(
         "key/value heads tiled, not grouped", ATTENTION, "tiled instead of grouped!",
@@ -321,15 +321,14 @@ REST = [
 COARSE = [
     coarse(
         "activation", "softmax in bfloat16, of a float32 model", ATTENTION, "softmax",
-        edit(attention._read_forward, "jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)",
+        edit(attention.masked_softmax, "jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)",
              'jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min).astype(scores.dtype '
              'if scores.dtype == "float64" else "bfloat16"), axis=-1).astype(scores.dtype)'),
     ),
     coarse(
         "activation", "softmax in bfloat16, of a bfloat16 model", ATTENTION, "softmax",
-        edit(attention._read_forward, "jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)",
-             "jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min).astype(values[0].dtype), axis=-1)"
-             ".astype(scores.dtype)"),
+        edit(attention._read_forward, "masked_softmax(scores, mask)",
+             "masked_softmax(scores.astype(values[0].dtype), mask).astype(scores.dtype)"),
         dtype="bfloat16", **ROPE,
     ),
     coarse(
