@@ -16,6 +16,9 @@ from jaxlm.types import Params, tree_bytes
 MIN_BUCKET = 16
 """Smaller prompts and caches are padded to this: fewer programs, and no slower."""
 
+MIN_GROWTH = 32
+"""Slots that a growing cache gains at least."""
+
 
 class CapacityPlan(NamedTuple):
     """How far the cache of a request reaches.
@@ -77,12 +80,11 @@ def plan_capacity(
 
 
 def cache_capacities(cfg: ModelConfig, params: Params, rows: int, longest: int, plan: CapacityPlan) -> list[int]:
-    """The capacities that the cache goes through as it fills: each twice the one before, up to the last that is needed.
+    """The capacities that the cache goes through as it fills: in quarters of the last one, but in MIN_GROWTH at least.
 
     A step reads every slot, filled or not, and all weights. So the first cache is about as large as the weights: a
-    smaller one would hardly make a step faster, and needs a program of its own. From there on the cache doubles as it
-    fills. Capacities are powers of two (but for a given one, or the end of a position table), so that requests of
-    similar length share programs.
+    smaller one would hardly make a step faster, and needs a program of its own. The last capacity is a power of two
+    (but for a given one, or the end of a position table), so that requests of similar length share programs.
     """
     if cfg.family != "transformer":
         return [1]
@@ -93,14 +95,11 @@ def cache_capacities(cfg: ModelConfig, params: Params, rows: int, longest: int, 
     def cache_size(capacity: int) -> int:
         return tree_bytes(jax.eval_shape(functools.partial(init_cache, cfg, rows, capacity)))
 
-    first, weights = power_of_two(max(longest, MIN_BUCKET)), tree_bytes(params)
-    while first < last and cache_size(min(2 * first, last)) <= weights:
-        first *= 2
-    capacities = []
-    while first < last:
-        capacities.append(first)
-        first *= 2
-    return [*capacities, last]
+    growth, weights = max(last // 4, MIN_GROWTH), tree_bytes(params)
+    capacities = [c for c in range(growth, last - growth // 2, growth) if c >= longest] + [last]
+    while len(capacities) > 1 and cache_size(capacities[1]) <= weights:
+        capacities.pop(0)
+    return capacities
 
 
 def power_of_two(n: int) -> int:
