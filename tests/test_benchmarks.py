@@ -131,3 +131,26 @@ def test_growing_writes_its_table_and_picture(tmp_path):
     assert all(len(row["seconds"]) == 1 for row in report["sizes"])
     assert "a step takes" in done.stdout
     assert "time grows as context^" in done.stdout
+
+
+PROGRAM = """
+%fused (p: f32[2]) -> f32[2] {
+  %p = f32[2] parameter(0)
+  ROOT %scaled = f32[2] multiply(%p, %p), metadata={op_name="jit(chunk)/jvp(Transformer)/block_0/mlp/up/mul"}
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2] parameter(0)
+  %fusion.1 = f32[2] fusion(%x), kind=kLoop, calls=%fused
+  ROOT %dot.2 = f32[2] dot(%x), metadata={op_name="transpose(jvp(Transformer))/block_0/attention/query/dot_general"}
+}
+"""
+
+
+def test_operations_of_a_profile_are_given_to_the_parts_of_the_model(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    profile = runpy.run_path(str(FOLDER / "profile_step.py"))
+    names = profile["origins"](PROGRAM)
+    assert profile["part_of"](names["fusion.1"]) == "MLP, forward"
+    assert profile["part_of"](names["dot.2"]) == "projections of attention, backward"
+    assert profile["part_of"]("jit(chunk)/while/body/adamw/mul") == "embeddings, optimizer, other"
