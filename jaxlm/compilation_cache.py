@@ -106,7 +106,7 @@ def kept_programs() -> Iterator[None]:
             yield
     finally:
         _update(before)
-        _prune(folder, limit)
+        prune(folder, limit)
 
 
 @contextlib.contextmanager
@@ -176,7 +176,7 @@ def _entries(folder: str | None) -> list[tuple[float, int, str]]:
     return sorted(found)
 
 
-def _prune(folder: str | None, limit: int | None) -> None:
+def prune(folder: str | None, limit: int | None) -> None:
     """Deletes the entries used longest ago until all together take at most `limit` bytes."""
     entries = _entries(folder)
     excess = 0 if limit is None else sum(size for _, size, _ in entries) - limit

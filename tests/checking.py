@@ -1,19 +1,27 @@
-"""The run-time type checker of the tests: jaxtyping's shapes through beartype, an int standing for a float."""
+"""What all tests run with: checks of every signature and compiled programs that all processes share."""
 
 import importlib
 import os
+from pathlib import Path
 
+import jax
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
+PROGRAMS = str(Path(__file__).parent.parent / ".pytest_cache" / "programs")
+"""Where compiled programs are kept, in place of the user's own folder. The next run of the tests finds them."""
+
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+"""jaxtyping's shapes through beartype, an int standing for a float."""
 
 
 def install() -> None:
-    """Checks every annotated signature of jaxlm but the configs, which check themselves.
+    """Checks every annotated signature of jaxlm but the configs, which check themselves, and keeps compiled programs.
 
     Must be called before anything else imports jaxlm.
     """
+    jax.config.update("jax_compilation_cache_dir", PROGRAMS)  # most of the tests' time goes into compiling
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # As the command does (jaxlm/cli/main.py). JAX would set 1 for the commands that tests start, whose log then fills
     # a pipe that nobody reads.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -8,11 +8,18 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from jaxlm.compilation_cache import prune  # noqa: E402
 from jaxlm.data import sources as recipes  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("any machine", deadline=None)  # a time limit fails on a busy one
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_sessionfinish(session):
+    """Bounds the folder of compiled programs, once all processes are done with it."""
+    if not hasattr(session.config, "workerinput"):
+        prune(checking.PROGRAMS, 2**30)
 
 
 @pytest.fixture(scope="session")

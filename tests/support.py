@@ -4,18 +4,15 @@ import contextlib
 import functools
 import io
 import os
-import tempfile
 from unittest import mock
 
 import jax
+from checking import PROGRAMS
 from jaxtyping import Array
 
 from jaxlm.cli.main import main
 from jaxlm.config import ModelConfig
 from jaxlm.model.build import build_model, init_params
-
-PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxlm-programs-")
-"""Where the commands of the tests keep compiled programs, in place of the user's own folder; gone with the process."""
 
 
 @functools.cache
@@ -50,7 +47,7 @@ def random_tokens(cfg: ModelConfig, batch: int, length: int, seed: int = 0) -> A
 def command(*arguments):
     """(exit code, stdout, stderr) of `jaxlm ARGUMENTS`."""
     out, err = io.StringIO(), io.StringIO()
-    environment = {"JAX_COMPILATION_CACHE_DIR": PROGRAMS.name, **os.environ}
+    environment = {"JAX_COMPILATION_CACHE_DIR": PROGRAMS, **os.environ}
     with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(argument) for argument in arguments])
     return code, out.getvalue(), err.getvalue()

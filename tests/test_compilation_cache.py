@@ -210,7 +210,9 @@ def test_resumed_with_new_or_kept_programs_a_run_is_bitwise_the_one_without(tmp_
         optim=dataclasses.replace(tiny.optim, warmup_steps=2),
         train=dataclasses.replace(tiny.train, steps=8, log_every=2, eval_every=8, checkpoint_every=4),
     )
-    train(config, tmp_path / "whole")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    with kept_programs():
+        train(config, tmp_path / "whole")
     whole = load_run(tmp_path / "whole", 8)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
     programs = []

@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from support import PROGRAMS, command, refused, snapshot
+from checking import PROGRAMS
+from support import command, refused, snapshot
 
 from jaxlm import compilation_cache
 from jaxlm.cli.main import COMMANDS, main
@@ -221,7 +222,7 @@ def test_text_as_it_comes_and_json_and_the_kept_file_say_the_same(folder, monkey
     assert files == [found, found]
     flushed = []
     with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", PROGRAMS.name)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
         patch.setattr(out, "flush", lambda: flushed.append(out.getvalue()))
         assert main(arguments) == 0
     assert flushed[0] == "ROMEO:"
@@ -272,7 +273,7 @@ def test_leaving_a_sample_in_the_middle_is_quiet(folder, leave, code):
         [sys.executable, "-c", f"{heed}; {run}", *endless],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": PROGRAMS.name},
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": PROGRAMS},
     )
     before = sorted((folder / "runs/tiny-1/samples").iterdir())
     assert process.stdout.read(50).startswith(b"ROMEO:")  # as it comes, past the cache

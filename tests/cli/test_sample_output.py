@@ -7,7 +7,8 @@ import warnings
 
 import jax
 import pytest
-from support import PROGRAMS, built, command
+from checking import PROGRAMS
+from support import built, command
 
 from jaxlm.config import ExperimentConfig, ModelConfig, SampleConfig
 from jaxlm.data.tokenizer import CharTokenizer
@@ -48,7 +49,7 @@ def test_a_length_that_is_asked_for_is_warned_of(run):
 
 
 def test_what_the_locale_cannot_encode_is_replaced(run):
-    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "", "JAX_COMPILATION_CACHE_DIR": PROGRAMS.name}
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "", "JAX_COMPILATION_CACHE_DIR": PROGRAMS}
     done = subprocess.run(
         [sys.executable, "-m", "jaxlm", "sample", str(run)], env={**os.environ, **locale}, capture_output=True
     )
