@@ -1,5 +1,7 @@
 """The calls of CMU 15-780's hand-out: layers with a mask and a cache, a language model, and samplers."""
 
+import re
+
 import jax.numpy as jnp
 import pytest
 import torch
@@ -38,6 +40,10 @@ def layer(name, **options):
 def language_model(**options):
     torch.manual_seed(0)
     return LanguageModel(11, 24, 3, 2, max_seq_len=16, **options)
+
+
+def refused(message):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
 
 
 def of_torch(attention, x, mask):
@@ -128,6 +134,32 @@ def test_masks_that_cannot_be_meant_are_refused(name, mask, message):
     made(numbers(1, 2, 64), use_kv_cache=True)
     with pytest.raises(ValueError, match=message):
         made(numbers(1, 3, 64), mask, use_kv_cache=True)
+
+
+@every
+@pytest.mark.parametrize("shape", [[0, 3, 64], [2, 0, 64], [2, 3, 63], [3, 64]])
+@pytest.mark.parametrize("use_kv_cache", [False, True])
+@torch.no_grad()
+def test_inputs_that_are_empty_or_of_another_width_are_refused_and_nothing_is_lost(name, shape, use_kv_cache):
+    made, X = layer(name), numbers(2, 4, 64)
+    whole = made(X, causal(4))
+    made(X[:, :3], causal(3), use_kv_cache=True)
+    with refused(f"X is {shape}: give [B, T, 64], at least one row and one token"):
+        made(numbers(*shape), use_kv_cache=use_kv_cache)
+    assert_close(made(X[:, 3:], use_kv_cache=True), whole[:, 3:], EXACT)
+
+
+@pytest.mark.parametrize("shape", [[0, 3], [2, 0], [3]])
+def test_a_model_refuses_no_tokens(shape):
+    with refused(f"tokens are {shape}: give [B, T], at least one row and one token"):
+        language_model()(torch.ones(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("sample", [sample_transformer_cached, sample_transformer_naive])
+@pytest.mark.parametrize("shape", [[0], [0, 3], [2, 0], [1, 2, 3]])
+def test_a_sampler_refuses_no_prompt(sample, shape):
+    with refused(f"prompt is {shape}: give [T] or [B, T], at least one row and one token"):
+        sample(language_model(), torch.ones(shape, dtype=torch.int64), 2)
 
 
 @torch.no_grad()

@@ -36,8 +36,11 @@ class _Layer(nn.Module):
             if isinstance(module, MaskedAttention):
                 module.clear_cache()
 
-    def _read(self, layer: nn.Module, X: Tensor, mask: Tensor | None, use_kv_cache: bool) -> Tensor:
+    def _read(self, layer: MaskedAttention | Block, X: Tensor, mask: Tensor | None, use_kv_cache: bool) -> Tensor:
         """What torchref's layer makes of X at the next positions, with the mask; None is a mask of zeros."""
+        width = layer.cfg.embed_dim
+        if X.ndim != 3 or 0 in X.shape or X.shape[2] != width:
+            raise ValueError(f"X is {list(X.shape)}: give [B, T, {width}], at least one row and one token")
         past, length = self.seen if use_kv_cache else 0, X.shape[1]
         end = past + length
         if self.max_seq_len is not None and end > self.max_seq_len:
@@ -78,7 +81,7 @@ class SelfAttention(_Layer):
           mask: [T, S + T], added to the scores; a mask [T, T] hides none of the S tokens. None hides nothing.
 
         Raises:
-          ValueError: more tokens than max_seq_len; a mask of bool or of another shape.
+          ValueError: X of another width, or empty; more tokens than max_seq_len; a mask of bool or of another shape.
         """
         return self._read(self.attention, X, mask, use_kv_cache)
 
@@ -102,7 +105,8 @@ class LanguageModel(Transformer):
     """Token and learned position embeddings, causal pre-norm blocks, a final norm and a head of its own.
 
     `model(tokens)` maps integers [B, T] to logits [B, T, vocab_size]. `model(tokens, use_kv_cache=True)` goes on after
-    the tokens of earlier such calls, until `model.clear_cache()`. More than max_seq_len tokens raise a ValueError.
+    the tokens of earlier such calls, until `model.clear_cache()`. More than max_seq_len tokens, or none, raise a
+    ValueError.
     `jaxlm.convert.from_torchref(model.cfg, model.state_dict())` gives the parameters of `jaxlm.build_model(model.cfg)`.
     """
 
@@ -120,6 +124,12 @@ class LanguageModel(Transformer):
         sizes = {"embed_dim": d, "num_heads": num_heads, "num_layers": num_layers, "mlp_dim": d_ff}
         super().__init__(_config(max_seq_len, **{"vocab_size": vocab_size, **head, **sizes, **fields}))
 
+    def forward(self, tokens: Tensor, use_kv_cache: bool = False) -> Tensor:
+        """Maps integers [B, T] to logits [B, T, vocab_size]."""
+        if tokens.ndim != 2 or 0 in tokens.shape:
+            raise ValueError(f"tokens are {list(tokens.shape)}: give [B, T], at least one row and one token")
+        return super().forward(tokens, use_kv_cache)
+
 
 def sample_transformer_naive(
     model: LanguageModel,
@@ -132,6 +142,9 @@ def sample_transformer_naive(
 
     Each is drawn from the logits over the whole history (its last max_seq_len tokens) divided by the temperature; 0
     takes the most likely one. Without a generator, torch's global one draws.
+
+    Raises:
+      ValueError: an empty prompt.
     """
     return _sample(model, prompt, num_tokens, temperature, generator, use_kv_cache=False)
 
@@ -146,7 +159,7 @@ def sample_transformer_cached(
     """The same tokens as `sample_transformer_naive`, reading each once, by the KV cache.
 
     Raises:
-      ValueError: prompt and new tokens but the last are more than max_seq_len.
+      ValueError: an empty prompt; prompt and new tokens but the last are more than max_seq_len.
     """
     return _sample(model, prompt, num_tokens, temperature, generator, use_kv_cache=True)
 
@@ -160,6 +173,8 @@ def _sample(
     use_kv_cache: bool,
 ) -> Tensor:
     prompt = torch.as_tensor(prompt)
+    if prompt.ndim not in (1, 2) or 0 in prompt.shape:
+        raise ValueError(f"prompt is {list(prompt.shape)}: give [T] or [B, T], at least one row and one token")
     options: dict[str, Any] = {"use_kv_cache": use_kv_cache, "generator": generator}
     new = generate(model, torch.atleast_2d(prompt), num_tokens, temperature, **options)
     return new if prompt.ndim > 1 else new[0]

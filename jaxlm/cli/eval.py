@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TASK_OPTIONS: dict[str, set[str]] = {
     "loss": set(),
-    "prediction": {"limit", "batch_size", "prompts", "save"},
+    "prediction": {"limit", "batch_size", "prompts", "save", "temperature", "fit_temperature"},
     "generation": {
         *("limit", "batch_size", "prompts", "save", "beam_width", "oracle"),
         *(field.name for field in dataclasses.fields(SamplingParams)),
@@ -51,12 +51,15 @@ class _EvalOptions(CheckpointOptions):
     ids that follow, if known), vocabulary (the symbol of each id; without it ids are the run's own)."""
     save: Path | None = None
     """For prediction and generation: a new .npz file for ids, texts, and the logits of prediction."""
+    fit_temperature: bool = False
+    """For prediction: divide the logits by the temperature that is best on rows of the training split, and report the
+    likelihood after that as well."""
     beam_width: int | None = None
     """For generation: the best of a beam search with so many beams, in place of samples."""
     sampling: Annotated[SamplingParams, tyro.conf.arg(name="")] = GENERATION_SAMPLING
     oracle: Path | None = None
-    """For generation, as are the options of sampling: the model that scores it, another run or a Hugging Face
-    folder."""
+    """For generation, as are the options of sampling (prediction reads --temperature): the model that scores it,
+    another run or a Hugging Face folder."""
     path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
     """Another text to evaluate with the run's tokenizer, or the run's own data if they have moved."""
     val_path: Annotated[Path | None, tyro.conf.arg(name="data.val-path")] = None
@@ -119,7 +122,11 @@ def _task(run: "Run", options: _EvalOptions) -> dict[str, Any]:
     if options.task == "likelihood":
         results = tasks.likelihood(run, *rows)
     elif options.task == "prediction":
-        results = tasks.prediction(run, *rows, **files)
+        given = options.sampling.temperature
+        temperature: float | Literal["fit"] | None = None if given == GENERATION_SAMPLING.temperature else given
+        if options.fit_temperature:
+            temperature = "fit"
+        results = tasks.prediction(run, *rows, temperature=temperature, **files)
     else:
         oracle, beam_width, sampling = options.oracle, options.beam_width, to_dict(options.sampling)
         if beam_width is not None:
@@ -173,6 +180,9 @@ def _check(options: _EvalOptions) -> None:
                 f"--{name.replace('_', '-')} {value} is not for --task {options.task}: "
                 f"leave it out, or use --task {' or '.join(readers)}"
             )
+    temperature = options.sampling.temperature
+    if options.fit_temperature and temperature != GENERATION_SAMPLING.temperature:
+        raise UserError(f"--temperature {temperature} is not read beside --fit-temperature: leave one out")
     if options.save is not None and len(options.runs) > 1:
         raise UserError(f"--save {options.save} is one file, but there are {len(options.runs)} runs: give one")
     for name, value in (("path", options.path), ("val-path", options.val_path)):

@@ -44,7 +44,7 @@ class _ReproduceOptions(JsonOption):
     """Folder of results.md and results/NAME.json, .csv and .png; default: --out. Results of earlier calls in it are
     kept."""
     processes: int | None = None
-    """How many trainings at a time; default: one a core for small models, else one."""
+    """How many trainings at a time; default: one a core for small models, one for large ones and with --quick."""
 
 
 def reproduce(arguments: list[str]) -> int:
@@ -83,7 +83,8 @@ def reproduce(arguments: list[str]) -> int:
         print(f"done: {row.name}, seed {seed}: {numbers}", file=sys.stderr)
 
     write_report(exp, root, report, options.quick)  # what is missing says so, whatever happens from here on
-    processes = options.processes or (usable_cores() if exp.side_by_side else 1)
+    # A tiny model is trained in less time than a process starts in.
+    processes = options.processes or (usable_cores() if exp.side_by_side and not options.quick else 1)
     with kept_programs():
         try:
             if processes > 1:

@@ -1,10 +1,11 @@
-"""The rows that the tasks of 11-785 continue: held-out data of a run, or prompts in an .npz file."""
+"""The rows that the tasks of 11-785 continue: held-out or training data of a run, or prompts in an .npz file."""
 
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -31,26 +32,21 @@ class Rows(NamedTuple):
     truths: list[Int[np.ndarray, " _"]] | None
 
 
-def held_out(run: Run) -> list[transcripts.Utterance] | Integer[np.ndarray, " n"]:
-    """The held-out utterances in full, without <eos> and <pad>; of a text, its validation tokens.
+Data = list[transcripts.Utterance] | Integer[np.ndarray, " n"]
+"""The utterances of a split in full, without <eos> and <pad>; of a text, its tokens."""
+
+
+def held_out(run: Run) -> Data:
+    """The validation split of a run.
 
     Raises:
       UserError: the data are missing, or are not those of the run.
     """
-    check_named(run)
-    cfg = run.config.data
-    if run.tokenizer.eos_token is not None:
-        read = read_transcripts(cfg)
-        check_data(read.sha256, run.corpus_sha256)
-        return read.val
-    corpus = load_corpus(cfg, run.config.model.max_seq_len, run.tokenizer)
-    check_data(corpus.sha256, run.corpus_sha256)
-    assert isinstance(corpus.val, TokenStream)
-    return corpus.val.tokens
+    return _split(run, "validation")
 
 
 def held_out_rows(run: Run, prompt: int, new: int, limit: int | None, *, whole: bool) -> Rows:
-    """<eos> and the first `prompt` characters of each transcript that has them, and up to `new` that follow.
+    """<eos> and the first `prompt` characters of each held-out transcript that has them, and up to `new` that follow.
 
     Of a text, pieces of prompt + new tokens.
 
@@ -60,21 +56,60 @@ def held_out_rows(run: Run, prompt: int, new: int, limit: int | None, *, whole: 
     Raises:
       UserError: there is no such row.
     """
-    data, least, most = held_out(run), prompt + new * whole, prompt + new
+    return _rows(run, "validation", prompt, prompt + new * whole, prompt + new, lambda places: places[:limit])
+
+
+def training_rows(run: Run, prompt: int, new: int, most: int) -> Rows:
+    """Rows of the training split as `held_out_rows` with `whole` makes them: at most `most`, evenly spread over it.
+
+    Raises:
+      UserError: there is no such row.
+    """
+
+    def spread(places: Sequence[int]) -> Sequence[int]:
+        return [places[i] for i in np.linspace(0, len(places) - 1, min(most, len(places))).astype(int)]
+
+    return _rows(run, "training", prompt, prompt + new, prompt + new, spread)
+
+
+def _split(run: Run, split: Literal["training", "validation"]) -> Data:
+    check_named(run)
+    cfg = run.config.data
+    if run.tokenizer.eos_token is not None:
+        read = read_transcripts(cfg)
+        check_data(read.sha256, run.corpus_sha256)
+        return read.train if split == "training" else read.val
+    corpus = load_corpus(cfg, run.config.model.max_seq_len, run.tokenizer)
+    check_data(corpus.sha256, run.corpus_sha256)
+    stream = corpus.train if split == "training" else corpus.val
+    assert isinstance(stream, TokenStream)
+    return stream.tokens
+
+
+def _rows(
+    run: Run,
+    split: Literal["training", "validation"],
+    prompt: int,
+    least: int,
+    most: int,
+    choose: Callable[[Sequence[int]], Sequence[int]],
+) -> Rows:
+    """The chosen ones of the transcripts with at least `least` characters, or of the pieces of `most` tokens."""
+    data, width = _split(run, split), prompt
     if isinstance(data, list):
-        width = prompt + 1
-        start = np.array([run.tokenizer.eos_token], np.int32)
-        rows = [np.concatenate([start, row[:most]]) for row in data if len(row) >= least]
+        places: Sequence[int] = [place for place, row in enumerate(data) if len(row) >= least]
         longest = max(map(len, data), default=0)
-        reason = f"no held-out transcript has {least} characters (the longest has {longest})"
+        reason = f"no {split} transcript has {least} characters (the longest has {longest})"
     else:
-        width = prompt
-        count = min(len(data) // most, limit or len(data))
-        rows = list(data[: count * most].reshape(-1, most).astype(np.int32))
-        reason = f"the validation split has {len(data)} tokens, fewer than the {most} of a row"
-    if not rows:
-        raise UserError(f"{reason}: the task needs a run with longer held-out data")
-    rows = rows[:limit]
+        places = range(len(data) // most)
+        reason = f"the {split} split has {len(data)} tokens, fewer than the {most} of a row"
+    if not places:
+        raise UserError(f"{reason}: the task needs a run with longer {split} data")
+    if isinstance(data, list):
+        width, start = prompt + 1, np.array([run.tokenizer.eos_token], np.int32)
+        rows = [np.concatenate([start, data[place][:most]]) for place in choose(places)]
+    else:
+        rows = [data[place * most : (place + 1) * most].astype(np.int32) for place in choose(places)]
     return Rows(np.stack([row[:width] for row in rows]), [row[width:] for row in rows])
 
 

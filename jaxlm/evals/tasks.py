@@ -5,9 +5,9 @@ its validation tokens are cut into rows, without <eos>, and "characters" below a
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,20 @@ from jaxtyping import Float, Int
 
 from jaxlm.config import SamplingParams
 from jaxlm.config.base import to_dict
+from jaxlm.config.sampling import MIN_TEMPERATURE
 from jaxlm.data.files import check_new_npz, staged
 from jaxlm.decode.beam_search import beam_search
 from jaxlm.decode.generate import generate, predict
 from jaxlm.errors import UserError
-from jaxlm.evals.rows import held_out, held_out_rows, read_rows, symbols
+from jaxlm.evals.calibration import fit_temperature
+from jaxlm.evals.rows import held_out, held_out_rows, read_rows, symbols, training_rows
 from jaxlm.evals.scorers import Scorer, batches, load_scorer, row_log_probs
 from jaxlm.ops.loss import target_log_probs
 from jaxlm.run.folder import Run
 
 PREDICTION_PROMPT, PREDICTED = 30, 10
+FIT_ROWS = 1000
+"""Rows that a temperature is fitted on; more change the score by less than 0.002 (docs/log.md)."""
 GENERATION_PROMPT = 40
 EXAMPLES = 5
 
@@ -35,6 +39,7 @@ def prediction(
     limit: int | None = None,
     batch_size: int = 64,
     *,
+    temperature: float | Literal["fit"] | None = None,
     prompts: Path | None = None,
     save: Path | None = None,
 ) -> dict[str, Any]:
@@ -44,6 +49,9 @@ def prediction(
     of a text, pieces of 40 tokens.
 
     Args:
+      temperature: the logits are divided by it for `calibrated_nll` and in the saved file. "fit" takes that of
+        `fit_temperature` on the same task over at most 1,000 rows of the training split, spread evenly, with prompts
+        as long as those that are scored; no held-out row decides it.
       prompts: a file with other prompts, as `jaxlm.evals.rows.read_rows` reads it; its `tgt` has the true characters.
       save: a new .npz file for `prompts` [R, P] and `targets` [R, 10] (ids), `logits` [R, 10, V] float32, the texts
         `prompt_texts`, `target_texts`, `predicted_texts` [R], and `vocabulary` [V], the symbol of each id.
@@ -51,11 +59,15 @@ def prediction(
     Returns:
       nll: nats per character of the true 10, mean over all rows; None where they are not known.
       accuracy: the share of characters that the greedy choice gets right; None as above.
+      temperature, calibrated_nll: with a temperature; `nll` after the division. No greedy choice differs.
+      fit_rows: rows that the temperature was fitted on.
 
     Raises:
-      UserError: no such row; a learned position table that is too short; prompts that cannot be read; a file to save
-        that exists or cannot be written.
+      UserError: no such row; a temperature that divides nothing (0, below 1e-6, infinite); a learned position table
+        that is too short; prompts that cannot be read; a file to save that exists or cannot be written.
     """
+    if temperature not in (None, "fit"):
+        _check_divisor(temperature)
     if save is not None:
         check_new_npz(save)
     if prompts is None:
@@ -65,22 +77,55 @@ def prediction(
     truth = None if truths is None else np.stack(truths)
     count, steps = len(starts), PREDICTED if truth is None else truth.shape[1]
     run.model.cfg.check_reach(starts.shape[1] + steps - 1, "use a run with a longer table")
-    log_probs, greedy = np.zeros((count, steps)), np.zeros((count, steps), np.int32)
+    results: dict[str, Any] = {}
+    if temperature == "fit":
+        temperature, results["fit_rows"] = _fitted(run, starts.shape[1], steps, batch_size)
+    log_probs, greedy = np.zeros((2, count, steps)), np.zeros((count, steps), np.int32)
     kept = None if save is None else np.zeros((count, steps, run.model.cfg.vocab_size), np.float32)
-    for batch, real in batches(count, batch_size):
-        logits = predict(run.model, run.params, starts[batch], steps)
-        greedy[batch[:real]] = np.asarray(logits.argmax(axis=-1))[:real]
+    for rows, logits in _logits(run, starts, steps, batch_size):
+        greedy[rows] = np.asarray(logits.argmax(axis=-1))
+        scaled = logits if temperature is None else logits / temperature
         if truth is not None:
-            log_probs[batch[:real]] = np.asarray(target_log_probs(logits, truth[batch]))[:real]
+            log_probs[0, rows], log_probs[1, rows] = (target_log_probs(x, truth[rows]) for x in (logits, scaled))
         if kept is not None:
-            kept[batch[:real]] = np.asarray(logits)[:real]
+            kept[rows] = np.asarray(scaled)
     if save is not None and kept is not None:
         arrays, texts = {"prompts": starts, "logits": kept}, {"predicted_texts": _texts(run, greedy)}
         if truth is not None:
             arrays["targets"], texts["target_texts"] = truth, _texts(run, truth)
         _save(save, run, arrays, texts)
-    nll, accuracy = (None, None) if truth is None else (-float(log_probs.mean()), float((greedy == truth).mean()))
-    return {"rows": count, "nll": nll, "accuracy": accuracy}
+    nll, calibrated = (None, None) if truth is None else (-log_probs.mean(axis=(1, 2))).tolist()
+    accuracy = None if truth is None else float((greedy == truth).mean())
+    if temperature is not None:
+        results = {"temperature": temperature, "calibrated_nll": calibrated, **results}
+    return {"rows": count, "nll": nll, "accuracy": accuracy, **results}
+
+
+def _check_divisor(temperature: Any) -> None:
+    if not (isinstance(temperature, (int, float)) and MIN_TEMPERATURE <= temperature < math.inf):
+        raise UserError(
+            f"temperature = {temperature!r} cannot divide logits: give a finite number of at least {MIN_TEMPERATURE}, "
+            "or have it fitted"
+        )
+
+
+def _logits(
+    run: Run, starts: Int[np.ndarray, "R P"], steps: int, batch_size: int
+) -> Iterator[tuple[slice, Float[jax.Array, "B steps V"]]]:
+    """The logits of `jaxlm.predict`, batch by batch, and which rows they are of."""
+    first = 0
+    for batch, real in batches(len(starts), batch_size):
+        yield slice(first, first + real), predict(run.model, run.params, starts[batch], steps)[:real]
+        first += real
+
+
+def _fitted(run: Run, width: int, steps: int, batch_size: int) -> tuple[float, int]:
+    """The temperature of the prediction task over rows of the training split, and how many those are."""
+    prompt = width - (run.tokenizer.eos_token is not None)
+    starts, truths = training_rows(run, prompt, steps, FIT_ROWS)
+    assert truths is not None
+    logits = np.concatenate([np.asarray(part) for _, part in _logits(run, starts, steps, batch_size)])
+    return fit_temperature(logits, np.stack(truths)), len(starts)
 
 
 def generation(

@@ -64,7 +64,7 @@ def _windows(quick: bool) -> Numbers:
     """Time and memory of attention in blocks and with a mask, over the length and the window."""
     from jaxlm.reproduce.attention_cost import exponent, gradient, median_seconds
 
-    lengths, windows = ((64, 128), (8,)) if quick else (LENGTHS, WINDOWS)
+    lengths, windows = ((256, 512), (128,)) if quick else (LENGTHS, WINDOWS)
     found: list[dict[str, Any]] = []
     for length in lengths:
         for window, local in ((windows[0], False), *((window, True) for window in windows)):

@@ -11,19 +11,53 @@ from pathlib import Path
 
 from jaxlm.errors import CheckError, UserError
 from jaxlm.reproduce.records import folder_of, read_record, usable_cores
-from jaxlm.reproduce.rows import Experiment
+from jaxlm.reproduce.rows import Experiment, Training
 from jaxlm.reproduce.work import Job, StoppedError
+from jaxlm.run.metrics import read_rows
 
 LOG = "log.txt"
 """What a process prints; it lies beside the folder of its row."""
 
 POLL_S = 0.2
+LOOK_S, SILENCE_S = 1.0, 60.0
+"""How often the metrics of running rows are read, and after how long a row without an evaluation says where it is."""
+
+
+class _Running:
+    """A job, its process, and what has been said of its progress."""
+
+    def __init__(self, job: Job, process: subprocess.Popen, root: Path) -> None:
+        self.job, self.process = job, process
+        self._path = folder_of(root, job[0].name, job[1]) / "metrics.jsonl"
+        self._evaluated, self._said_at, self._looked_at = -1, time.monotonic(), 0.0
+
+    def report(self) -> None:
+        """Says where the row is, if it has been evaluated since the last line or has been silent for long."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        rows = read_rows(self._path)
+        evaluations = [row for row in rows if "val_loss" in row]
+        is_new = bool(evaluations) and evaluations[-1]["step"] > self._evaluated
+        if not is_new and now - self._said_at < SILENCE_S:
+            return
+        latest = evaluations[-1] if is_new else rows[-1] if rows else {"step": 0}
+        self._said_at = now
+        if is_new:
+            self._evaluated = latest["step"]
+        (row, seed), names = self.job, {"loss": "loss", "val_loss": "val"}
+        losses = "".join(f", {name} {latest[field]:.2f}" for field, name in names.items() if field in latest)
+        steps = f"/{row.config.train.steps}" if isinstance(row, Training) else ""
+        print(f"{row.name}, seed {seed}: step {latest['step']}{steps}{losses}", file=sys.stderr)
 
 
 def perform_all(
     experiment: Experiment, jobs: list[Job], root: Path, quick: bool, processes: int, done: Callable[[Job], None]
 ) -> None:
     """Does all jobs, at most `processes` at a time; a job waits for the rows that it needs.
+
+    Says on stderr when a job starts, and of each but a quick one its evaluations, or once a minute its step.
 
     Args:
       done: called after each job.
@@ -35,7 +69,7 @@ def perform_all(
     """
     waiting = [job for job in jobs if read_record(experiment, root, *job, quick) is None]
     cores = _shares(processes)
-    running: dict[int, tuple[Job, subprocess.Popen]] = {}
+    running: dict[int, _Running] = {}
     root.mkdir(parents=True, exist_ok=True)
     with _stopped_by_signals(), _ended(running):
         while waiting or running:
@@ -43,13 +77,16 @@ def perform_all(
                 job = next((job for job in waiting if _is_ready(experiment, job, root, quick)), None)
                 if slot not in running and job is not None:
                     waiting.remove(job)
-                    running[slot] = job, _start(experiment, job, root, quick, cores[slot])
+                    running[slot] = _Running(job, _start(experiment, job, root, quick, cores[slot]), root)
             time.sleep(POLL_S)
-            for slot, (job, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[slot]
-                    _check(job, process.returncode, root)
-                    done(job)
+            for slot, row in list(running.items()):
+                if row.process.poll() is None:
+                    if not quick:
+                        row.report()
+                    continue
+                del running[slot]
+                _check(row.job, row.process.returncode, root)
+                done(row.job)
 
 
 @contextlib.contextmanager
@@ -68,15 +105,15 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended(running: dict[int, tuple[Job, subprocess.Popen]]) -> Iterator[None]:
+def _ended(running: dict[int, _Running]) -> Iterator[None]:
     """When this block ends, however it does, the processes are asked to save and end, and are waited for."""
     try:
         yield
     finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.wait()
+        for row in running.values():
+            row.process.terminate()
+        for row in running.values():
+            row.process.wait()
 
 
 def _is_ready(experiment: Experiment, job: Job, root: Path, quick: bool) -> bool:

@@ -1,8 +1,10 @@
 """Doing one row of an experiment under one seed: once, and resumed where it was stopped."""
 
+import contextlib
 import dataclasses
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,8 +69,23 @@ def perform(exp: Experiment, row: Row, seed: int, root: Path, quick: bool) -> No
             seconds = time.perf_counter() - started
         else:
             assert isinstance(row, Training)
-            numbers, seconds = _train(row, seed, root, quick)
+            with _compiled_quickly() if quick else contextlib.nullcontext():
+                numbers, seconds = _train(row, seed, root, quick)
         write_record(folder_of(root, row.name, seed), new_record(exp, row, seed, quick, seconds, numbers))
+
+
+@contextlib.contextmanager
+def _compiled_quickly() -> Iterator[None]:
+    """Programs are compiled with hardly any optimization: six steps take less time than compiling them well."""
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _train(row: Training, seed: int, root: Path, quick: bool) -> tuple[Numbers, float]:
@@ -186,7 +203,7 @@ def quick_config(config: ExperimentConfig, root: Path) -> ExperimentConfig:
         model = dataclasses.replace(model, num_layers=1)
     optim = dataclasses.replace(config.optim, warmup_steps=min(2, config.optim.warmup_steps))
     train = dataclasses.replace(
-        config.train, steps=6, batch_size=2, grad_accum=1, log_every=2, eval_every=3, checkpoint_every=3
+        config.train, steps=6, batch_size=2, grad_accum=1, log_every=2, eval_every=3, checkpoint_every=6
     )
     sample = dataclasses.replace(config.sample, max_new_tokens=20)
     return dataclasses.replace(config, model=model, data=data, optim=optim, train=train, sample=sample)

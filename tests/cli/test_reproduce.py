@@ -62,6 +62,14 @@ def test_own_prompts_are_continued_side_by_side(done, tmp_path):
     assert "holds no finished training" in err
 
 
+def test_quick_versions_of_small_models_share_a_process(tmp_path, shakespeare, monkeypatch):
+    monkeypatch.setattr("jaxlm.reproduce.side_by_side.perform_all", lambda *_: pytest.fail("started processes"))
+    monkeypatch.setattr("jaxlm.reproduce.records.usable_cores", lambda: 2)
+    code, _, err = command("reproduce", "nanogpt-optimizers", "--quick", "--row", "sgd-0.1", "--out", tmp_path)
+    assert code == 0, err
+    assert "done: sgd-0.1, seed 0: val_loss" in err
+
+
 def test_a_process_that_fails_is_named(done, tmp_path):
     exp = experiment("cmu15780")
     (tmp_path / "sgd-0.1-seed-0").mkdir()

@@ -257,7 +257,7 @@ def test_too_short_rows_and_changed_data_are_refused(trained, text_run, folder):
     with pytest.raises(ValueError, match="the data are not those of the run"):
         tasks.prediction(other)
     other = dataclasses.replace(other, corpus_sha256=read_transcripts(data).sha256)
-    with pytest.raises(ValueError, match=r"no held-out transcript has 40 characters \(the longest has 7\)"):
+    with pytest.raises(ValueError, match=r"no validation transcript has 40 characters \(the longest has 7\)"):
         tasks.generation(other, THIRTY)
     data = dataclasses.replace(text_run.config.data, val_fraction=0.01)
     short = dataclasses.replace(text_run, config=dataclasses.replace(text_run.config, data=data))

@@ -99,7 +99,8 @@ def test_the_gpu_setting_and_the_transcripts():
     row = experiment("nanogpt-gpu").row("shakespeare-char")
     assert (row.published["best_val_loss"], row.config.train.steps, row.config.train.batch_size) == (1.4697, 5000, 64)
     row = experiment("cmu11785").row("transcripts")
-    assert dict(row.targets) == {"val_loss": 1.6, "prediction_nll": 3.2}
+    assert dict(row.targets) == {"val_loss": 1.6, "prediction_nll": 3.2, "calibrated_prediction_nll": 3.2}
+    assert "prediction_temperature" in row.quantities
     assert row.needs == ("oracle",)
 
 

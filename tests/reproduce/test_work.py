@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -110,6 +111,22 @@ def test_a_measurement_is_kept(tmp_path):
     )
     work.perform(experiment_of(row), row, 0, tmp_path, quick=True)
     assert read_record(experiment_of(row), tmp_path, row, 0, True)["quick"] is True
+
+
+def test_only_quick_versions_are_compiled_without_optimization(config, tmp_path, monkeypatch):
+    row, name, seen = Training(name="small", label="small", config=config), "jax_disable_most_optimizations", []
+    before = jax.config.values[name]
+
+    def train(*_):
+        seen.append(jax.config.values[name])
+        raise UserError("seen")
+
+    monkeypatch.setattr(work, "_train", train)
+    for quick in (True, False):
+        with pytest.raises(UserError, match="seen"):
+            work.perform(experiment_of(row), row, 0, tmp_path, quick)
+    assert (seen, jax.config.values[name]) == ([True, before], before)
+    assert not before
 
 
 def test_two_processes_do_not_do_the_same_row(tmp_path):
