@@ -143,7 +143,7 @@ def generate_blocks(model: LanguageModel, params: Params, request: Request, max_
         if len(capacities) > 1:
             # The scan runs whole blocks. One that goes past the end of a cache that is still to grow would overwrite
             # its first slots, so it takes only the blocks that fit.
-            count = (capacities[0] - prompts.longest + 1 - step) // size * size
+            count = min(count, (capacities[0] - prompts.longest + 1 - step) // size * size)
         if count <= 0:
             capacities = capacities[1:]
             state = state._replace(cache=grow(model, state.cache, capacities[0]))

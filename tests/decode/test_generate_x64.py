@@ -13,6 +13,7 @@ from tolerances import FLOAT64
 
 from jaxlm.decode.capacity import cache_capacities
 from jaxlm.decode.generate import generate, predict
+from jaxlm.decode.prefill import grow
 from jaxlm.decode.request import request_from
 from jaxlm.decode.stream import stream
 from jaxlm.decode.uncached import generate_naive
@@ -64,6 +65,17 @@ def test_cached_naive_streamed_batched_and_alone_draw_the_same(filters):
         alone = {**arguments, "key": row_keys[row : row + 1], "prompt_lengths": None}
         single = generate(model, params, prompt[row : row + 1, :length], **alone)
         assert_same(single, jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], out))
+
+
+@pytest.mark.parametrize("new", [30, 75])
+def test_a_cache_grows_no_further_than_it_must(new, monkeypatch):
+    model, params = built(dataclasses.replace(CFG, max_seq_len=128))
+    prompt, arguments = random_tokens(CFG, 2, 6), {"max_new_tokens": new, "key": KEY, "num_samples": 8}
+    grown = []
+    monkeypatch.setattr("jaxlm.decode.generate.grow", lambda *args: grown.append(args[2]) or grow(*args))
+    out = generate(model, params, prompt, **arguments)
+    assert_same(out, generate_naive(model, params, prompt, **arguments))
+    assert grown == {30: [64], 75: [64, 96]}[new]  # of 64 and 128
 
 
 def test_a_capacity_that_holds_everything_changes_nothing_and_a_smaller_one_is_a_window():
