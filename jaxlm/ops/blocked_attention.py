@@ -24,7 +24,7 @@ BLOCK, MAX_BLOCKS = 64, 4
 BATCHED_FROM_WINDOWS, BATCHED_FROM_TOKENS = 3, 128
 """Queries, in windows and in tokens, from which equal blocks form a larger batch; below, MAX_BLOCKS are as fast."""
 
-TILE, FORWARD_TILE, ACCELERATOR_TILE = 400_000, 4_000_000, 100_000_000
+TILE, FORWARD_TILE, ACCELERATOR_TILE = 400_000, 1_000_000, 100_000_000
 """Scores computed at once on CPU in a training step, whose backward pass recomputes one tile after the other; on CPU
 without a backward pass; on a GPU or TPU.
 
