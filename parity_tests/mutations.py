@@ -246,8 +246,7 @@ REST = [
     ),
     later(
         "decoding", "position not advanced by a step", "embedding", "not advanced",
-        edit(transformer.Transformer.__call__, "cache.next_position + added",
-             "cache.next_position + jnp.where(added == 1, 0, added)"),
+        edit(transformer.Transformer.__call__, "past + added", "past + jnp.where(added == 1, 0, added)"),
     ),
     later(
         "decoding", "a step that does not see its own key", ATTENTION, "before it is written",

@@ -4,7 +4,6 @@ import importlib
 import os
 from pathlib import Path
 
-import jax
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -20,10 +19,11 @@ def install() -> None:
 
     Must be called before anything else imports jaxlm.
     """
-    jax.config.update("jax_compilation_cache_dir", PROGRAMS)  # most of the tests' time goes into compiling
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # As the command does (jaxlm/cli/main.py). JAX would set 1 for the commands that tests start, whose log then fills
     # a pipe that nobody reads.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before jax is imported
+    settings = importlib.import_module("jax").config
+    settings.update("jax_compilation_cache_dir", PROGRAMS)  # most of the tests' time goes into compiling
+    settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     importlib.import_module("jaxlm.config")
     install_import_hook("jaxlm", "checking.check")
