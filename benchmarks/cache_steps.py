@@ -68,7 +68,7 @@ def token_times(cfg: jaxlm.ModelConfig, batch: int, rounds: int) -> np.ndarray:
 
 
 def by_fill(path: str, tokens: int, window: int, batch: int, rounds: int) -> None:
-    """The figure, and a table of its points on both sides of the powers of two, where the cache grows."""
+    """The figure, and a table of its points on both sides of the powers of two."""
     from matplotlib.figure import Figure  # half a second to import: only when a plot is made
 
     from jaxlm.run.plots import BLUE, ORANGE, label_ends, style

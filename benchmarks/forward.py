@@ -148,6 +148,8 @@ def main() -> None:
     if arguments.worker:
         serve(prepare, arguments.worker)
         return
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds}: give at least 1")
     smoke = arguments.smoke
     rounds, sizes = (1, arguments.size[:1]) if smoke else (arguments.rounds, arguments.size)
     report: Reply = {"environment": environment("jax", "jaxlib", "torch", "transformers"), "rounds": rounds}

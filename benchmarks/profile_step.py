@@ -4,8 +4,8 @@
 
 The compiled loop of `jaxlm train` takes some steps, without dropout, under `jax.profiler`. Each operation of the trace
 is looked up in the compiled program, whose metadata says which module it comes from. On a CPU operations run on several
-threads at once, so times add up to more than the step; shares are of their sum. The folder of --trace holds the trace
-for a viewer such as Perfetto.
+threads at once, and a thread may wait, so times need not add up to the step; shares are of their sum. The folder of
+--trace holds the trace for a viewer such as Perfetto.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import collections
 import glob
 import gzip
 import json
+import os
 import re
 import tempfile
 import time
@@ -77,7 +78,7 @@ def profiled(name: str, steps: int, folder: str) -> tuple[dict[str, float], dict
         begun = time.perf_counter()
         jax.block_until_ready(program(state, source, np.int32(1 + steps)))
         seconds = time.perf_counter() - begun
-    [path] = glob.glob(f"{folder}/**/*perfetto_trace.json.gz", recursive=True)
+    path = max(glob.glob(f"{folder}/**/*perfetto_trace.json.gz", recursive=True), key=os.path.getmtime)
     names = origins(program.as_text())
     times: dict[str, float] = collections.defaultdict(float)
     with gzip.open(path) as stream:
@@ -96,6 +97,8 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=10, help="slowest operations to name")
     parser.add_argument("--trace", metavar="FOLDER", help="keep the trace there")
     arguments = parser.parse_args()
+    if arguments.steps < 1:
+        parser.error(f"--steps {arguments.steps}: give at least 1")
     with tempfile.TemporaryDirectory() as folder:
         times, names, step = profiled(arguments.preset, arguments.steps, arguments.trace or folder)
     parts: dict[str, float] = collections.defaultdict(float)

@@ -19,7 +19,7 @@ PREFILL = 512
 """Prompt tokens run at once behind others; what is longer goes through in pieces, so that no program is wider."""
 
 FIRST, FIRST_TOKENS = 2048, 1 << 17
-"""Tokens of the first piece of a prompt at most, and those of all rows together: no cache is read for them."""
+"""Tokens of the first piece of a prompt at most, and about those of all rows together: no cache is read for them."""
 
 
 class State(NamedTuple):

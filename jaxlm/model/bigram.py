@@ -1,9 +1,13 @@
 """Bigram models: the next token from the last one alone."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxlm.config import ModelConfig
+from jaxlm.model.cache import checked_past
 from jaxlm.model.layers import Dropout, LanguageModel, table_init
 from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import softcap
@@ -17,7 +21,7 @@ class Bigram(LanguageModel):
     def __call__(
         self,
         tokens: Tokens,
-        cache: tuple[()] | int | None = None,
+        cache: Any = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
     ) -> tuple[Logits, tuple[()] | None]:
@@ -26,9 +30,8 @@ class Bigram(LanguageModel):
         shape = (cfg.vocab_size, cfg.vocab_size)
         table = self.param("table", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
         logits = wide_gradients.look_up(table, tokens).astype(cfg.dtype)
-        return softcap(
-            logits.astype(jnp.promote_types(cfg.dtype, jnp.float32)), cfg.final_softcap
-        ), None if cache is None else ()
+        logits = softcap(logits.astype(jnp.promote_types(cfg.dtype, jnp.float32)), cfg.final_softcap)
+        return logits, _new_cache(cfg, tokens, cache)
 
 
 class EmbeddingBigram(LanguageModel):
@@ -38,11 +41,15 @@ class EmbeddingBigram(LanguageModel):
     def __call__(
         self,
         tokens: Tokens,
-        cache: tuple[()] | int | None = None,
+        cache: Any = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
     ) -> tuple[Logits, tuple[()] | None]:
         """See LanguageModel."""
         x, table = self._embed(tokens, train)
         x = Dropout(self.cfg.dropout)(x, train)
-        return self._logits(x, table), None if cache is None else ()
+        return self._logits(x, table), _new_cache(self.cfg, tokens, cache)
+
+
+def _new_cache(cfg: ModelConfig, tokens: Tokens, cache: Any) -> tuple[()] | None:
+    return None if checked_past(cfg, len(tokens), cache, tuple) is None else ()

@@ -4,6 +4,7 @@ A layer with window W keeps min(capacity, W) slots in a ring: position p lives i
 stores its position, and masks are computed from these positions alone.
 """
 
+import numbers
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -142,6 +143,23 @@ def init_cache(cfg: ModelConfig, batch_size: int, capacity: int) -> Cache:
         return ()
     layers = tuple(new_layer_cache(cfg, batch_size, slots) for slots in layer_slots(cfg, capacity))
     return KVCache(layers=layers, next_position=jnp.zeros(batch_size, jnp.int32))
+
+
+def checked_past(cfg: ModelConfig, batch_size: int, given: Any, kind: type) -> Any:
+    """What a model was given as its cache: None, a cache of this kind, or a capacity as an int.
+
+    Raises:
+      UserError: anything else; a capacity that `init_cache` refuses.
+    """
+    if given is None or type(given) is kind:
+        return given
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral):
+        raise UserError(
+            f"cache = {given!r:.80} is no cache of a {cfg.family} model: give what the call before returned, None, or "
+            "a capacity as an int that is known when JAX compiles"
+        )
+    check_cache_size(cfg, batch_size, int(given))
+    return int(given)
 
 
 def check_cache_size(cfg: ModelConfig, batch_size: int, capacity: int) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
-from jaxlm.model.cache import RecurrentCache, zero_state
+from jaxlm.model.cache import RecurrentCache, checked_past, zero_state
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dropout, LanguageModel, bias_init, weight_init
 from jaxlm.types import Logits, Tokens
@@ -73,7 +73,7 @@ class Recurrent(LanguageModel):
     def __call__(
         self,
         tokens: Tokens,
-        cache: RecurrentCache | int | None = None,
+        cache: Any = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
     ) -> tuple[Logits, RecurrentCache | None]:
@@ -85,6 +85,7 @@ class Recurrent(LanguageModel):
             positions = jnp.where(positions < lengths[:, None], positions, -1)
         x, table = self._embed(tokens, train)
         x = Dropout(cfg.dropout)(x, train)
+        cache = checked_past(cfg, batch, cache, RecurrentCache)
         state = cache if isinstance(cache, RecurrentCache) else zero_state(cfg, batch)
         x, layers = apply_layers(RecurrentLayer, cfg, x, positions, state.layers, train)
         return self._logits(x, table), None if cache is None else RecurrentCache(layers)

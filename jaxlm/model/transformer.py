@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
-from jaxlm.model.cache import KeyValues, KVCache, LayerCache, check_cache_size, layer_slots, new_layer_cache
+from jaxlm.model.cache import KeyValues, KVCache, LayerCache, checked_past, layer_slots, new_layer_cache
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dense, Dropout, LanguageModel, Norm, table_init, weight_init
 from jaxlm.ops import wide_gradients
@@ -242,7 +242,7 @@ class Transformer(LanguageModel):
     def __call__(
         self,
         tokens: Tokens,
-        cache: KVCache | int | None = None,
+        cache: Any = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
     ) -> tuple[Logits, KVCache | None]:
@@ -250,10 +250,9 @@ class Transformer(LanguageModel):
         cfg = self.cfg
         batch, length = tokens.shape
         cfg.check_reach(length)
-        if isinstance(cache, int):
-            check_cache_size(cfg, batch, cache)
-            if cfg.scan_layers or cfg.remat:  # which take arrays
-                cache = cast(KVCache, self.init_cache(batch, cache))
+        cache = checked_past(cfg, batch, cache, KVCache)
+        if isinstance(cache, int) and (cfg.scan_layers or cfg.remat):  # which take arrays
+            cache = cast(KVCache, self.init_cache(batch, cache))
         offsets = jnp.arange(length, dtype=jnp.int32)[None]
         positions = offsets + cache.next_position[:, None] if isinstance(cache, KVCache) else offsets
         added = jnp.int32(length)

@@ -26,9 +26,10 @@ BATCHED_FROM_WINDOWS, BATCHED_FROM_TOKENS = 3, 128
 
 TILE, FORWARD_TILE, ACCELERATOR_TILE = 400_000, 1_000_000, 100_000_000
 """Scores computed at once on CPU in a training step, whose backward pass recomputes one tile after the other; on CPU
-without a backward pass; on a GPU or TPU.
+without a backward pass, and of one row in any case; on a GPU or TPU.
 
-A tile of 1.6 MB stays in the processor's cache: this took 0.75 of the time of keeping all weights (docs/log.md).
+Tiles of 1.6 and 4 MB stay in the processor's cache: the first took 0.75 of the time of keeping all weights
+(docs/log.md).
 """
 
 MIN_CHUNK = 64
@@ -67,8 +68,9 @@ def blocked_attend(
         weights of one tile after the other.
       train: whether there is a backward pass.
     """
+    most = FORWARD_TILE if jax.default_backend() == "cpu" else ACCELERATOR_TILE
     if tile is None:
-        tile = (TILE if train else FORWARD_TILE) if jax.default_backend() == "cpu" else ACCELERATOR_TILE
+        tile = TILE if train and jax.default_backend() == "cpu" else most
     length, seen, heads = queries.shape[1], keys.shape[1], queries.shape[2]
     window = seen if window is None else min(window, seen)
     if batched is None:
@@ -77,7 +79,7 @@ def blocked_attend(
     arrays = queries, keys, values, query_positions, key_positions
     if not batched:
         block = min(length, block or max(BLOCK, math.ceil(length / MAX_BLOCKS)))
-        pieces = math.ceil(block / max(MIN_CHUNK, FORWARD_TILE // (heads * seen)))
+        pieces = math.ceil(block / max(MIN_CHUNK, most // (heads * seen)))
         causal = functools.partial(_causal, block=block, pieces=pieces, **options)
         return _by_rows(causal, arrays, heads * block * seen, tile, dropout, recompute=pieces == 1)
 

@@ -14,7 +14,7 @@ import jax
 
 from jaxlm.data.files import staged
 from jaxlm.errors import UserError
-from jaxlm.reproduce.rows import Experiment, Numbers, Row
+from jaxlm.reproduce.rows import Experiment, Numbers, Row, Training
 from jaxlm.run.folder import provenance
 
 FILE = "record.json"
@@ -85,7 +85,7 @@ def write_record(folder: Path, record: Numbers) -> None:
 
 
 def read_record(exp: Experiment, root: Path, row: Row, seed: int, quick: bool) -> Numbers | None:
-    """The record of a row under a seed; None if it is not done, or was made with other settings.
+    """The record of a row under a seed; None if it is not done, was made with other settings, or lacks a quantity.
 
     Raises:
       UserError: the file is not a record.
@@ -94,7 +94,8 @@ def read_record(exp: Experiment, root: Path, row: Row, seed: int, quick: bool) -
     if not file.exists():
         return None
     record = _checked(_read_json(file, "remove it, and the row is done again"), file)
-    return record if record["settings"] == settings_of(exp, row, seed, quick) else None
+    whole = not isinstance(row, Training) or all(name in record for name in row.quantities)
+    return record if whole and record["settings"] == settings_of(exp, row, seed, quick) else None
 
 
 def records_of(

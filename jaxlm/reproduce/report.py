@@ -230,7 +230,7 @@ def _details(exp: Experiment, records: Records) -> list[str]:
         for label, done in trained.items():
             means = [
                 statistics.mean(r[name] for r in done)
-                for name in ("last_loss", "train_loss", "val_loss", "best_val_loss")
+                for name in ("last_loss", "train_loss", "val_loss", "best_val_loss", "perplexity")
             ]
             counts = f"{done[0]['parameters']:,} | {done[0]['state_bytes']:,}"
             page.append(f"| {label} | {counts} | " + " | ".join(f"{mean:.4f}" for mean in means) + " |")

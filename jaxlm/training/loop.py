@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ CHUNK_SECONDS = 1.0
 CHUNK_STEPS = 64
 """The most steps of one call of the compiled loop; bounds how much of a memory-mapped text is read at once."""
 
-HELD_SECONDS = 1e-3
-"""A call of the compiled loop that takes longer than this has held Python until its steps were done."""
+DISPATCH_SECONDS = 5e-4
+"""Starting a chunk takes about this long. A call that lasts longer may have held Python until its steps were done."""
 
 
 Chunk = Callable[[TrainState, BatchSource, int], tuple[TrainState, StepMetrics]]
@@ -98,15 +99,16 @@ def loop(
     step, chunk_limit, pending = int(jax.device_get(state.step)), 1, None
     started = time.perf_counter()
 
-    def report_pending() -> None:
-        """Waits for the chunk that was started last, and tells the hooks."""
+    def report_pending(ended: float | None = None) -> None:
+        """Waits for the chunk that was started last, and tells the hooks; `ended` is when it was done, if known."""
         nonlocal pending, chunk_limit, started
         if pending is not None:
             on_device, steps = pending
             metrics = jax.device_get(on_device)
-            seconds = time.perf_counter() - started
+            ended = time.perf_counter() if ended is None else ended
+            seconds = ended - started
             chunk_limit = min(max(1, int(CHUNK_SECONDS * steps / seconds)), CHUNK_STEPS)
-            pending, started = None, time.perf_counter()
+            pending, started = None, ended
             for hook in hooks:
                 hook.on_chunk(metrics, steps, seconds)
 
@@ -114,13 +116,17 @@ def loop(
         stop = min(next_boundary(step, cfg), step + chunk_limit)
         block, end, called = source(step), jax.device_put(np.int32(stop)), time.perf_counter()
         state, metrics = chunk(state, block, end)
-        held = time.perf_counter() - called > HELD_SECONDS
-        report_pending()
+        returned = time.perf_counter()
+        held = _is_done(metrics, returned - called)
+        if held and pending is None:
+            started = called  # hooks since the chunk before are not training time
+        share = pending[1] / (pending[1] + stop - step) if pending else 0.0
+        report_pending(started + share * (returned - started) if held else None)
         pending, step = (metrics, stop - step), stop
-        boundary = step == cfg.steps or step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0
-        if held or boundary:
+        if held:
+            report_pending(returned)
+        if step == cfg.steps or step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0:
             report_pending()
-        if boundary:
             for hook in hooks:
                 hook.on_boundary(state, step)
             started = time.perf_counter()  # evaluating and saving are not training time
@@ -128,3 +134,10 @@ def loop(
     for hook in hooks:
         hook.on_end(state)
     return state
+
+
+def _is_done(metrics: StepMetrics, seconds: float) -> bool:
+    """Whether the steps of a chunk are done when its call returns after so many seconds."""
+    if seconds > DISPATCH_SECONDS:
+        time.sleep(DISPATCH_SECONDS)  # the last results of a GPU may be on their way
+    return cast(Any, metrics.loss).is_ready()

@@ -1,7 +1,10 @@
 """The slots of the key/value cache."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from models import VARIANTS
+from support import built, random_tokens
 
 from jaxlm.config import ModelConfig
 from jaxlm.model.cache import LayerCache, init_cache
@@ -38,3 +41,20 @@ def test_windowed_layers_keep_no_more_than_their_window():
     assert [entry.positions.shape for entry in cache.layers] == [(7, 4), (7, 11), (7, 11)]
     with pytest.raises(ValueError, match="31 tokens are beyond .* max_seq_len = 30: give a smaller capacity"):
         init_cache(cfg, 1, 31)
+
+
+@pytest.mark.parametrize("wrong", [True, 8.0, "8", jnp.int32(8), (1,), 0, -3])
+@pytest.mark.parametrize("name", ["rope", "lstm", "bigram", "embedding_bigram"])
+def test_what_is_neither_a_cache_nor_a_capacity_is_refused(name, wrong):
+    if name.endswith("bigram") and isinstance(wrong, tuple):
+        pytest.skip("any tuple will do where the cache is empty")
+    model, params = built(VARIANTS[name])
+    with pytest.raises(ValueError, match="is no cache of a|give at least 1 of each"):
+        model.apply({"params": params}, random_tokens(model.cfg, 1, 2), wrong)
+
+
+def test_a_capacity_may_be_any_whole_number_of_python_or_numpy():
+    model, params = built(VARIANTS["rope"])
+    tokens = random_tokens(model.cfg, 1, 2)
+    caches = [model.apply({"params": params}, tokens, capacity)[1] for capacity in (5, np.int64(5))]
+    assert [cache.layers[0].slots for cache in caches] == [5, 5]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -64,6 +65,16 @@ def test_what_is_done_is_not_done_again(first, monkeypatch):
     root, row = first
     monkeypatch.setattr(work, "_train", lambda *_: pytest.fail("trained again"))
     work.perform(experiment_of(row), row, 1, root, quick=False)
+
+
+def test_a_quantity_that_a_record_lacks_is_measured_without_training_again(first, tmp_path):
+    root, row = first
+    shutil.copytree(folder_of(root, "first", 1), folder_of(tmp_path, "first", 1))
+    wider = dataclasses.replace(row, shown=("width",), measure=lambda run, _: {"width": run.config.model.embed_dim})
+    before = (folder_of(tmp_path, "first", 1) / "metrics.jsonl").read_text()
+    work.perform(experiment_of(wider), wider, 1, tmp_path, quick=False)
+    assert read_record(experiment_of(wider), tmp_path, wider, 1, False)["width"] == 32
+    assert (folder_of(tmp_path, "first", 1) / "metrics.jsonl").read_text() == before
 
 
 def test_a_stopped_training_goes_on(first, config, tmp_path):

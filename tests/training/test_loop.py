@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -171,39 +170,60 @@ def test_the_loop_tells_every_hook_of_every_step_once_and_in_order(chunk):
     assert second.calls == first.calls
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_a_chunk_is_said_to_take_as_long_as_its_own_steps(chunk, held):
-    """On a GPU the call lasts as long as its steps; on a CPU it returns at once. Chunks last 1 or 5 times 20 ms."""
-    seconds, done = [], np.zeros(())
+class Clock:
+    """The time of a device that takes 20 ms a step."""
 
-    class Late:
-        """A loss that is there after a while, as those of a device at work are."""
+    def __init__(self):
+        self.now = self.busy_until = 0.0
 
-        def __init__(self, at):
-            self.at = at
+    def perf_counter(self):
+        self.now += 1e-6
+        return self.now
 
-        def __array__(self, *_, **__):
-            time.sleep(max(0.0, self.at - time.perf_counter()))
-            return done
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class Late:
+    """A loss that is there when the device is done."""
+
+    def __init__(self, clock):
+        self.clock, self.at = clock, clock.busy_until
+
+    def is_ready(self):
+        return self.clock.now >= self.at
+
+    def __array__(self, *_, **__):
+        self.clock.now = max(self.clock.now, self.at)
+        return np.zeros(())
+
+
+@pytest.mark.parametrize("held", ["never", "always", "later", "in turn"])
+def test_a_chunk_is_said_to_take_as_long_as_its_own_steps(chunk, monkeypatch, held):
+    """On a GPU a call lasts as long as its steps; on a CPU it returns at once, and the next chunk follows it."""
+    clock, calls, told, waiting = Clock(), [], [], []
+    monkeypatch.setattr("jaxlm.training.loop.time", clock)
 
     def slow(state, source, stop):
-        nonlocal at
-        steps = int(stop) - int(state.step)
-        state, metrics = jax.block_until_ready(chunk(state, source, stop))
-        at = max(at, time.perf_counter()) + 0.02 * steps
-        if held:
-            time.sleep(at - time.perf_counter())
-        return state, metrics._replace(loss=Late(at))
+        steps, number = int(stop) - int(state.step), len(calls)
+        state, metrics = chunk(state, source, stop)
+        clock.sleep(1e-4)
+        clock.busy_until = max(clock.now, clock.busy_until) + 0.02 * steps
+        if {"never": False, "always": True, "later": number > 2, "in turn": number % 2}[held]:
+            clock.now = clock.busy_until
+        calls.append(stop)
+        return state, metrics._replace(loss=Late(clock))
 
     class Timer(Hook):
-        def on_chunk(self, metrics, steps, took):
-            np.asarray(metrics.loss)
-            seconds.append((steps, took))
+        def on_chunk(self, metrics, steps, seconds):
+            told.append((steps, seconds))
+            waiting.append(len(calls) - len(told))
+            clock.sleep(1e-3)
 
-    at = 0.0
-    chunk(fresh(), TEXT, 1)  # compiled
     loop(slow, fresh(), lambda step: TEXT, TRAIN, [Timer()])
-    assert all(took > 0.015 * steps for steps, took in seconds), seconds
+    assert sum(steps for steps, _ in told) == 30
+    np.testing.assert_allclose([seconds / steps for steps, seconds in told], 0.02, atol=2e-3)
+    assert (max(waiting) == 1) == (held != "always")  # the next chunk is under way when one is told of
 
 
 @pytest.mark.parametrize("place", [0, 1])
