@@ -16,8 +16,8 @@ from jaxlm.types import Params, tree_bytes
 MIN_BUCKET = 16
 """Smaller prompts and caches are padded to this: fewer programs, and no slower."""
 
-MIN_GROWTH = 32
-"""Slots that a growing cache gains at least."""
+MIN_GROWTH, MIN_DOUBLED = 32, 128
+"""Slots that a growing cache gains at least, and from which it doubles."""
 
 
 class CapacityPlan(NamedTuple):
@@ -82,6 +82,8 @@ def plan_capacity(
 def cache_capacities(cfg: ModelConfig, params: Params, rows: int, longest: int, plan: CapacityPlan) -> list[int]:
     """The capacities that the cache goes through as it fills: in quarters of the last one, but in MIN_GROWTH at least.
 
+    Below a quarter it doubles from MIN_DOUBLED on, for rows that may be done long before the last token allowed.
+
     A step reads every slot, filled or not, and all weights. So the first cache is about as large as the weights: a
     smaller one would hardly make a step faster, and needs a program of its own. The last capacity is a power of two
     (but for a given one, or the end of a position table), so that requests of similar length share programs.
@@ -96,7 +98,9 @@ def cache_capacities(cfg: ModelConfig, params: Params, rows: int, longest: int, 
         return tree_bytes(jax.eval_shape(functools.partial(init_cache, cfg, rows, capacity)))
 
     growth, weights = max(last // 4, MIN_GROWTH), tree_bytes(params)
-    capacities = [c for c in range(growth, last - growth // 2, growth) if c >= longest] + [last]
+    doubled = (1 << n for n in range(MIN_DOUBLED.bit_length() - 1, growth.bit_length()))
+    sizes = [*(c for c in doubled if c < growth), *range(growth, last - growth // 2, growth)]
+    capacities = [c for c in sizes if c >= longest] + [last]
     while len(capacities) > 1 and cache_size(capacities[1]) <= weights:
         capacities.pop(0)
     return capacities

@@ -85,7 +85,7 @@ def test_a_cache_begins_about_as_large_as_the_weights_and_grows_in_quarters():
     cfg = dataclasses.replace(CFG, max_seq_len=4096)
     plan = plan_capacity(cfg, 5, 1000)
     many = {"weights": np.zeros(10**7, np.float32)}
-    assert cache_capacities(cfg, {}, 2, 5, plan) == [256, 512, 768, 1024]
+    assert cache_capacities(cfg, {}, 2, 5, plan) == [128, 256, 512, 768, 1024]
     assert cache_capacities(cfg, {}, 2, 1030, plan) == [1536, 2048]
     assert cache_capacities(cfg, many, 2, 5, plan) == [1024]
     assert cache_capacities(cfg, {}, 2, 5, plan_capacity(cfg, 5, 1000, 100)) == [32, 64, 100]  # it rolls from there
@@ -94,6 +94,8 @@ def test_a_cache_begins_about_as_large_as_the_weights_and_grows_in_quarters():
     some = {"weights": np.zeros(per_slot * 512 + 2 * 4, np.uint8)}
     assert cache_capacities(cfg, some, 2, 5, plan) == [512, 768, 1024]
     assert cache_capacities(cfg, {"weights": some["weights"][:-1]}, 2, 5, plan) == [256, 512, 768, 1024]
+    long = plan_capacity(cfg, 5, 4000)
+    assert cache_capacities(cfg, {}, 2, 5, long) == [128, 256, 512, 1024, 2048, 3072, 4096]
     assert cache_capacities(VARIANTS["lstm"], {}, 2, 5, plan) == [1]
     assert cache_capacities(LEARNED, {}, 1, 5, plan_capacity(LEARNED, 5, 2)) == [8]  # not 16
 
