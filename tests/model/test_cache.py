@@ -43,11 +43,9 @@ def test_windowed_layers_keep_no_more_than_their_window():
         init_cache(cfg, 1, 31)
 
 
-@pytest.mark.parametrize("wrong", [True, 8.0, "8", jnp.int32(8), (1,), 0, -3])
+@pytest.mark.parametrize("wrong", [True, 8.0, "8", jnp.int32(8), [1], 0, -3])
 @pytest.mark.parametrize("name", ["rope", "lstm", "bigram", "embedding_bigram"])
 def test_what_is_neither_a_cache_nor_a_capacity_is_refused(name, wrong):
-    if name.endswith("bigram") and isinstance(wrong, tuple):
-        pytest.skip("any tuple will do where the cache is empty")
     model, params = built(VARIANTS[name])
     with pytest.raises(ValueError, match="is no cache of a|give at least 1 of each"):
         model.apply({"params": params}, random_tokens(model.cfg, 1, 2), wrong)
