@@ -1,5 +1,6 @@
 """What converters share: readers of foreign configs and tensors that use each entry once, or refuse it by name."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.convert.tensors import FLOATS
+from jaxlm.convert.files import TensorFiles
+from jaxlm.convert.tensors import FLOATS, StoredTensor
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
@@ -77,13 +79,14 @@ class Fields:
 class Tensors:
     """The tensors of a foreign model by name. `finish` lists everything missing, unfit or unused in one error."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], source: str, buffers: str = "(?!)") -> None:
+    def __init__(self, tensors: Mapping[str, np.ndarray] | TensorFiles, source: str, buffers: str = "(?!)") -> None:
         """`buffers` is a pattern for the end of names that are not parameters; by default it matches none."""
         ignored = re.compile(rf"(^|\.)({buffers})$")
-        self._left = {name: tensor for name, tensor in tensors.items() if not ignored.search(name)}
+        stored = tensors.stored if isinstance(tensors, TensorFiles) else _stored(tensors)
+        self._left = {name: tensor for name, tensor in stored.items() if not ignored.search(name)}
         self._source = source
         self._problems: list[str] = []
-        types = {str(tensor.dtype) for tensor in self._left.values()}
+        types = {tensor.dtype for tensor in self._left.values()}
         wide = {FLOATS.get(name) for name in types}
         self.dtype: Literal["bfloat16", "float32", "float64"] = "float64" if "float64" in wide else "float32"
         """The narrowest type that holds every value exactly; types that are not in FLOATS are refused."""
@@ -106,10 +109,10 @@ class Tensors:
             self._problems.append(f"{name} is missing")
         elif tensor.shape != shape:
             self._problems.append(f"{name} has shape {tensor.shape}, not {shape}")
-        elif str(tensor.dtype) not in FLOATS:
+        elif tensor.dtype not in FLOATS:
             self._problems.append(f"{name} is of type {tensor.dtype}, not {', '.join(FLOATS)}")
         else:
-            return tensor.astype(self.dtype, copy=False)
+            return tensor.read().astype(self.dtype, copy=False)
         return np.full(shape, np.nan, self.dtype)
 
     def check_tied(self, name: str, table: np.ndarray) -> None:
@@ -127,6 +130,10 @@ class Tensors:
         if problems:
             shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
             raise UserError(f"{self._source} does not fit its config: {shown}")
+
+
+def _stored(arrays: Mapping[str, np.ndarray]) -> dict[str, StoredTensor]:
+    return {name: StoredTensor(a.shape, str(a.dtype), functools.partial(np.asarray, a)) for name, a in arrays.items()}
 
 
 class Linear(NamedTuple):
