@@ -2,8 +2,8 @@
 
 import json
 import math
-import struct
 
+import llama2c
 import numpy as np
 import torch
 from foreign import randomised
@@ -158,25 +158,6 @@ def save_checkpoint(model, path, prefix=""):
 
 def save_export(model, path, version, tied):
     """An export of llama2.c, in float32."""
-    args, state = model.args, model.state_dict()
-    kinds = [f"attention.{name}" for name in ("wq", "wk", "wv", "wo")]
-    mlp = [f"feed_forward.{name}" for name in ("w1", "w2", "w3")]
-    sizes = [args["dim"], model.hidden, args["n_layers"], args["n_heads"], model.kv_heads, args["vocab_size"], 23]
-    angles = np.zeros(23 * args["dim"] // args["n_heads"] // 2, np.float32)
-    if version == 0:
-        sizes[5] *= 1 if tied else -1
-        head = struct.pack("<7i", *sizes)
-        order = ["tok_embeddings", "attention_norm", *kinds, "ffn_norm", *mlp, "norm", "angles", "angles"]
-    else:
-        head = (struct.pack("<Ii7iB", 0x616B3432, version, *sizes, tied)).ljust(256, b"\0")
-        order = ["attention_norm", "ffn_norm", "norm", "tok_embeddings", *kinds, *mlp]
-    with path.open("wb") as file:
-        file.write(head)
-        for name in order if tied else [*order, "output"]:
-            if name == "angles":
-                file.write(angles.tobytes())
-                continue
-            every = [f"layers.{i}.{name}.weight" for i in range(args["n_layers"])]
-            for one in every if every[0] in state else [f"{name}.weight"]:
-                file.write(state[one].float().numpy().tobytes())
-    return path
+    args = {**model.args, "hidden_dim": model.hidden, "n_kv_heads": model.kv_heads, "max_seq_len": 23}
+    state = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
+    return llama2c.write(path, args, state, version, tied)
