@@ -111,3 +111,31 @@ def test_what_is_not_there_is_named(tmp_path):
     assert "has no consolidated.00.pth: give a folder with it" in refused(convert.from_meta, tmp_path)
     (tmp_path / "consolidated.00.pth").write_bytes(b"")
     assert "params.json cannot be read (No such file or directory)" in refused(convert.from_meta, tmp_path)
+
+
+def test_an_export_is_never_in_memory_twice(tmp_path):
+    sizes = {**SIZES, "dim": 516, "hidden_dim": 1000, "n_layers": 20, "vocab_size": 1000}
+    file = llama2c.write(tmp_path / "model.bin", sizes, llama2c.weights(sizes), 1, True)
+    code = """
+import re, sys
+from pathlib import Path
+import jax
+from jaxlm.convert import meta
+def used():
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+jax.block_until_ready(jax.numpy.ones(3))
+before, most = used(), 0
+def watched(params, copy=meta.on_device):
+    global most
+    params = jax.block_until_ready(copy(params))
+    most = max(most, used())
+    return params
+meta.on_device = watched
+_, params = meta.from_llama2c(sys.argv[1])
+print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6, most - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size, most = map(float, done.stdout.split())
+    assert size > 180
+    assert most < 1.3 * size
