@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxlm import convert
 from jaxlm.config import ExperimentConfig
+from jaxlm.convert.hub import local_folder
 from jaxlm.data.tokenizer import IdTokenizer, Tokenizer, from_dict, from_hugging_face
 from jaxlm.errors import UserError
 from jaxlm.run import checkpoint
@@ -16,8 +17,8 @@ from jaxlm.run.folder import Run, load_run, new_folder
 from jaxlm.run.training import fit_prompt
 from jaxlm.training.step import TrainState
 
-Format = Literal["hf", "nanogpt"]
-FORMATS: dict[Format, str] = {"hf": "Hugging Face", "nanogpt": "nanoGPT"}
+Format = Literal["hf", "nanogpt", "meta", "llama2c"]
+FORMATS: dict[Format, str] = {"hf": "Hugging Face", "nanogpt": "nanoGPT", "meta": "Meta", "llama2c": "llama2.c"}
 IDS = "ids"
 """Given instead of a tokenizer's file: texts are token ids."""
 
@@ -26,7 +27,7 @@ def import_run(kind: Format, source: Path, out: Path, tokenizer: Path | None = N
     """Writes a model of another format as the run folder `out`: preset "imported", no data, a checkpoint at step 0.
 
     Args:
-      source: what `convert.from_hf` or `convert.from_nanogpt` reads.
+      source: what `convert.from_hf` (also ORG/NAME on the Hub), `from_nanogpt`, `from_meta` or `from_llama2c` reads.
       tokenizer: a tokenizer.json of Hugging Face or jaxlm, or "ids"; None = the one in the source's folder, else ids.
 
     Raises:
@@ -34,12 +35,13 @@ def import_run(kind: Format, source: Path, out: Path, tokenizer: Path | None = N
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError(f"{out} already holds something: choose another DST")
-    cfg, params = (convert.from_hf if kind == "hf" else convert.from_nanogpt)(source)
+    name = source.resolve().name
+    if kind == "hf":
+        source = local_folder(str(source))
+    cfg, params = getattr(convert, f"from_{kind}")(source)
     text_tokenizer = _tokenizer(source, tokenizer, cfg.vocab_size)
     config = fit_prompt(ExperimentConfig(preset="imported", model=cfg), text_tokenizer)
-    with new_folder(
-        out, config, text_tokenizer, None, source={"format": FORMATS[kind], "name": source.resolve().name}
-    ) as aside:
+    with new_folder(out, config, text_tokenizer, None, source={"format": FORMATS[kind], "name": name}) as aside:
         state = TrainState(params, (), jax.numpy.int32(0))
         checkpoint.save(aside / "checkpoints", state, None, keep=1)
     return load_run(out)
