@@ -85,11 +85,17 @@ Probe = tuple[str, ModelConfig, Params]
 """A trap in words, and the config and parameters with which torchref falls into it."""
 
 
-def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, in_jax: Values) -> tuple[str, ...]:
-    """Causes of a forward pass that differs from an event on: traps with which torch gives JAX's values, then hints.
+def of_layer(
+    cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, explained: Values, says: str
+) -> tuple[str, ...]:
+    """Causes of a forward pass that differs from an event on: traps with which torchref gives some values, then hints.
 
     The values of the event itself are compared. For what enters an attention's last layer those of the whole attention
     are: a trap may join the heads in another order there.
+
+    Args:
+      explained: the values, in float64, that a trap should give.
+      says: what a trap that gives them says.
     """
     attention = event.layer.removesuffix("/out")
     compared = Event(attention, "out") if attention.endswith("attention") else event
@@ -100,8 +106,8 @@ def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event
     with computing("float64"):
         for words, trap_cfg, trap_params in _probes(exact, wide, event):
             values = TorchNetwork(trap_cfg, trap_params).forward(windows, weights, with_grads=False).values
-            if compared in values and _agree(in_jax[compared], values[compared]):
-                tried.append(f"{words} (tried: torch then gives jaxlm's values)")
+            if compared in values and compared in explained and _agree(explained[compared], values[compared]):
+                tried.append(f"{words} (tried: {says})")
     return (*tried, *HINTS[_kind(cfg, event)])
 
 
