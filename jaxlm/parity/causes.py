@@ -69,6 +69,11 @@ HINTS: dict[str, tuple[str, ...]] = {
         "the position of a step not advanced",
         "last token of the prompt read twice",
     ),
+    "positions": (
+        "positions or RoPE's angles below float32: bfloat16 holds no odd number above 256",
+        "positions taken modulo a length, or cut at one",
+        "rope scaling, or the features that a partial rotation turns",
+    ),
     "between": (
         "what is computed between the layers: activation (GELU form), residual sum, scale, mask, order of axes",
         "names that pair layers which are not counterparts",

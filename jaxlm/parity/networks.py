@@ -40,6 +40,8 @@ class Pass:
 class JaxNetwork:
     """The network in JAX, with products at the highest precision."""
 
+    begins_anywhere = True
+
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         self.cfg = cfg
         self.params = jax.tree.map(jnp.asarray, params)
@@ -116,6 +118,8 @@ class JaxNetwork:
 
 class TorchNetwork:
     """The network in torch, on the CPU, its layers under jaxlm's names."""
+
+    begins_anywhere = True
 
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         import torchref
@@ -213,7 +217,10 @@ class TorchNetwork:
 
         if capacity == self.cfg.max_seq_len:
             return self.model
-        model = torchref.build_model(dataclasses.replace(self.cfg, max_seq_len=capacity)).eval()
+        changes: dict[str, Any] = {"max_seq_len": capacity}
+        if self.cfg.rope_scaling != "none":
+            changes["rope_original_len"] = self.cfg.rope_original_len or self.cfg.max_seq_len
+        model = torchref.build_model(dataclasses.replace(self.cfg, **changes)).eval()
         model.load_state_dict(self.model.state_dict(), assign=True)
         return model
 
@@ -223,6 +230,8 @@ class Network(Protocol):
     """What both sides of a comparison can do; `JaxNetwork` says it in full."""
 
     cfg: ModelConfig
+    begins_anywhere: bool
+    """Whether `logits` takes a `first` above 0."""
 
     def forward(self, windows: np.ndarray, weights: np.ndarray, with_grads: bool = True) -> Pass:
         """Layers, logits, losses and gradients of a batch."""
