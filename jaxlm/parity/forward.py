@@ -48,7 +48,9 @@ def tried_causes(comparison: Comparison, event: Event, windows: np.ndarray | Non
     explained = each.most_exact_jax if comparison.against_torchref else each.most_exact_torch
     with computing("float64"):
         values = explained.forward(windows, np.ones(windows[:, 1:].shape), with_grads=False).values
-    words = "torch then gives jaxlm's values" if comparison.against_torchref else "so jaxlm's model gives the source's"
+    words = (
+        "torch then gives jaxlm's values" if comparison.against_torchref else "torchref then gives the source's values"
+    )
     return causes.of_layer(comparison.cfg, comparison.params, windows, event, values, words)
 
 

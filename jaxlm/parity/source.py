@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import os
 import sys
@@ -76,8 +77,7 @@ class SourceNetwork:
     def __init__(self, source: Source, cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.cfg, self._source, self._shapes = cfg, source, shapes
         self._layers = {theirs: ours for ours, theirs in source.modules.items() if theirs}
-        with self._exactly():
-            self.model = source.build(cfg.dtype).eval()
+        self.model = source.build(cfg.dtype).eval()
 
     def forward(self, windows: np.ndarray, weights: np.ndarray, with_grads: bool = True) -> Pass:
         """The same as `JaxNetwork.forward`; the loss without weights is the one that the source computes itself."""
@@ -86,7 +86,7 @@ class SourceNetwork:
         import torchref
 
         tokens = to_tensor(windows).long()
-        with self._exactly(), torch.set_grad_enabled(with_grads):
+        with _exactly(self.cfg.dtype), torch.set_grad_enabled(with_grads):
             with hooked(self.model, self._layers) as values:
                 logits, plain = self._losses(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             loss = torchref.cross_entropy(logits, tokens[:, 1:], to_tensor(weights))
@@ -102,7 +102,7 @@ class SourceNetwork:
 
         state = None
         for chunk in chunks:
-            with self._exactly(), torch.no_grad(), hooked(self.model, self._layers) as values:
+            with _exactly(self.cfg.dtype), torch.no_grad(), hooked(self.model, self._layers) as values:
                 logits, state = self._continued(to_tensor(chunk).long(), state)
             read = slice(-chunk.shape[1], None)  # a source without a cache reads everything again
             yield {event: value[:, read] for event, value in _shaped(values).items()}, to_array(logits)
@@ -112,7 +112,7 @@ class SourceNetwork:
         import torch
 
         unread, state, found = to_tensor(prompt).long(), None, []
-        with self._exactly(), torch.no_grad():
+        with _exactly(self.cfg.dtype), torch.no_grad():
             for _ in range(new):
                 logits, state = self._continued(unread, state)
                 unread = logits[:, -1].argmax(dim=-1, keepdim=True)
@@ -123,11 +123,8 @@ class SourceNetwork:
         """The same as `JaxNetwork.logits`."""
         import torch
 
-        with self._exactly(), torch.no_grad():
+        with _exactly(self.cfg.dtype), torch.no_grad():
             return to_array(self._placed(to_tensor(tokens).long(), first))
-
-    def _exactly(self) -> contextlib.AbstractContextManager[None]:
-        return float64_throughout() if self.cfg.dtype == "float64" else contextlib.nullcontext()
 
     def _gradients(self) -> dict[str, np.ndarray]:
         import torch
@@ -213,7 +210,7 @@ def _open_hf(folder: Path) -> Source:
         import torch
 
         options = {"attn_implementation": "eager", "local_files_only": True}
-        with _quiet():
+        with _exactly(dtype), _quiet():
             return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
 
     return Source("hf", cfg, params, family.modules(cfg), family.entries(cfg), build)
@@ -250,18 +247,26 @@ def _open_nanogpt(folder: Path) -> Source:
         record = load_torch(folder / "ckpt.pt")
         code = _imported(folder / "model.py")
         # It prints its size on stdout, and draws weights that are replaced at once.
-        with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
+        with _exactly(dtype), contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
             try:
                 model = code.GPT(code.GPTConfig(**record["model_args"]))
                 state = {name.removeprefix("_orig_mod."): tensor for name, tensor in record["model"].items()}
-                model.load_state_dict(state)
+                own = set(model.state_dict())
+                # Old versions stored causal masks.
+                masks = {name for name in state if name.endswith((".attn.bias", ".attn.masked_bias"))} - own
+                model.to(getattr(torch, dtype))
+                model.load_state_dict({name: tensor for name, tensor in state.items() if name not in masks})
             except Exception as error:  # the user's code
                 raise UserError(f"{folder / 'model.py'} does not fit ckpt.pt: {_line(error)}") from None
-        return model.to(getattr(torch, dtype))
+        return model
 
     # The tensors of transformers' GPT-2, but all linear weights are (out, in).
     family = dataclasses.replace(by_model_type("gpt2"), plain=())
     return Source("nanogpt", cfg, params, family.modules(cfg), family.entries(cfg), build)
+
+
+def _exactly(dtype: str) -> contextlib.AbstractContextManager[None]:
+    return float64_throughout() if dtype == "float64" else contextlib.nullcontext()
 
 
 def _imported(file: Path) -> Any:
@@ -297,3 +302,13 @@ def _wide(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
         return cfg, params
     wide = dataclasses.replace(cfg, dtype="float32", param_dtype="float32")
     return wide, jax.tree.map(lambda leaf: leaf.astype("float32"), params)
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 (hex) of the files in a folder that a model can come from: its config and its weights."""
+    kinds = {".safetensors", ".bin", ".pt", ".msgpack", ".json", ".py"}
+    hashes = {}
+    for file in sorted(path for path in folder.iterdir() if path.suffix in kinds and path.is_file()):
+        with file.open("rb") as opened:
+            hashes[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return hashes
