@@ -13,6 +13,7 @@ import numpy as np
 from jaxlm.config import ModelConfig
 from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.parity import optimizer_steps
+from jaxlm.parity.attention_form import differences, find_form
 from jaxlm.parity.capture import Event
 from jaxlm.parity.measure import FLOAT64
 from jaxlm.parity.networks import TorchNetwork, Values, computing
@@ -150,17 +151,25 @@ def of_foreign(
     torch_fn: Any, event: Event, counterparts: dict[Event, Event], in_jax: Values, in_torch: Values
 ) -> tuple[str, ...]:
     """Causes of a difference between modules of which only the values that pass through them are known."""
+    counterpart = counterparts[event]
+    of_attention = [event.layer.rpartition("/")[0], counterpart.layer.rpartition(".")[0]]
+    if event.side == "out":
+        of_attention = [event.layer, counterpart.layer]
+    ours, theirs = find_form(in_jax, of_attention[0], "/"), find_form(in_torch, of_attention[1], ".")
+    if ours is not None and theirs is not None and ours != theirs:
+        tried = [f"{words} (tried on the projections of this layer)" for words in differences(ours, theirs)]
+        return (*tried, *HINTS["attention"])
     if event.side == "in":
         # The layers before agree: whatever stands between the last of them and this input is different. If that is a
         # known activation in both, it maps one captured value to the other.
         earlier = list(in_jax)[: list(in_jax).index(event)]
         before = next((in_jax[e] for e in reversed(earlier) if e.side == "out" and e in counterparts), None)
         if before is not None and before.shape == in_jax[event].shape:
-            jax_form, torch_form = (_applied(before, x) for x in (in_jax[event], in_torch[counterparts[event]]))
+            jax_form, torch_form = (_applied(before, x) for x in (in_jax[event], in_torch[counterpart]))
             if jax_form and torch_form:
                 return (f"{jax_form} in JAX, {torch_form} in torch (tried on the layer before)",)
         return HINTS["between"]
-    layer: Any = dict(torch_fn.named_modules()).get(counterparts[event].layer)
+    layer: Any = dict(torch_fn.named_modules()).get(counterpart.layer)
     kind = type(layer).__name__
     entered = in_jax.get(event._replace(side="in"))
     tried = []
