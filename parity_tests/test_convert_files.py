@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
+from foreign import gpt2
 from memory import memory_of_reading
 
 from jaxlm.convert.files import in_memory, open_tensors
+from jaxlm.convert.shards import write_shards
 from jaxlm.convert.tensors import to_array
 from jaxlm.errors import UserError
 
@@ -104,3 +107,30 @@ def test_a_model_of_torch_is_never_in_memory_twice(tmp_path):
     assert (largest, held) == (25, 200)
     assert dropped < 3 * largest
     assert kept < held + 3 * largest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shard_size", [10**9, 5000])
+def test_transformers_finds_every_tensor_of_what_is_written(tmp_path, dtype, shard_size):
+    theirs = gpt2(tie_word_embeddings=False).to(dtype)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard_size)
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    theirs.config.save_pretrained(ours)
+    files = in_memory(theirs.state_dict(), "a module")
+    shapes = {name: (files.shape(name), files.dtype(name)) for name in files.names}
+    write_shards(ours, shapes, ((name, files.read(name)) for name in files.names), shard_size)
+
+    weights = sorted(path.name for path in (tmp_path / "theirs").glob("model*"))
+    assert (len(weights) > 3) == (shard_size == 5000)
+    assert sorted(path.name for path in ours.glob("model*")) == weights
+    if shard_size == 5000:
+        name = "model.safetensors.index.json"
+        assert (ours / name).read_text() == (tmp_path / "theirs" / name).read_text()
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(ours, dtype="auto", output_loading_info=True)
+    assert not any(report.values())
+    found = loaded.state_dict()
+    assert found.keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert found[name].dtype == dtype
+        assert found[name].equal(tensor)
