@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from jaxlm.config import ModelConfig
 from jaxlm.convert import from_hf, from_nanogpt
 from jaxlm.convert.families import by_model_type
+from jaxlm.convert.families.gpt2 import NANOGPT
 from jaxlm.convert.tensors import load_torch, to_array, to_tensor
 from jaxlm.errors import UserError
 from jaxlm.parity.capture import hooked
@@ -260,9 +261,7 @@ def _open_nanogpt(folder: Path) -> Source:
                 raise UserError(f"{folder / 'model.py'} does not fit ckpt.pt: {_line(error)}") from None
         return model
 
-    # The tensors of transformers' GPT-2, but all linear weights are (out, in).
-    family = dataclasses.replace(by_model_type("gpt2"), plain=())
-    return Source("nanogpt", cfg, params, family.modules(cfg), family.entries(cfg), build)
+    return Source("nanogpt", cfg, params, NANOGPT.modules(cfg), NANOGPT.entries(cfg), build)
 
 
 def _exactly(dtype: str) -> contextlib.AbstractContextManager[None]:
