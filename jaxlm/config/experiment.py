@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jaxlm.config.base import Validated, check_at_least, check_rate, check_seed
 from jaxlm.config.model import ModelConfig as ModelConfig
-from jaxlm.config.sampling import SamplingParams
+from jaxlm.config.sampling import SamplingParams, SpecialTokens
 from jaxlm.errors import UserError
 
 
@@ -29,6 +29,9 @@ class DataConfig(Validated):
     apostrophe, space, <eos> and <pad>, each transcript in rows of its own as <eos> ... <eos>."""
     bpe_vocab_size: int = 4096
     """Most entries of the byte-level BPE, including its 256 bytes."""
+    special_tokens: SpecialTokens = "text"
+    """What <|endoftext|> and the like in the text become, with an imported tokenizer: id, their one token each; text,
+    the tokens of their characters."""
     val_fraction: float = 0.1
     """Share of the text (or of the transcripts) that is held out for validation, at the end; unused if val_path or the
     dataset gives held-out files."""
@@ -182,6 +185,9 @@ class SampleConfig(SamplingParams):
     """Text the samples continue."""
     num_samples: int = 1
     """Samples for the prompt."""
+    special_tokens: SpecialTokens = "id"
+    """What <|endoftext|> and the like in the prompt become, with an imported tokenizer: id, their one token each; text,
+    the tokens of their characters."""
     stop: tuple[str, ...] = ()
     """Texts before which a sample ends."""
     max_new_tokens: int = 500

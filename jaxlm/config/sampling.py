@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from jaxlm.config.base import Validated, check_at_least, check_seed
 from jaxlm.errors import UserError
+
+SpecialTokens = Literal["id", "text"]
+"""What the spelling of a special token in a text, such as <|endoftext|>, becomes: its one id, or text like other."""
 
 MIN_TEMPERATURE = 1e-6
 """Below it, logits / temperature may overflow float32."""

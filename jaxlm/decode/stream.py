@@ -56,7 +56,11 @@ def stream(
     if stop_strings:
         if tokenizer is None or "" in stop_strings:
             raise UserError(f"stop_strings = {list(stop_strings)!r}: give a tokenizer, and no empty string")
-        texts = [TextStream(tokenizer.decode, stop_strings) for _ in range(request.prompts.rows)]
+        texts = [
+            TextStream(tokenizer.decode, stop_strings, tokenizer.byte_tokens, ids[:length].tolist())
+            for ids, length in zip(request.prompts.ids, request.prompts.lengths, strict=True)
+            for _ in range(request.prompts.num_samples)
+        ]
     blocks = generate_blocks(model, params, request, 1)
     return (step.tokens for step in steps_until_stop(blocks, int(request.values.stop_token), texts))
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxlm import convert
 from jaxlm.config import ExperimentConfig
-from jaxlm.data.tokenizer import IdTokenizer, Tokenizer, from_dict, from_hugging_face
+from jaxlm.data.hugging_face import from_hugging_face
+from jaxlm.data.tokenizer import IdTokenizer, Tokenizer, from_dict
 from jaxlm.errors import UserError
 from jaxlm.run import checkpoint
 from jaxlm.run.folder import Run, load_run, new_folder

@@ -51,18 +51,22 @@ def generate_samples(run: Run, cfg: SampleConfig, show: Callable[[str], None] | 
     padding = () if tokenizer.pad_token is None else (tokenizer.pad_token,)
     without_text = range(tokenizer.vocab_size, run.model.cfg.vocab_size)
     forbidden = (*cfg.forbidden_tokens, *padding, *without_text)
+    prompt = prompt_ids(cfg.prompt, tokenizer, special_tokens=cfg.special_tokens)
     request = make_request(
         run.model.cfg,
-        prompt_ids(cfg.prompt, tokenizer)[None],
+        prompt[None],
         dataclasses.replace(cfg, stop_token=stop_token, forbidden_tokens=forbidden),
         key=jax.random.key(cfg.seed),
         num_samples=cfg.num_samples,
     )
     if show is not None:
         show(cfg.prompt)
-    rows = [_Row(TextStream(tokenizer.decode, cfg.stop)) for _ in range(cfg.num_samples)]
+    texts = [
+        TextStream(tokenizer.decode, cfg.stop, tokenizer.byte_tokens, prompt.tolist()) for _ in range(cfg.num_samples)
+    ]
+    rows = [_Row(text) for text in texts]
     blocks = generate_blocks(run.model, run.params, request, 1)
-    for step in steps_until_stop(blocks, int(request.values.stop_token), [row.text_stream for row in rows]):
+    for step in steps_until_stop(blocks, int(request.values.stop_token), texts):
         for row, token, log_prob, piece in zip(
             rows, step.tokens.tolist(), step.log_probs.tolist(), step.pieces, strict=True
         ):

@@ -278,7 +278,7 @@ def fit_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConf
       UserError: the prompt is the user's own and has characters outside the vocabulary.
     """
     try:
-        prompt_ids(config.sample.prompt, tokenizer)
+        prompt_ids(config.sample.prompt, tokenizer, special_tokens=config.sample.special_tokens)
     except UserError:
         if config.sample.prompt != SampleConfig().prompt:
             raise

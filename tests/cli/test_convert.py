@@ -12,6 +12,8 @@ from jaxlm import convert
 from jaxlm.errors import UserError
 from jaxlm.run.folder import load_run
 
+WORD_PIECE = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+
 
 @pytest.fixture
 def gpt2(tmp_path):
@@ -167,7 +169,7 @@ def test_ids_are_taken_where_they_are_asked_for(tmp_path, gpt2):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({**word_tokenizer(), "decoder": {"type": "Metaspace"}}, "decoder is of type 'Metaspace', only 'ByteLevel'"),
+        ({**word_tokenizer(), "decoder": WORD_PIECE}, "decoder is of type 'WordPiece', which cannot give a text piece"),
         ({**word_tokenizer(), "decoder": None}, "decoder is of type None"),
         ({**word_tokenizer(), "model": {"type": "Unigram"}}, "model is of type 'Unigram', only 'BPE'"),
         ({"type": "ids", "vocab_size": 38}, "has ids up to 37, the model up to 36"),
