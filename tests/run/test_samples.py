@@ -120,11 +120,11 @@ def test_every_option_reaches_the_sampler(monkeypatch):
     cfg = SampleConfig(forbidden_tokens=(3, 4), **values, **own)
     with pytest.raises(InterruptedError):
         generate_samples(untrained_run(TranscriptTokenizer()), cfg)
-    special = {"forbidden_tokens": (3, 4, 29), "stop_token": 28}
+    special = {"forbidden_tokens": (3, 4, 29), "stop_token": (28,)}
     assert asked == {**values, **own, **special, "ids": [[28, 0, 1]], "key": [0, 9], "rows": 4}
     with pytest.raises(InterruptedError):
         generate_samples(untrained_run(TranscriptTokenizer()), dataclasses.replace(cfg, stop_token=27))
-    assert asked["stop_token"] == 27  # in place of <eos>
+    assert asked["stop_token"] == (27,)  # in place of <eos>
 
 
 def test_the_work_for_a_token_does_not_grow_with_the_sample(monkeypatch):
