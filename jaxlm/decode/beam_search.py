@@ -92,7 +92,7 @@ def beam_search(
     check_count("beam_width", beam_width)
     if not 0 <= length_penalty < float("inf"):
         raise UserError(f"length_penalty = {length_penalty}: give a finite number of at least 0")
-    stop = tuple(stop_token) if isinstance(stop_token, Sequence | np.ndarray) else stop_token
+    stop = tuple(stop_token) if isinstance(stop_token, Sequence) else stop_token
     options = SamplingParams(max_new_tokens=max_new_tokens, stop_token=stop, forbidden_tokens=tuple(forbidden_tokens))
     options.check_vocabulary(model.cfg.vocab_size)
     prompts = check_prompts(model.cfg.vocab_size, prompt, prompt_lengths, num_samples=beam_width)

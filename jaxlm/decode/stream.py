@@ -76,16 +76,17 @@ def steps_until_stop(
       texts: the text of each row, which knows its stop strings; none = no stop strings, and no pieces.
     """
     fill = min(stop_tokens, default=-1)
-    done = np.array(False)
+    done = stopped = np.array(False)
     for block in blocks:
         for tokens, log_probs in zip(block.tokens.T, block.log_probs.T, strict=True):
-            tokens, log_probs = np.where(done, fill, tokens), np.where(done, 0, log_probs)
+            tokens, log_probs = np.where(stopped, fill, tokens), np.where(done, 0, log_probs)
             at_stop_token = np.isin(tokens, (*stop_tokens, fill))  # as every row is that is done
             pieces = [""] * len(tokens)
             for row, text in enumerate(texts):
                 if not at_stop_token[row]:
                     pieces[row] = text.push(int(tokens[row]))
             yield Step(tokens, log_probs, pieces)
-            done = at_stop_token | np.array([text.stopped for text in texts] or False)
+            stopped = np.array([text.stopped for text in texts] or False)
+            done = at_stop_token | stopped
             if done.all():
                 return
