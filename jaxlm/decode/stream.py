@@ -76,10 +76,10 @@ def steps_until_stop(
       texts: the text of each row, which knows its stop strings; none = no stop strings, and no pieces.
     """
     fill = min(stop_tokens, default=-1)
-    done = stopped = np.array(False)
+    done, last = np.array(False), np.array(fill)
     for block in blocks:
         for tokens, log_probs in zip(block.tokens.T, block.log_probs.T, strict=True):
-            tokens, log_probs = np.where(stopped, fill, tokens), np.where(done, 0, log_probs)
+            tokens, log_probs = np.where(done, last, tokens), np.where(done, 0, log_probs)
             at_stop_token = np.isin(tokens, (*stop_tokens, fill))  # as every row is that is done
             pieces = [""] * len(tokens)
             for row, text in enumerate(texts):
@@ -87,6 +87,6 @@ def steps_until_stop(
                     pieces[row] = text.push(int(tokens[row]))
             yield Step(tokens, log_probs, pieces)
             stopped = np.array([text.stopped for text in texts] or False)
-            done = at_stop_token | stopped
+            done, last = at_stop_token | stopped, np.where(stopped, fill, tokens)
             if done.all():
                 return
