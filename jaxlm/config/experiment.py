@@ -24,9 +24,10 @@ class DataConfig(Validated):
     CSV files, or a folder of .npy files with one utterance each."""
     val_path: str | None = None
     """Transcripts held out for validation, in the same form as path; None = the last val_fraction of path's."""
-    tokenizer: Literal["char", "bpe", "transcript"] = "char"
+    tokenizer: Literal["char", "bpe", "transcript", "source"] = "char"
     """char: one token per character of the text; bpe: byte-level BPE trained on the training split; transcript: A-Z,
-    apostrophe, space, <eos> and <pad>, each transcript in rows of its own as <eos> ... <eos>."""
+    apostrophe, space, <eos> and <pad>, each transcript in rows of its own as <eos> ... <eos>; source: that of the model
+    that training goes on from (--init-from)."""
     bpe_vocab_size: int = 4096
     """Most entries of the byte-level BPE, including its 256 bytes."""
     special_tokens: SpecialTokens = "text"
@@ -45,7 +46,7 @@ class DataConfig(Validated):
         check_at_least(self, 0, "resident_mb")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
-        if self.val_path is not None and self.tokenizer != "transcript":
+        if self.val_path is not None and self.tokenizer not in ("transcript", "source"):
             raise UserError(
                 f"val_path = {self.val_path!r} is for tokenizer = 'transcript', not {self.tokenizer!r}: leave it out; "
                 "val_fraction splits a text"

@@ -187,6 +187,10 @@ def _boundary(cfg: DataConfig, path: Path) -> int:
 
 
 def _learn_tokenizer(cfg: DataConfig, path: Path, boundary: int) -> Tokenizer:
+    if cfg.tokenizer == "source":
+        raise UserError(
+            "data.tokenizer = 'source' is the tokenizer of another model: add --init-from, or choose char or bpe"
+        )
     if cfg.tokenizer == "char":
         return CharTokenizer(frozenset().union(*map(frozenset, _blocks(path))))
     return BPETokenizer.train(_blocks(path, (0, boundary)), cfg.bpe_vocab_size)
