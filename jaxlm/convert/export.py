@@ -17,6 +17,7 @@ from jaxlm.convert.families import FAMILIES
 from jaxlm.convert.families.family import shapes
 from jaxlm.convert.families.holding import Held, holding
 from jaxlm.convert.shards import SHARD_SIZE, parse_size, write_shards
+from jaxlm.data.hugging_face import hugging_face_files
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.model.layer_stack import unstack_params
@@ -61,8 +62,6 @@ def to_hf(
     files["config.json"] |= ends
     files["generation_config.json"] = {"_from_model_config": True, **ends}
     if tokenizer is not None:
-        from jaxlm.data.hugging_face import hugging_face_files
-
         files |= hugging_face_files(tokenizer, stop_tokens, cfg.max_seq_len)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
