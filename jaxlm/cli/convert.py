@@ -27,6 +27,9 @@ class _ConvertOptions(JsonOption):
     """Format of SRC: hf, nanogpt, meta or llama2c (torchref and jaxlm are not there yet)."""
     to: Literal["jaxlm", "hf", "torchref"] = "jaxlm"
     """Format of DST: jaxlm (the others are not there yet)."""
+    activation: Literal["gelu", "gelu_tanh"] | None = None
+    """For nanogpt, whose checkpoints do not say it: gelu_tanh for models of early 2023 and from GPT-2's weights; None =
+    gelu, nanoGPT's own."""
     tokenizer: Path | None = None
     """A tokenizer.json of Hugging Face or jaxlm, or "ids" for texts that are token ids separated by spaces. None = the
     tokenizer.json beside the model, else ids."""
@@ -39,19 +42,25 @@ def convert(arguments: list[str]) -> int:
         raise UserError(f"--from {options.origin} is not there yet: use --from hf, nanogpt, meta or llama2c")
     if options.to != "jaxlm":
         raise UserError(f"--to {options.to} is not there yet: leave it out")
+    if options.activation is not None and options.origin != "nanogpt":
+        raise UserError(
+            f"--activation {options.activation} is for nanogpt, and the config.json of {options.origin} says it: "
+            "leave it out"
+        )
     import jax
 
     from jaxlm.compilation_cache import kept_programs
     from jaxlm.run.import_weights import import_run
 
     with kept_programs():
-        run = import_run(options.origin, options.source, options.out, options.tokenizer)
+        run = import_run(options.origin, options.source, options.out, options.tokenizer, options.activation)
 
     model, kind = run.config.model, run.tokenizer.to_dict()["type"]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
     if options.json:
         summary = {"run": str(options.out), "from": options.origin, "parameters": parameters, "tokenizer": kind}
-        print_json({**summary, "tokens": run.tokenizer.vocab_size, "model": to_dict(model)})
+        stops = {"stop_tokens": run.config.sample.stop_tokens}
+        print_json({**summary, "tokens": run.tokenizer.vocab_size, **stops, "model": to_dict(model)})
         return 0
     size = f"{model.num_layers} layers, width {model.embed_dim}, {model.num_heads} heads, context {model.max_seq_len}"
     text = "token ids separated by spaces" if kind == "ids" else f"{kind}, {run.tokenizer.vocab_size:,} tokens"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxlm.config import ModelConfig
-from jaxlm.convert.families.family import Family, shapes
+from jaxlm.convert.families.family import shapes
+from jaxlm.convert.families.meta import META
 from jaxlm.convert.files import TensorFiles, open_tensors, read_json
 from jaxlm.convert.foreign import Fields, Tensors
 from jaxlm.convert.hf import read_params
@@ -19,22 +20,6 @@ from jaxlm.errors import UserError
 from jaxlm.types import Params
 
 EMBEDDING, HEAD, NORM = "tok_embeddings.weight", "output.weight", "norm.weight"
-META = Family(
-    model_type="meta",
-    architecture="",
-    always={},
-    fields=(),
-    top={"tok_embeddings": "embedding", "norm": "final_norm", "output": "head"},
-    layer="layers.{}",
-    block={
-        **{"attention.wq": "attention/query", "attention.wk": "attention/key", "attention.wv": "attention/value"},
-        **{"attention.wo": "attention/out", "attention_norm": "attention_norm", "ffn_norm": "mlp_norm"},
-        **{"feed_forward.w1": "mlp/gate", "feed_forward.w2": "mlp/down", "feed_forward.w3": "mlp/up"},
-    },
-    base="",
-    buffers=r"rope\.freqs|freqs_(cos|sin|cis)|attention\.mask",
-)
-"""The names of the tensors. Tables of rotary angles and causal masks lie beside them in some versions."""
 
 
 def from_meta(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
