@@ -12,14 +12,14 @@ from tolerances import FLOAT64, assert_close
 
 import jaxlm
 from jaxlm import convert
-from jaxlm.convert.meta import from_llama2c, from_meta
+from jaxlm.convert import from_llama2c, from_meta
 
 pytestmark = pytest.mark.x64
 
 CASES = {
     "plain": {},
     "grouped": {"n_heads": 6, "dim": 24, "n_kv_heads": 2, "ffn_dim_multiplier": 1.3, "norm_eps": 1e-2},
-    "theta": {"rope_theta": 37.0, "n_layers": 1, "max_seq_len": 29},
+    "theta": {"rope_theta": 37, "n_layers": 1, "max_seq_len": 29},
     "scaled": {"use_scaled_rope": True, "rope_scaling_factor": 8, "rope_theta": 5e5, "dim": 32, "n_heads": 2},
 }
 

@@ -8,7 +8,7 @@ from etils import epy as _epy
 with _epy.lazy_api_imports(globals()):
     from jaxlm.convert.export import to_hf as to_hf
     from jaxlm.convert.hf import from_hf as from_hf
-    from jaxlm.convert.meta import from_llama2c as from_llama2c
+    from jaxlm.convert.llama2c import from_llama2c as from_llama2c
     from jaxlm.convert.meta import from_meta as from_meta
     from jaxlm.convert.nanogpt import from_nanogpt as from_nanogpt
     from jaxlm.convert.torchref import from_torchref as from_torchref

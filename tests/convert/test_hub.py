@@ -8,12 +8,16 @@ import subprocess
 import sys
 import threading
 
+import jax
+import numpy as np
 import pytest
 from foreign_folders import GPT2, write
 
+from jaxlm.convert import from_hf
 from jaxlm.convert.files import open_tensors
 from jaxlm.convert.hub import local_folder
 from jaxlm.errors import UserError
+from jaxlm.run.folder import load_run
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REFUSALS = {"my/gated": (403, "GatedRepo"), "my/lost": (404, "RepoNotFound"), "my/broken": (500, "")}
@@ -71,16 +75,19 @@ def hub(tmp_path):
     server.server_close()
 
 
-def ask(settings, *names, **more):
-    code = (
-        "import sys\nfrom jaxlm.convert.hub import local_folder\nfrom jaxlm.errors import UserError\n"
-        "for name in sys.argv[1:]:\n"
-        "    try: print(local_folder(name))\n"
-        "    except UserError as error: print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *names], env={**os.environ, **settings, **more}, capture_output=True, text=True
-    )
+ASK = """
+import sys
+from jaxlm.convert.hub import local_folder
+from jaxlm.errors import UserError
+for name in sys.argv[1:]:
+    try: print(local_folder(name))
+    except UserError as error: print(error)
+"""
+
+
+def ask(settings, *arguments, code=("-c", ASK), **more):
+    environment = {**os.environ, **settings, **more}
+    done = subprocess.run([sys.executable, *code, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -102,6 +109,17 @@ def test_a_model_is_fetched_without_what_is_not_read(hub):
     asked.clear()
     assert ask("my/small", HF_HUB_OFFLINE="1") == [small]  # from the cache
     assert asked == []
+
+
+def test_the_command_takes_a_name(hub, tmp_path):
+    models, _, ask = hub
+    (models / "my").mkdir(parents=True)
+    write(models / "my" / "small", GPT2)
+    ask("convert", "--from", "hf", "my/small", tmp_path / "run", code=("-m", "jaxlm"))
+    run = load_run(tmp_path / "run")
+    _, params = from_hf(models / "my" / "small")
+    jax.tree.map(np.testing.assert_array_equal, run.params, params)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["source"]["name"] == "small"
 
 
 def test_refusals_are_one_line_each(hub):

@@ -84,7 +84,7 @@ def test_the_command_makes_a_run_of_an_export(tmp_path):
         (0, lambda raw: b"", "has 0 bytes, less than the head of an export: it is damaged"),
         (0, lambda raw: bytes(28) + raw[28:], "dim = 0 is not supported: give a whole number of at least 1"),
         (0, lambda raw: b"\xff" * 4 + raw[4:], "dim = -1 is not supported: give a whole number of at least 1"),
-        (0, lambda raw: raw[:8] + b"\xff\xff\xff\x7f" + raw[12:], "bytes, not 2,"),
+        (0, lambda raw: raw[:8] + b"\xff\xff\xff\x7f" + raw[12:], "has 2,228 bytes, too few for its head (dim = 6"),
         (0, lambda raw: raw[:12] + b"\4\0\0\0" + raw[16:], "num_heads = 4 does not divide embed_dim = 6"),
         (1, lambda raw: raw[:4] + b"\2\0\0\0" + raw[8:], "version = 2 is not supported: jaxlm reads the legacy format"),
     ],
@@ -119,25 +119,22 @@ def test_an_export_is_never_in_memory_twice(tmp_path):
     code = """
 import re, sys
 from pathlib import Path
-import jax
-from jaxlm.convert import meta
-from jaxlm.convert.foreign import Tensors
+import jax, jaxlm
+from jaxlm.convert.files import TensorFiles
 def used():
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
 jax.block_until_ready(jax.numpy.ones(3))
 before, most = used(), 0
-def watched(self, name, *shape, take=Tensors.take):
+def watched(self, name, read=TensorFiles.read):
     global most
     most = max(most, used())
-    return take(self, name, *shape)
-Tensors.take = watched
-_, params = meta.from_llama2c(sys.argv[1])
-jax.block_until_ready(params)
-most = max(most, used())
-print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6, most - before)
+    return read(self, name)
+TensorFiles.read = watched
+params = jax.block_until_ready(jaxlm.convert.from_llama2c(sys.argv[1])[1])
+print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6, max(most, used()) - before)
 """
     done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     size, most = map(float, done.stdout.split())
     assert size > 180
-    assert most < 1.3 * size
+    assert most < 1.5 * size
