@@ -14,14 +14,17 @@ from jaxlm.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ConvertOptions(JsonOption):
-    """Convert a model of Hugging Face (GPT-2 or Llama) or nanoGPT to a run, which sample, eval and parity then read."""
+    """Convert a model of Hugging Face (GPT-2 or Llama), nanoGPT, Meta or llama2.c to a run, which sample, eval and
+    parity then read.
+    """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
-    """The model to convert. hf: a folder that save_pretrained wrote; nanogpt: ckpt.pt or the folder that holds it."""
+    """The model to convert. hf: a folder that save_pretrained wrote, or ORG/NAME on the Hub; nanogpt: ckpt.pt or the
+    folder that holds it; meta: a folder with params.json and consolidated.00.pth; llama2c: ckpt.pt or exported .bin."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """The run folder to create; it must not exist or be empty."""
-    origin: Annotated[Literal["hf", "nanogpt", "torchref", "jaxlm"], tyro.conf.arg(name="from")]
-    """Format of SRC: hf or nanogpt (torchref and jaxlm are not there yet)."""
+    origin: Annotated[Literal["hf", "nanogpt", "meta", "llama2c", "torchref", "jaxlm"], tyro.conf.arg(name="from")]
+    """Format of SRC: hf, nanogpt, meta or llama2c (torchref and jaxlm are not there yet)."""
     to: Literal["jaxlm", "hf", "torchref"] = "jaxlm"
     """Format of DST: jaxlm (the others are not there yet)."""
     activation: Literal["gelu", "gelu_tanh"] | None = None
@@ -36,7 +39,7 @@ def convert(arguments: list[str]) -> int:
     """Creates the run of `jaxlm convert --from FORMAT SRC DST` and prints what it holds."""
     options = parse_options(_ConvertOptions, arguments, "convert")
     if options.origin == "torchref" or options.origin == "jaxlm":
-        raise UserError(f"--from {options.origin} is not there yet: use --from hf or --from nanogpt")
+        raise UserError(f"--from {options.origin} is not there yet: use --from hf, nanogpt, meta or llama2c")
     if options.to != "jaxlm":
         raise UserError(f"--to {options.to} is not there yet: leave it out")
     if options.activation is not None and options.origin != "nanogpt":

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxlm.config import ModelConfig
+from jaxlm.convert.families.gpt2 import NANOGPT
+from jaxlm.convert.files import in_memory
 from jaxlm.convert.foreign import Fields, Tensors
-from jaxlm.convert.gpt2 import BUFFERS, gpt2_params
-from jaxlm.convert.tensors import load_torch, on_device, to_arrays
+from jaxlm.convert.hf import read_params
+from jaxlm.convert.tensors import load_torch
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
@@ -44,7 +46,7 @@ def from_nanogpt(
             f"{path} is not a nanoGPT checkpoint: it lacks the dicts model_args and model; give nanoGPT's ckpt.pt"
         )
     fields = Fields(parts[0], f"{path}: model_args")
-    tensors = Tensors(to_arrays(parts[1], str(path)), str(path), BUFFERS)
+    tensors = Tensors(in_memory(parts[1], str(path)), NANOGPT.buffers)
     dropout = fields.optional("dropout", 0.0)
     cfg = ModelConfig(
         vocab_size=fields.required("vocab_size"),
@@ -60,7 +62,4 @@ def from_nanogpt(
         param_dtype=tensors.dtype,
     )
     fields.finish()
-    params = gpt2_params(cfg, tensors, "transformer.", transposed=True)
-    tensors.check_tied("lm_head.weight", params["embedding"])
-    tensors.finish()
-    return cfg, on_device(params)
+    return cfg, read_params(NANOGPT, cfg, tensors)

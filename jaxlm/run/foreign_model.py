@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxlm import convert
 from jaxlm.config import ExperimentConfig, SampleConfig
+from jaxlm.convert.hub import local_folder
 from jaxlm.convert.stop_tokens import stop_tokens
 from jaxlm.data.hugging_face import from_hugging_face
 from jaxlm.data.tokenizer import IdTokenizer, Tokenizer, from_dict
@@ -16,7 +17,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.build import build_model
 from jaxlm.run.folder import Run
 
-Format = Literal["hf", "nanogpt"]
+Format = Literal["hf", "nanogpt", "meta", "llama2c"]
 Activation = Literal["gelu", "gelu_tanh"]
 IDS = "ids"
 """Given instead of a tokenizer's file: texts are token ids."""
@@ -35,7 +36,7 @@ def read_model(kind: Format, source: Path, tokenizer: Path | None = None, activa
     """Reads a model of another format: preset "imported", step 0, no data; its sample.stop_token is the model's own.
 
     Args:
-      source: what `convert.from_hf` or `convert.from_nanogpt` reads.
+      source: what `convert.from_hf` (also ORG/NAME on the Hub), `from_nanogpt`, `from_meta` or `from_llama2c` reads.
       tokenizer: a tokenizer.json of Hugging Face or jaxlm, or "ids"; None = the one in the source's folder, else ids.
       activation: that of a nanoGPT checkpoint, which does not say it; None = gelu.
 
@@ -47,6 +48,7 @@ def read_model(kind: Format, source: Path, tokenizer: Path | None = None, activa
     """
     stops: tuple[int, ...] = ()
     if kind == "hf":
+        source = local_folder(str(source))
         cfg, params = convert.from_hf(source)
         named = stop_tokens(source)
         stops = tuple(token for token in named if 0 <= token < cfg.vocab_size)
@@ -56,8 +58,10 @@ def read_model(kind: Format, source: Path, tokenizer: Path | None = None, activa
                 "never end a text",
                 stacklevel=3,
             )
-    else:
+    elif kind == "nanogpt":
         cfg, params = convert.from_nanogpt(source, activation or "gelu")
+    else:
+        cfg, params = (convert.from_meta if kind == "meta" else convert.from_llama2c)(source)
     stop = stops[0] if len(stops) == 1 else stops or None
     config = ExperimentConfig(preset="imported", model=cfg, sample=SampleConfig(stop_token=stop))
     text_tokenizer = _tokenizer(source, tokenizer, cfg.vocab_size)

@@ -11,7 +11,7 @@ from jaxlm.run.foreign_model import Activation, Format, read_model
 from jaxlm.run.training import fit_prompt
 from jaxlm.training.step import TrainState
 
-FORMATS: dict[Format, str] = {"hf": "Hugging Face", "nanogpt": "nanoGPT"}
+FORMATS: dict[Format, str] = {"hf": "Hugging Face", "nanogpt": "nanoGPT", "meta": "Meta", "llama2c": "llama2.c"}
 
 
 def import_run(
@@ -32,10 +32,8 @@ def import_run(
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError(f"{out} already holds something: choose another DST")
     read = read_model(kind, source, tokenizer, activation)
-    config = fit_prompt(read.config, read.tokenizer)
-    with new_folder(
-        out, config, read.tokenizer, None, source={"format": FORMATS[kind], "name": source.resolve().name}
-    ) as aside:
+    config, origin = fit_prompt(read.config, read.tokenizer), {"format": FORMATS[kind], "name": source.resolve().name}
+    with new_folder(out, config, read.tokenizer, None, source=origin) as aside:
         state = TrainState(read.params, (), jax.numpy.int32(0))
         checkpoint.save(aside / "checkpoints", state, None, keep=1)
     return load_run(out)
