@@ -49,6 +49,56 @@ ROWS = [
     ("mean_pooled", "dot", "learned", None, {"attention_dropout": 0.5, "norm": "none"}),
     ("grouped", "concat", "sinusoidal", None, {"head_dim": 2}),
     ("mean_pooled", "multiplicative", "none", (2, None), {}),
+    (  # GPT-NeoX's kind
+        "grouped",
+        "dot",
+        "rope",
+        None,
+        {"block_layout": "parallel", "rotary_dim": 2, "attention_scale": 0.7, "norm_bias": False, "num_kv_heads": None},
+    ),
+    (  # Gemma's kind, scanned over a period of windows, bases and factors
+        "grouped",
+        "dot",
+        "rope",
+        (2, None),
+        {
+            **{"norm": "rmsnorm", "norm_order": "sandwich", "norm_unit_offset": True, "activation": "geglu_tanh"},
+            **{"qk_norm": True, "embedding_scale": 3.5, "rope_theta": (50.0, 900.0), "rope_factor": (1.0, 4.0)},
+            **{"rope_scaling": "linear", "scan_layers": True, "num_layers": 4, "use_bias": False},
+        },
+    ),
+    (  # OLMo 2's kind
+        "grouped",
+        "dot",
+        "rope",
+        None,
+        {
+            **{"norm_order": "reordered", "qk_norm": True, "qk_norm_over": "projection", "norm_unit_offset": True},
+            **{"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_len": 40, "rope_theta": 100.0},
+            **{"rope_ramp": (0.5, 3.0), "head_dim": 8},
+        },
+    ),
+    (  # Granite's kind, under Llama 3's scaling
+        "grouped",
+        "multiplicative",
+        "rope",
+        3,
+        {
+            **{"residual_scale": 0.6, "logit_divisor": 3.0, "attention_out_bias": False, "attention_scale": 0.3},
+            **{"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_len": 30, "head_dim": 8},
+        },
+    ),
+    (  # Phi's kind
+        "mean_pooled",
+        "dot",
+        "rope",
+        3,
+        {
+            **{"block_layout": "parallel_one_norm", "head_bias": True, "tie_embeddings": False, "rotary_dim": 4},
+            **{"rope_scaling": "yarn", "rope_factor": 2.0, "rope_attention_factor": 1.3, "head_dim": 6},
+            **{"residual_scale": 0.8, "qk_norm": True, "qk_norm_over": "projection", "rope_layout": "interleaved"},
+        },
+    ),
 ]
 
 

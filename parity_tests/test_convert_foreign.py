@@ -88,10 +88,10 @@ def small(kind, **changes):
 
 
 def test_other_modules_are_refused():
-    mistral = transformers.MistralForCausalLM(small(transformers.MistralConfig))
-    assert "MistralForCausalLM: model_type = 'mistral' is not supported" in refused(convert.from_hf, mistral)
-    scaled = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-    words = "LlamaForCausalLM: rope_parameters.rope_type = 'linear' is not supported"
+    cohere = transformers.CohereForCausalLM(small(transformers.CohereConfig))
+    assert "CohereForCausalLM: model_type = 'cohere' is not supported" in refused(convert.from_hf, cohere)
+    scaled = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    words = "LlamaForCausalLM: rope_parameters.rope_type = 'dynamic' is not supported"
     assert words in refused(convert.from_hf, llama(rope_parameters=scaled))
     with torch.device("meta"):
         empty = transformers.LlamaForCausalLM(small(transformers.LlamaConfig))

@@ -12,9 +12,10 @@ from torch.nn import functional
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from jaxlm.config import ModelConfig
+from jaxlm.config.model import LayerSettings
 from torchref import cross_entropy
 from torchref.attention import SelfAttention
-from torchref.layers import ACTIVATIONS, MLP, Norm, rotate, sinusoids, softcap
+from torchref.layers import ACTIVATIONS, MLP, Norm, frequencies, rotate, sinusoids, softcap
 
 TYPES = {"dtype": "float64", "param_dtype": "float64"}
 
@@ -129,7 +130,9 @@ def test_rotary_positions_are_a_complex_product(layout):
         turned = torch.view_as_real(torch.view_as_complex(apart.contiguous()) * turn)
         return (turned if layout == "interleaved" else turned.transpose(-1, -2)).flatten(-2)
 
-    assert_same_value_and_gradients(lambda x: rotate(x, positions, 500.0, layout), theirs, normal(2, 3, 4, 6))
+    assert_same_value_and_gradients(
+        lambda x: rotate(x, positions, frequencies(6, 500.0), layout), theirs, normal(2, 3, 4, 6)
+    )
 
 
 def test_sinusoids_are_those_of_the_paper():
@@ -162,7 +165,7 @@ def test_attention_is_that_of_torch(kv_heads, window):
         out = functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **mask)
         return linear(p, "out", out.transpose(1, 2).flatten(2))
 
-    attention = SelfAttention(cfg, window)
+    attention = SelfAttention(cfg, LayerSettings(window, 1.0, 1.0))
     assert_same_module(_at(attention, 7), _renamed(theirs), normal(2, 7, 18))
 
 
@@ -196,7 +199,7 @@ def test_scores_are_capped_as_in_gemma_2():
             out, _ = eager_attention_forward(module, q, k, v, blocked, scaling=3**-0.5, softcap=0.5)
         return linear(p, "out", out.flatten(2))
 
-    attention = SelfAttention(cfg, None)
+    attention = SelfAttention(cfg, cfg.layer_settings[0])
     assert_same_module(_at(attention, 7), _renamed(theirs), normal(2, 7, 12, scale=3))
     assert softcap(normal(3), None).equal(normal(3))
 
@@ -253,7 +256,7 @@ def test_scores_and_shared_heads_are_their_formulas(sharing, score):
     options |= {"attention_softcap": 1.5 if score == "concat" else None, "value_head_dim": 3}
     cfg = config(embed_dim=7, num_heads=4, num_kv_heads=2, head_dim=2, position="none", **options)
     torch.manual_seed(0)
-    attention = SelfAttention(cfg, 3)
+    attention = SelfAttention(cfg, LayerSettings(3, 1.0, 1.0))
 
     def theirs(p, x):
         return attention_in_loops(cfg, p, x, 3)
@@ -263,5 +266,5 @@ def test_scores_and_shared_heads_are_their_formulas(sharing, score):
 
 def test_without_a_projection_the_heads_are_joined_in_order():
     cfg = config(embed_dim=6, num_heads=3, position="none", attention_out_proj=False)
-    attention = SelfAttention(cfg, None)
+    attention = SelfAttention(cfg, cfg.layer_settings[0])
     assert_same_module(_at(attention, 5), _renamed(lambda p, x: attention_in_loops(cfg, p, x, None)), normal(2, 5, 6))

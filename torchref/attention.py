@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jaxlm.config import ModelConfig
-from torchref.layers import Linear, Norm, dtype_of, rotate, softcap, widened
+from jaxlm.config.model import LayerSettings
+from torchref.layers import Linear, Norm, dtype_of, magnitude, rotate, scaled_frequencies, softcap, widened
 
 
 class SelfAttention(nn.Module):
@@ -18,9 +19,9 @@ class SelfAttention(nn.Module):
     `clear_cache`; a query then sees at most the last max_seq_len tokens.
     """
 
-    def __init__(self, cfg: ModelConfig, window: int | None) -> None:
+    def __init__(self, cfg: ModelConfig, layer: LayerSettings) -> None:
         super().__init__()
-        self.cfg, self.window = cfg, window
+        self.cfg, self.layer = cfg, layer
         heads, width = cfg.num_heads, cfg.resolved.head_dim
         shared = heads if cfg.kv_sharing == "mean_pooled" else cfg.resolved.num_kv_heads
         bias = cfg.use_bias if cfg.qkv_bias is None else cfg.qkv_bias
@@ -28,7 +29,9 @@ class SelfAttention(nn.Module):
         self.key = Linear(cfg, cfg.embed_dim, shared * width, bias)
         self.value = Linear(cfg, cfg.embed_dim, shared * cfg.resolved.value_head_dim, bias)
         if cfg.qk_norm:
-            self.query_norm, self.key_norm = Norm(cfg, width, "rmsnorm"), Norm(cfg, width, "rmsnorm")
+            of_all = cfg.qk_norm_over == "projection"
+            self.query_norm = Norm(cfg, heads * width if of_all else width, "rmsnorm")
+            self.key_norm = Norm(cfg, cfg.resolved.num_kv_heads * width if of_all else width, "rmsnorm")
         hidden = cfg.score_dim or width
         if cfg.attention_score == "multiplicative":
             self.score_weight = self._weight(width, width, width)
@@ -38,9 +41,9 @@ class SelfAttention(nn.Module):
             self.score_key, self.score_query = (self._weight(2 * width, width, hidden) for _ in range(2))
             self.score_out = self._weight(hidden, hidden)
         if cfg.attention_out_proj:
-            self.out = Linear(
-                cfg, cfg.attention_maps * cfg.resolved.value_head_dim, cfg.embed_dim, cfg.use_bias, to_residual=True
-            )
+            joined = cfg.attention_maps * cfg.resolved.value_head_dim
+            bias = cfg.use_bias if cfg.attention_out_bias is None else cfg.attention_out_bias
+            self.out = Linear(cfg, joined, cfg.embed_dim, bias, to_residual=True)
         self.softmax = nn.Softmax(dim=-1)  # a module, so that a hook can read the attention weights
         self.clear_cache()
 
@@ -67,13 +70,19 @@ class SelfAttention(nn.Module):
         values = self.value(x).unflatten(2, (-1, sizes.value_head_dim))
         if cfg.kv_sharing == "mean_pooled":
             keys, values = (a.unflatten(2, (sizes.num_kv_heads, groups)).mean(dim=3) for a in (keys, values))
-        if cfg.qk_norm:
+        if cfg.qk_norm and cfg.qk_norm_over == "head":
             queries, keys = self.query_norm(queries), self.key_norm(keys)
+        elif cfg.qk_norm:
+            queries = self.query_norm(queries.flatten(2)).view_as(queries)
+            keys = self.key_norm(keys.flatten(2)).view_as(keys)
         queries, keys, values = (a.transpose(1, 2) for a in (queries, keys, values))  # [B, heads, T, width]
         if cfg.position == "rope":
-            queries, keys = (rotate(a, positions, cfg.rope_theta, cfg.rope_layout) for a in (queries, keys))
+            theta, factor = self.layer.rope_theta, self.layer.rope_factor
+            turns = scaled_frequencies(cfg, cfg.rotary_dim or sizes.head_dim, theta, factor)
+            size = magnitude(cfg, factor)
+            queries, keys = (rotate(a, positions, turns, cfg.rope_layout, size) for a in (queries, keys))
 
-        key_positions, window = positions, self.window
+        key_positions, window = positions, self.layer.window
         if use_kv_cache:
             if self.cache is not None:
                 old_keys, old_values, old_positions = self.cache
@@ -102,12 +111,12 @@ class SelfAttention(nn.Module):
     def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Scores queries [B, N, T, H] against keys [B, N, S, H]: [B, N, T, S], in at least float32."""
         cfg = self.cfg
-        root = math.sqrt(cfg.resolved.head_dim)
+        scale = 1 / math.sqrt(cfg.resolved.head_dim) if cfg.attention_scale is None else cfg.attention_scale
         if cfg.attention_score == "dot":
-            return widened(queries) @ widened(keys).transpose(2, 3) / root
+            return widened(queries) @ widened(keys).transpose(2, 3) * scale
         if cfg.attention_score == "multiplicative":
             projected = queries @ self.score_weight.to(queries.dtype).transpose(1, 2)
-            return widened(projected) @ widened(keys).transpose(2, 3) / root
+            return widened(projected) @ widened(keys).transpose(2, 3) * scale
         key_weight, query_weight = (w.to(queries.dtype) for w in (self.score_key, self.score_query))
         if cfg.attention_score == "concat":
             of_keys = widened(keys) @ widened(key_weight)[:, :, None]

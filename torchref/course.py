@@ -70,7 +70,8 @@ class SelfAttention(_Layer):
 
     def __init__(self, d: int, num_heads: int, max_seq_len: int | None = None, **fields: Any) -> None:
         super().__init__(max_seq_len)
-        self.attention = MaskedAttention(_config(max_seq_len, embed_dim=d, num_heads=num_heads, **fields), None)
+        cfg = _config(max_seq_len, embed_dim=d, num_heads=num_heads, **fields)
+        self.attention = MaskedAttention(cfg, cfg.layer_settings[0])
 
     def forward(self, X: Tensor, mask: Tensor | None = None, use_kv_cache: bool = False) -> Tensor:
         """Maps X [B, T, d] to the same shape.
@@ -94,7 +95,7 @@ class TransformerBlockPreNorm(_Layer):
     ) -> None:
         super().__init__(max_seq_len)
         cfg = _config(max_seq_len, embed_dim=d, num_heads=num_heads, mlp_dim=d_ff, **fields)
-        self.block = Block(cfg, None)
+        self.block = Block(cfg, cfg.layer_settings[0])
 
     def forward(self, X: Tensor, mask: Tensor | None = None, use_kv_cache: bool = False) -> Tensor:
         """Maps X [B, T, d] to the same shape; everything else as in SelfAttention."""

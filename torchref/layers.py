@@ -62,7 +62,10 @@ class Norm(nn.Module):
         super().__init__()
         self.kind, self.eps, self.dtype = kind, cfg.norm_eps, dtype_of(cfg.dtype)
         self.weight = nn.Parameter(torch.ones(width, dtype=dtype_of(cfg.param_dtype)))
-        has_bias = kind == "layernorm" and cfg.use_bias
+        if cfg.norm_unit_offset:
+            nn.init.zeros_(self.weight)
+        self.offset = 1 if cfg.norm_unit_offset else 0
+        has_bias = kind == "layernorm" and (cfg.use_bias if cfg.norm_bias is None else cfg.norm_bias)
         self.bias = nn.Parameter(torch.zeros_like(self.weight)) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ class Norm(nn.Module):
         x = widened(x)
         if self.kind == "layernorm":
             x = x - x.mean(dim=-1, keepdim=True)
-        x = x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + self.eps) * self.weight
+        x = x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + self.eps) * (self.offset + widened(self.weight))
         return (x if self.bias is None else x + self.bias).to(self.dtype)
 
 
@@ -94,17 +97,18 @@ def silu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": torch.relu, "silu": silu, "swiglu": silu, "geglu": gelu}
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": torch.relu, "silu": silu}
+GATES = {"swiglu": silu, "geglu": gelu, "geglu_tanh": gelu_tanh}
 
 
 class MLP(nn.Module):
-    """The feed-forward sublayer; swiglu and geglu (Shazeer 2020, https://arxiv.org/abs/2002.05202) gate `up`."""
+    """The feed-forward sublayer. Those of GATES (Shazeer 2020, https://arxiv.org/abs/2002.05202) gate `up`."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[cfg.activation]
+        self.activation = (ACTIVATIONS | GATES)[cfg.activation]
         self.gate = None
-        if cfg.activation in ("swiglu", "geglu"):
+        if cfg.activation in GATES:
             self.gate = Linear(cfg, cfg.embed_dim, cfg.resolved.mlp_dim, cfg.use_bias)
         self.up = Linear(cfg, cfg.embed_dim, cfg.resolved.mlp_dim, cfg.use_bias)
         self.down = Linear(cfg, cfg.resolved.mlp_dim, cfg.embed_dim, cfg.use_bias, to_residual=True)
@@ -116,29 +120,82 @@ class MLP(nn.Module):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
-def angles(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> Tensor:
-    """Returns the angles [T, width / 2] of positions [T]: position times theta^(-2i / width)."""
-    frequencies = torch.tensor([theta ** (-2 * i / width) for i in range(width // 2)], dtype=dtype)
-    return positions[:, None].to(dtype) * frequencies.to(positions.device)
+def frequencies(width: int, theta: float) -> list[float]:
+    """The width / 2 frequencies theta^(-2i / width) in radians a token."""
+    return [theta ** (-2 * i / width) for i in range(width // 2)]
 
 
-def rotate(x: Tensor, positions: Tensor, theta: float, layout: str) -> Tensor:
-    """Rotates x [B, heads, T, H] by its positions [T] (RoPE, Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
-    wide, width = widened(x), x.shape[-1]
-    turn = angles(positions, width, theta, wide.dtype)
+def scaled_frequencies(cfg: ModelConfig, width: int, theta: float, factor: float) -> list[float]:
+    """The frequencies of a model whose context was extended: see ModelConfig.rope_scaling.
+
+    linear: Chen et al. 2023, https://arxiv.org/abs/2306.15595; yarn: Peng et al. 2023,
+    https://arxiv.org/abs/2309.00071, whose ramp runs over the index of the frequency.
+    """
+    original = cfg.rope_original_len or cfg.max_seq_len
+    plain = frequencies(width, theta)
+    if cfg.rope_scaling == "none":
+        return plain
+    if cfg.rope_scaling == "linear":
+        return [frequency / factor for frequency in plain]
+    if cfg.rope_scaling == "llama3":
+        slow, fast = cfg.rope_ramp or (1.0, 4.0)
+        scaled = []
+        for frequency in plain:
+            turns = original / (2 * math.pi / frequency)
+            if turns < slow:
+                scaled.append(frequency / factor)
+            elif turns > fast:
+                scaled.append(frequency)
+            else:
+                smooth = (turns - slow) / (fast - slow)
+                scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
+        return scaled
+    slow, fast = cfg.rope_ramp or (1.0, 32.0)
+    ends = [width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow)]
+    start, stop = float(max(math.floor(ends[0]), 0)), float(min(math.ceil(ends[1]), width - 1))
+    if start == stop:
+        stop += 0.001
+    scaled = []
+    for i, frequency in enumerate(plain):
+        ramp = min(max((i - start) / (stop - start), 0.0), 1.0)
+        scaled.append(frequency / factor * ramp + frequency * (1 - ramp))
+    return scaled
+
+
+def magnitude(cfg: ModelConfig, factor: float) -> float:
+    """What yarn multiplies the rotated features by (section 3.4: the root of the softmax's temperature)."""
+    if cfg.rope_scaling != "yarn" or factor == 1:
+        return 1.0
+    if cfg.rope_attention_factor is not None:
+        return cfg.rope_attention_factor
+    return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def angles(positions: Tensor, turns: list[float], dtype: torch.dtype) -> Tensor:
+    """Returns the angles [T, len(turns)]: position times frequency."""
+    return positions[:, None].to(dtype) * torch.tensor(turns, dtype=dtype).to(positions.device)
+
+
+def rotate(x: Tensor, positions: Tensor, turns: list[float], layout: str, size: float = 1.0) -> Tensor:
+    """Rotates x [B, heads, T, H] by its positions [T] (RoPE, Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    Pair i turns by turns[i] radians a token and is multiplied by `size`; features behind the pairs stay as they are.
+    """
+    wide, width = widened(x), 2 * len(turns)
+    turn = angles(positions, turns, wide.dtype)
     if layout == "half":
         first, second = range(width // 2), range(width // 2, width)
     else:
         first, second = range(0, width, 2), range(1, width, 2)
-    turned = torch.empty_like(wide)
-    turned[..., list(first)] = wide[..., list(first)] * turn.cos() - wide[..., list(second)] * turn.sin()
-    turned[..., list(second)] = wide[..., list(first)] * turn.sin() + wide[..., list(second)] * turn.cos()
+    turned = wide.clone()
+    turned[..., list(first)] = (wide[..., list(first)] * turn.cos() - wide[..., list(second)] * turn.sin()) * size
+    turned[..., list(second)] = (wide[..., list(first)] * turn.sin() + wide[..., list(second)] * turn.cos()) * size
     return turned.to(x.dtype)
 
 
 def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Returns [T, width]: sines in even features, cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
-    turn = angles(positions, width, 10000.0, dtype)
+    turn = angles(positions, frequencies(width, 10000.0), dtype)
     vectors = torch.zeros(len(positions), width, dtype=dtype, device=positions.device)
     vectors[:, 0::2] = turn.sin()
     vectors[:, 1::2] = turn.cos()

@@ -1,10 +1,13 @@
 """The language models: every family of ModelConfig, with one interface."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from jaxlm.config import ModelConfig
+from jaxlm.config.model import LayerSettings
 from torchref.attention import SelfAttention
 from torchref.layers import MLP, Linear, Table, dtype_of, make_norm, sinusoids, softcap, widened
 from torchref.recurrent import RecurrentLayer
@@ -68,10 +71,11 @@ class Embedded(LanguageModel):
         """Maps [B, T] to [B, T, D]. Embedding dropout (Gal & Ghahramani 2016) drops whole rows of the table."""
         table = self.embedding.weight
         kept = functional.dropout(torch.ones_like(table[:, :1]), self.cfg.embedding_dropout, self.training)
-        return (table * kept)[tokens].to(dtype_of(self.cfg.dtype))
+        vectors = (table * kept)[tokens].to(dtype_of(self.cfg.dtype))
+        return vectors * torch.tensor(self.cfg.embedding_scale, dtype=vectors.dtype)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return softcap(self.head(x), self.cfg.final_softcap)
+        return softcap(self.head(x) / self.cfg.logit_divisor, self.cfg.final_softcap)
 
     def forward(self, tokens: Tensor, use_kv_cache: bool = False) -> Tensor:
         """See LanguageModel."""
@@ -90,31 +94,54 @@ class Recurrent(Embedded):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with norm, dropout and residual sum."""
+    """Attention and MLP, each with norms, dropout and residual sum."""
 
-    def __init__(self, cfg: ModelConfig, window: int | None) -> None:
+    def __init__(self, cfg: ModelConfig, layer: LayerSettings) -> None:
         super().__init__()
         self.cfg = cfg
         self.attention_norm = make_norm(cfg, cfg.embed_dim)
-        self.attention = SelfAttention(cfg, window)
+        self.attention = SelfAttention(cfg, layer)
+        if cfg.norm_order == "sandwich":
+            self.attention_post_norm = make_norm(cfg, cfg.embed_dim)
         if cfg.resolved.mlp_dim:
-            self.mlp_norm = make_norm(cfg, cfg.embed_dim)
             self.mlp = MLP(cfg)
+            if cfg.block_layout != "parallel_one_norm":
+                self.mlp_norm = make_norm(cfg, cfg.embed_dim)
+            if cfg.norm_order == "sandwich":
+                self.mlp_post_norm = make_norm(cfg, cfg.embed_dim)
 
     def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False, mask: Tensor | None = None) -> Tensor:
         """Maps x [B, T, D] to the same shape; for `mask` see SelfAttention."""
-        pre = self.cfg.norm_order == "pre"
-        out = self.attention(self.attention_norm(x) if pre else x, positions, use_kv_cache, mask)
-        x = self._joined(x, out)
-        x = x if pre else self.attention_norm(x)
-        if self.cfg.resolved.mlp_dim:
-            x = self._joined(x, self.mlp(self.mlp_norm(x) if pre else x))
-            x = x if pre else self.mlp_norm(x)
-        return x
+
+        def attend(y: Tensor) -> Tensor:
+            return self.attention(y, positions, use_kv_cache, mask)
+
+        if self.cfg.block_layout == "parallel":
+            of_attention, of_mlp = attend(self.attention_norm(x)), self.mlp(self.mlp_norm(x))
+            return x + self._scaled(of_attention) + self._scaled(of_mlp)
+        if self.cfg.block_layout == "parallel_one_norm":
+            y = self.attention_norm(x)
+            return x + self._scaled(attend(y)) + self._scaled(self.mlp(y))
+        x = self._sublayer(x, attend, "attention")
+        return self._sublayer(x, self.mlp, "mlp") if self.cfg.resolved.mlp_dim else x
+
+    def _sublayer(self, x: Tensor, function: Callable[[Tensor], Tensor], name: str) -> Tensor:
+        norm = getattr(self, f"{name}_norm")
+        if self.cfg.norm_order == "post":
+            return norm(self._joined(x, function(x)))
+        if self.cfg.norm_order == "reordered":
+            return self._joined(x, norm(function(x)))
+        out = function(norm(x))
+        if self.cfg.norm_order == "sandwich":
+            out = getattr(self, f"{name}_post_norm")(out)
+        return self._joined(x, out)
 
     def _joined(self, x: Tensor, out: Tensor) -> Tensor:
-        out = functional.dropout(out, self.cfg.dropout, self.training)
+        out = self._scaled(out)
         return x + out if self.cfg.residual else out
+
+    def _scaled(self, out: Tensor) -> Tensor:
+        return functional.dropout(out, self.cfg.dropout, self.training) * self.cfg.residual_scale
 
 
 class Transformer(Embedded):
@@ -124,10 +151,10 @@ class Transformer(Embedded):
         super().__init__(cfg)
         if cfg.position == "learned":
             self.position_embedding = Table(cfg, cfg.max_seq_len, cfg.embed_dim)
-        self.final_norm = make_norm(cfg, cfg.embed_dim) if cfg.norm_order == "pre" else nn.Identity()
+        self.final_norm = nn.Identity() if cfg.norm_order == "post" else make_norm(cfg, cfg.embed_dim)
 
     def _layers(self) -> list[nn.Module]:
-        return [Block(self.cfg, window) for window in self.cfg.layer_windows]
+        return [Block(self.cfg, layer) for layer in self.cfg.layer_settings]
 
     def forward(self, tokens: Tensor, use_kv_cache: bool = False) -> Tensor:
         """See LanguageModel.

@@ -1,13 +1,17 @@
 """What converters share: readers of foreign configs and tensors that use each entry once, or refuse it by name."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
+from jaxlm.convert.files import TensorFiles
+from jaxlm.convert.layouts import Entry, Shape
 from jaxlm.convert.tensors import FLOATS
 from jaxlm.errors import UserError
 from jaxlm.types import Params
@@ -17,7 +21,7 @@ class Fields:
     """The fields of a foreign config. `finish` refuses those that were not used: nothing is guessed."""
 
     def __init__(self, fields: Mapping[str, Any], source: str) -> None:
-        self._left, self._source = dict(fields), source
+        self._left, self._all, self._source = dict(fields), dict(fields), source
 
     def required(self, name: str) -> Any:
         """Uses a field that has no default.
@@ -33,15 +37,15 @@ class Fields:
         """Uses a field that may be missing; `default` is its default in the format."""
         return self._left.pop(name, default)
 
-    def translated(self, name: str, default: str, known: Mapping[str, Any]) -> Any:
+    def translated(self, name: str, default: Any, known: Mapping[Any, Any]) -> Any:
         """Uses a field whose values have other names here, which `known` gives.
 
         Raises:
           UserError: a value that is not among the known ones.
         """
         value = self.optional(name, default)
-        if not isinstance(value, str) or value not in known:
-            self.refuse(name, value, f"give one of {', '.join(known)}")
+        if isinstance(value, list | dict) or value not in known:
+            self.refuse(name, value, f"give one of {', '.join(map(str, known))}")
         return known[value]
 
     def only(self, name: str, *accepted: Any) -> None:
@@ -59,7 +63,22 @@ class Fields:
         for name in names:
             self._left.pop(name, None)
 
-    def refuse(self, name: str, value: Any, fix: str) -> None:
+    def seen(self, name: str, default: Any = None) -> Any:
+        """The value of a field, without using it."""
+        value = self._all.get(name)
+        return default if value is None else value
+
+    def ignore_rest(self, reader: str) -> None:
+        """Uses all fields that are left, which the source's `reader` does not read, and says once which they are."""
+        left = [name for name, value in sorted(self._left.items()) if value is not None]
+        if left:
+            names = f"{', '.join(left)} {'change' if len(left) > 1 else 'changes'} nothing"
+            warnings.warn(
+                f"{self._source}: {names}: {reader} does not read {'them' if len(left) > 1 else 'it'}", stacklevel=3
+            )
+        self._left = {}
+
+    def refuse(self, name: str, value: Any, fix: str) -> NoReturn:
         """Raises UserError, always."""
         raise UserError(f"{self._source}: {name} = {value!r} is not supported: {fix}")
 
@@ -77,20 +96,19 @@ class Fields:
 class Tensors:
     """The tensors of a foreign model by name. `finish` lists everything missing, unfit or unused in one error."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], source: str, buffers: str = "(?!)") -> None:
+    def __init__(self, files: TensorFiles, buffers: str = "(?!)") -> None:
         """`buffers` is a pattern for the end of names that are not parameters; by default it matches none."""
         ignored = re.compile(rf"(^|\.)({buffers})$")
-        self._left = {name: tensor for name, tensor in tensors.items() if not ignored.search(name)}
-        self._source = source
+        self._files = files
+        self._left = {name for name in files.names if not ignored.search(name)}
         self._problems: list[str] = []
-        types = {str(tensor.dtype) for tensor in self._left.values()}
-        wide = {FLOATS.get(name) for name in types}
+        wide = {FLOATS.get(files.dtype(name)) for name in self._left}
         self.dtype: Literal["bfloat16", "float32", "float64"] = "float64" if "float64" in wide else "float32"
         """The narrowest type that holds every value exactly; types that are not in FLOATS are refused."""
         if wide == {"bfloat16"}:
             self.dtype = "bfloat16"
         if self.dtype == "float64" and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
-            raise UserError(f"{source} has float64 weights, which need 64-bit JAX: set JAX_ENABLE_X64=1")
+            raise UserError(f"{files.where} has float64 weights, which need 64-bit JAX: set JAX_ENABLE_X64=1")
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -100,17 +118,30 @@ class Tensors:
         return next((one for one in candidates if any(name.startswith(one) for name in self._left)), "")
 
     def take(self, name: str, *shape: int) -> np.ndarray:
-        """Uses a tensor of this shape, in type `dtype`; returns NaN where `finish` will refuse."""
-        tensor = self._left.pop(name, None)
-        if tensor is None:
+        """Uses a tensor of this shape, in type `dtype`; returns NaN where `finish` will refuse.
+
+        The values may share memory with a mapped file or a module.
+        """
+        known = name in self._left
+        self._left.discard(name)
+        if not known:
             self._problems.append(f"{name} is missing")
-        elif tensor.shape != shape:
-            self._problems.append(f"{name} has shape {tensor.shape}, not {shape}")
-        elif str(tensor.dtype) not in FLOATS:
-            self._problems.append(f"{name} is of type {tensor.dtype}, not {', '.join(FLOATS)}")
+        elif self._files.shape(name) != shape:
+            self._problems.append(f"{name} has shape {self._files.shape(name)}, not {shape}")
+        elif self._files.dtype(name) not in FLOATS:
+            self._problems.append(f"{name} is of type {self._files.dtype(name)}, not {', '.join(FLOATS)}")
         else:
-            return tensor.astype(self.dtype, copy=False)
+            return self._files.read(name).astype(self.dtype, copy=False)
         return np.full(shape, np.nan, self.dtype)
+
+    def take_all(self, entries: Iterable[Entry], shapes: Mapping[str, Shape]) -> Params:
+        """Uses the tensors that hold the parameters of these shapes, one after the other, and gives JAX arrays."""
+        leaves: dict[str, jax.Array] = {}
+        for name, paths, layout in entries:
+            wanted = [shapes[path] for path in paths]
+            tensor = self.take(name, *layout.shape(wanted))
+            leaves |= {path: jnp.array(part) for path, part in zip(paths, layout.split(tensor, wanted), strict=True)}
+        return unflatten_dict(leaves, sep="/")
 
     def check_tied(self, name: str, table: np.ndarray) -> None:
         """Uses the head of a tied model, which may be missing and otherwise must equal the table."""
@@ -126,22 +157,4 @@ class Tensors:
         problems = self._problems + [f"{name} is unexpected" for name in sorted(self._left)]
         if problems:
             shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
-            raise UserError(f"{self._source} does not fit its config: {shown}")
-
-
-class Linear(NamedTuple):
-    """How a format stores a linear layer: `transposed` means weights (out, in), as in torch's Linear."""
-
-    tensors: Tensors
-    transposed: bool
-
-    def kernel(self, name: str, inputs: int, outputs: int) -> np.ndarray:
-        """Uses a weight, as (in, out)."""
-        if self.transposed:
-            return self.tensors.take(f"{name}.weight", outputs, inputs).T
-        return self.tensors.take(f"{name}.weight", inputs, outputs)
-
-    def layer(self, name: str, inputs: int, outputs: int, use_bias: bool) -> Params:
-        """Uses the kernel (in, out) and the bias of a layer."""
-        kernel = {"kernel": self.kernel(name, inputs, outputs)}
-        return kernel | ({"bias": self.tensors.take(f"{name}.bias", outputs)} if use_bias else {})
+            raise UserError(f"{self._files.where} does not fit its config: {shown}")

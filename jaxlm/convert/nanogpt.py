@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config import ModelConfig
+from jaxlm.convert.families.gpt2 import NANOGPT
+from jaxlm.convert.files import in_memory
 from jaxlm.convert.foreign import Fields, Tensors
-from jaxlm.convert.gpt2 import BUFFERS, gpt2_params
-from jaxlm.convert.tensors import load_torch, on_device, to_arrays
+from jaxlm.convert.hf import read_params
+from jaxlm.convert.tensors import load_torch
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
@@ -39,7 +41,7 @@ def from_nanogpt(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
             f"{path} is not a nanoGPT checkpoint: it lacks the dicts model_args and model; give nanoGPT's ckpt.pt"
         )
     fields = Fields(parts[0], f"{path}: model_args")
-    tensors = Tensors(to_arrays(parts[1], str(path)), str(path), BUFFERS)
+    tensors = Tensors(in_memory(parts[1], str(path)), NANOGPT.buffers)
     dropout = fields.optional("dropout", 0.0)
     cfg = ModelConfig(
         vocab_size=fields.required("vocab_size"),
@@ -54,8 +56,4 @@ def from_nanogpt(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
         param_dtype=tensors.dtype,
     )
     fields.finish()
-    compiled = tensors.prefix("_orig_mod.")  # the prefix that torch.compile adds
-    params = gpt2_params(cfg, tensors, f"{compiled}transformer.", transposed=True)
-    tensors.check_tied(f"{compiled}lm_head.weight", params["embedding"])
-    tensors.finish()
-    return cfg, on_device(params)
+    return cfg, read_params(NANOGPT, cfg, tensors)

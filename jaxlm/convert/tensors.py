@@ -1,8 +1,9 @@
 """Arrays of NumPy from tensors of torch and back; every conversion between the two is here."""
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
 
 FLOATS: dict[str, str] = {name: name for name in ("bfloat16", "float32", "float64")} | {"float16": "float32"}
 """The types of weights that are read, and what each becomes: jaxlm has no float16, but every float16 is a float32."""
+
+
+class StoredTensor(NamedTuple):
+    """A tensor whose values are read when `read` is called."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy's name of its type, or bfloat16."""
+    read: Callable[[], np.ndarray]
+    """Returns the values. They may share memory with a mapped file or a module: copy them before you write to them."""
 
 
 def to_tensor(array: Any) -> "Tensor":
@@ -40,16 +51,23 @@ def to_arrays(tensors: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     Raises:
       UserError: torch is missing, or an entry is not a dense tensor with values, or of a type that NumPy lacks.
     """
+    types = {name: dtype_name(tensor, name, source) for name, tensor in tensors.items()}
+    return {name: _as_array(tensors[name]) for name in types}
+
+
+def dtype_name(tensor: Any, name: str, source: str) -> str:
+    """Returns NumPy's name (or bfloat16) of the type of a tensor, which an error calls by `name`.
+
+    Raises:
+      UserError: torch is missing, or it is not a dense tensor with values, or of a type that NumPy lacks.
+    """
     torch = import_torch(source)
-    arrays = {}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or tensor.is_quantized or tensor.is_sparse:
-            raise UserError(f"{source}: {name} is not a dense tensor with values: save the model's own weights")
-        try:
-            arrays[name] = _as_array(tensor)
-        except TypeError:
-            raise UserError(f"{source}: {name} is of type {tensor.dtype}: save it as {', '.join(FLOATS)}") from None
-    return arrays
+    if not isinstance(tensor, torch.Tensor) or tensor.is_meta or tensor.is_quantized or tensor.is_sparse:
+        raise UserError(f"{source}: {name} is not a dense tensor with values: save the model's own weights")
+    try:
+        return str(_as_array(torch.empty(0, dtype=tensor.dtype)).dtype)
+    except TypeError:
+        raise UserError(f"{source}: {name} is of type {tensor.dtype}: save it as {', '.join(FLOATS)}") from None
 
 
 def _as_array(tensor: "Tensor") -> np.ndarray:
@@ -69,12 +87,15 @@ def on_device(params: Params) -> Params:
 def load_torch(path: Path) -> Any:
     """Reads on the CPU what `torch.save` wrote: tensors and plain Python types, never code.
 
+    Tensors stay on the disk until they are used, so copy them before the file may change. Files of versions before
+    1.6, which are no zip archives, are read whole.
+
     Raises:
       UserError: torch is missing, or the file is damaged or holds something else.
     """
     torch = import_torch(str(path))
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # of many kinds: damaged archives, forbidden types, missing files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({reason}): save it again") from None

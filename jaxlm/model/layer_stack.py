@@ -1,7 +1,7 @@
 """The stack of layers: unrolled or scanned, with or without recomputation, and the conversion of their parameters.
 
 Unrolled parameters are named block_0, block_1, ... Stacked ones are named layers/block_j, and each leaf has a leading
-axis: entry k of layers/block_j is block_{k * period + j}, where period is the length of the window pattern.
+axis: entry k of layers/block_j is block_{k * period + j}, where the settings of layers repeat after `period` layers.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
+from jaxlm.config.model import LayerSettings
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
@@ -21,25 +22,25 @@ from jaxlm.types import Params
 def _in_turn(
     layer: type[nn.Module],
     cfg: ModelConfig,
-    windows: tuple[int | None, ...],
+    settings: tuple[LayerSettings, ...],
     x: Float[Array, "B T D"],
     positions: Int[Array, "#B T"],
     caches: Sequence[Any] | None,
     train: bool,
 ) -> tuple[Float[Array, "B T D"], tuple[Any, ...] | None]:
-    """One layer for each window, named block_0, block_1, ...; each takes its cache and returns the new one."""
+    """One layer for each of the settings, named block_0, block_1, ...; each takes its cache and returns the new one."""
     new = []
     if cfg.remat:
         layer = nn.remat(layer, prevent_cse=not cfg.scan_layers, static_argnums=(4,))
-    for i, window in enumerate(windows):
+    for i, own in enumerate(settings):
         cache = None if caches is None else caches[i]
-        x, cache = layer(cfg, window, name=f"block_{i}")(x, positions, cache, train)
+        x, cache = layer(cfg, own, name=f"block_{i}")(x, positions, cache, train)
         new.append(cache)
     return x, None if caches is None else tuple(new)
 
 
 class Period(nn.Module):
-    """One period of the window pattern: the body of the scan over layers."""
+    """One period of the layers' settings: the body of the scan over layers."""
 
     layer: type[nn.Module]
     cfg: ModelConfig
@@ -50,7 +51,7 @@ class Period(nn.Module):
         self, x: Float[Array, "B T D"], caches: Sequence[Any] | None, positions: Int[Array, "#B T"]
     ) -> tuple[Float[Array, "B T D"], tuple[Any, ...] | None]:
         """Its layers in turn."""
-        return _in_turn(self.layer, self.cfg, self.cfg.window_period, x, positions, caches, self.train)
+        return _in_turn(self.layer, self.cfg, self.cfg.layer_period, x, positions, caches, self.train)
 
 
 def apply_layers(
@@ -61,15 +62,15 @@ def apply_layers(
     caches: Sequence[Any] | None,
     train: bool,
 ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
-    """The L layers of a model, called inside its compact method; `layer(cfg, window)(x, positions, cache, train)`.
+    """The L layers of a model, called inside its compact method; `layer(cfg, settings)(x, positions, cache, train)`.
 
     With scan_layers, one period is compiled and scanned over stacked parameters. The caches stay separate, which costs
     a copy of them on the way in and out.
     """
     if not cfg.scan_layers:
-        x, new = _in_turn(layer, cfg, cfg.layer_windows, x, positions, caches, train)
+        x, new = _in_turn(layer, cfg, cfg.layer_settings, x, positions, caches, train)
         return x, new or ()
-    period = len(cfg.window_period)
+    period = len(cfg.layer_period)
     scanned = nn.scan(
         Period,
         variable_axes={"params": 0},
@@ -93,11 +94,11 @@ def stack_params(cfg: ModelConfig, params: Params) -> Params:
     Raises:
       UserError: a layer is missing or surplus, or layers at the same place in the period differ in shape.
     """
-    period = len(cfg.window_period)
+    period = len(cfg.layer_period)
     blocks = _take_blocks(cfg, params, [f"block_{i}" for i in range(cfg.num_layers)])
     if cfg.num_layers % period:
         raise UserError(
-            f"num_layers = {cfg.num_layers} is not a multiple of the period {period} of window = {cfg.window!r}: "
+            f"num_layers = {cfg.num_layers} is not a multiple of the period {period} of {cfg.periodic}: "
             "such layers cannot be stacked"
         )
     for j, block in enumerate(blocks):
@@ -114,7 +115,7 @@ def unstack_params(cfg: ModelConfig, params: Params) -> Params:
     Raises:
       UserError: the parameters are not stacked, or their number of layers is not that of the config.
     """
-    period = len(cfg.window_period)
+    period = len(cfg.layer_period)
     if "layers" not in params:
         raise UserError(f"the parameters are not stacked: they have {', '.join(sorted(params))}, but no 'layers'")
     places = _take_blocks(cfg, params["layers"], [f"block_{j}" for j in range(period)])
@@ -144,7 +145,7 @@ def _take_blocks(cfg: ModelConfig, params: Params, names: list[str]) -> list[Par
     if layers != set(names):
         raise UserError(
             f"the parameters have the layers {', '.join(sorted(layers)) or 'none'}; num_layers = {cfg.num_layers} and "
-            f"window = {cfg.window!r} need {', '.join(names)}"
+            f"{cfg.periodic} need {', '.join(names)}"
         )
     return [params[name] for name in names]
 

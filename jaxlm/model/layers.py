@@ -60,14 +60,16 @@ class LanguageModel(nn.Module):
         if train and cfg.embedding_dropout:
             kept = draw_kept(self.make_rng("dropout"), cfg.embedding_dropout, (cfg.vocab_size, 1))
             looked_up = table * kept / (1 - cfg.embedding_dropout)
-        return wide_gradients.look_up(looked_up, tokens).astype(cfg.dtype), table
+        x = wide_gradients.look_up(looked_up, tokens).astype(cfg.dtype)
+        return x if cfg.embedding_scale == 1 else x * jnp.asarray(cfg.embedding_scale, cfg.dtype), table
 
     @nn.nowrap
     def _logits(self, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Logits:
         cfg = self.cfg
         wide = str(jnp.promote_types(cfg.dtype, jnp.float32))
         head = Dense(cfg, cfg.vocab_size, cfg.head_bias, out_dtype=wide, name="head")
-        return softcap(head(x, table.T if cfg.tie_embeddings else None), cfg.final_softcap)
+        logits = head(x, table.T if cfg.tie_embeddings else None)
+        return softcap(logits if cfg.logit_divisor == 1 else logits / cfg.logit_divisor, cfg.final_softcap)
 
 
 def table_init(cfg: ModelConfig) -> Initializer:
@@ -147,12 +149,28 @@ class Norm(nn.Module):
         cfg, kind = self.cfg, self.kind or self.cfg.norm
         if kind == "none":
             return x
-        make = nn.RMSNorm if kind == "rmsnorm" else functools.partial(nn.LayerNorm, use_bias=cfg.use_bias)
+        offset, dtype = cfg.norm_unit_offset, jnp.dtype(cfg.dtype)
+        wide, param_dtype = jnp.promote_types(dtype, jnp.float32), jnp.dtype(cfg.param_dtype)
+        biased = kind == "layernorm" and (cfg.use_bias if cfg.norm_bias is None else cfg.norm_bias)
+        make = nn.RMSNorm if kind == "rmsnorm" else functools.partial(nn.LayerNorm, use_bias=biased and not offset)
         norm = make(
             epsilon=cfg.norm_eps,
-            dtype=jnp.dtype(cfg.dtype),
-            param_dtype=jnp.dtype(cfg.param_dtype),
+            dtype=wide if offset else dtype,
+            param_dtype=param_dtype,
+            use_scale=not offset,
             use_fast_variance=False,
         )
         nn.share_scope(self, norm)
-        return norm(x)
+        out = norm(x)
+        if offset:  # Linen has no such norm
+            out *= _row(
+                1 + self.param("scale", nn.initializers.zeros, (x.shape[-1],), param_dtype).astype(wide), x.ndim
+            )
+            if biased:
+                bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), param_dtype)
+                out += _row(bias.astype(wide), x.ndim)
+        return out.astype(dtype)
+
+
+def _row(vector: Float[Array, " D"], ndim: int) -> Float[Array, "*ones D"]:
+    return jnp.expand_dims(vector, range(ndim - 1))

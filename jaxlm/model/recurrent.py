@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
+from jaxlm.config.model import LayerSettings
 from jaxlm.model.cache import RecurrentCache, checked_past, zero_state
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dropout, LanguageModel, bias_init, weight_init
@@ -27,7 +28,7 @@ class RecurrentLayer(nn.Module):
     """One Linen cell over the sequence, then dropout. Padding leaves the state unchanged."""
 
     cfg: ModelConfig
-    window: None
+    layer: LayerSettings
 
     @nn.compact
     def __call__(

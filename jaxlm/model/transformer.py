@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
+from jaxlm.config.model import LayerSettings
 from jaxlm.model.cache import KeyValues, KVCache, LayerCache, checked_past, layer_slots, new_layer_cache
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dense, Dropout, LanguageModel, Norm, table_init, weight_init
@@ -20,7 +21,7 @@ from jaxlm.ops.attention import WeightDropout, attend, cudnn_attend
 from jaxlm.ops.attention_scores import Score, additive_scores, concat_scores, dot_scores, multiplicative_scores, summed
 from jaxlm.ops.blocked_attention import BATCHED_FROM_TOKENS, BATCHED_FROM_WINDOWS, blocked_attend
 from jaxlm.ops.masks import attention_mask
-from jaxlm.ops.positions import apply_rope, rope_angles, sinusoids
+from jaxlm.ops.positions import RopeScaling, apply_rope, rope_angles, sinusoids
 from jaxlm.types import Logits, Tokens
 
 
@@ -41,8 +42,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "swiglu": jax.nn.silu,
     "geglu": _gelu,
+    "geglu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
-GATED = ("swiglu", "geglu")
+GATED = ("swiglu", "geglu", "geglu_tanh")
 
 Implementation = Literal["cudnn", "local", "reference"]
 
@@ -51,7 +53,7 @@ class Attention(nn.Module):
     """Self-attention of one layer: projections, positions, cache, output projection."""
 
     cfg: ModelConfig
-    window: int | None
+    layer: LayerSettings
 
     @nn.compact
     def __call__(
@@ -65,7 +67,7 @@ class Attention(nn.Module):
         cfg = self.cfg
         queries, new = self._project(x, positions)
         length = x.shape[1]
-        window = cache.slots if isinstance(cache, LayerCache) else self.window  # slots: min(W, capacity)
+        window = cache.slots if isinstance(cache, LayerCache) else self.layer.window  # slots: min(W, capacity)
         if isinstance(cache, int):
             window = cache if cache < length else None
         implementation = self._implementation(length, window, cached=isinstance(cache, LayerCache))
@@ -79,7 +81,8 @@ class Attention(nn.Module):
         out = self._attend(queries, positions, seen, window, implementation, train)
         out = rearrange(out, "b t maps h -> b t (maps h)")
         if cfg.attention_out_proj:
-            out = Dense(cfg, cfg.embed_dim, cfg.use_bias, to_residual=True, name="out")(out)
+            bias = cfg.use_bias if cfg.attention_out_bias is None else cfg.attention_out_bias
+            out = Dense(cfg, cfg.embed_dim, bias, to_residual=True, name="out")(out)
         return out, new_cache
 
     @nn.nowrap
@@ -95,7 +98,7 @@ class Attention(nn.Module):
         """What the queries read from one or two parts of keys and values, the tokens' own part last."""
         cfg, own = self.cfg, seen[-1]
         if implementation == "cudnn":
-            return cudnn_attend(queries, own.keys, own.values, window)
+            return cudnn_attend(queries, own.keys, own.values, window, cfg.attention_scale)
         dropout = None
         if train and cfg.attention_dropout:
             dropout = WeightDropout(cfg.attention_dropout, self.make_rng("dropout"))
@@ -147,12 +150,20 @@ class Attention(nn.Module):
         queries, keys = heads("query", cfg.num_heads, sizes.head_dim), shared("key", sizes.head_dim)
         values = shared("value", sizes.value_head_dim)
         if cfg.qk_norm:
-            queries = Norm(cfg, "rmsnorm", name="query_norm")(queries)
-            keys = Norm(cfg, "rmsnorm", name="key_norm")(keys)
+            queries, keys = self._normalised(queries, "query_norm"), self._normalised(keys, "key_norm")
         if cfg.position == "rope":
-            angles = rope_angles(positions, sizes.head_dim, cfg.rope_theta, jnp.promote_types(cfg.dtype, jnp.float32))
-            queries, keys = (apply_rope(a, angles, cfg.rope_layout) for a in (queries, keys))
+            scaling, magnitude = rope_scaling(cfg, self.layer)
+            wide = jnp.promote_types(cfg.dtype, jnp.float32)
+            angles = rope_angles(positions, cfg.rotary_dim or sizes.head_dim, self.layer.rope_theta, wide, scaling)
+            queries, keys = (apply_rope(a, angles, cfg.rope_layout, magnitude) for a in (queries, keys))
         return queries, KeyValues(keys, values, positions)
+
+    @nn.nowrap
+    def _normalised(self, x: Float[Array, "B T heads H"], name: str) -> Float[Array, "B T heads H"]:
+        norm = Norm(self.cfg, "rmsnorm", name=name)
+        if self.cfg.qk_norm_over == "head":
+            return norm(x)
+        return norm(rearrange(x, "b t heads width -> b t (heads width)")).reshape(x.shape)
 
     @nn.nowrap
     def _score(self) -> Score:
@@ -165,9 +176,10 @@ class Attention(nn.Module):
             weights = self.param(f"score_{name}", init, (cfg.num_heads, *shape), jnp.dtype(cfg.param_dtype))
             return weights.astype(cfg.dtype).reshape(sizes.num_kv_heads, -1, *shape)
 
-        score: Score = dot_scores
+        score: Score = functools.partial(dot_scores, scale=cfg.attention_scale)
         if cfg.attention_score == "multiplicative":
-            score = functools.partial(multiplicative_scores, weight=weight("weight", width, width, width))
+            own = weight("weight", width, width, width)
+            score = functools.partial(multiplicative_scores, weight=own, scale=cfg.attention_scale)
         elif cfg.attention_score == "concat":
             halves = {f"{name}_weight": weight(name, 2 * width, width) for name in ("key", "query")}
             score = functools.partial(concat_scores, **halves)
@@ -183,6 +195,18 @@ def _joined(parts: tuple[KeyValues, ...]) -> KeyValues:
         return parts[0]
     rows = [part._replace(positions=jnp.broadcast_to(part.positions, part.keys.shape[:2])) for part in parts]
     return KeyValues(*(jnp.concatenate(leaves, axis=1) for leaves in zip(*rows, strict=True)))
+
+
+def rope_scaling(cfg: ModelConfig, layer: LayerSettings) -> tuple[RopeScaling | None, float]:
+    """How a layer's RoPE frequencies are scaled, and the factor of the rotated features."""
+    if cfg.rope_scaling == "none" or layer.rope_factor == 1:
+        return None, 1.0
+    ramp = cfg.rope_ramp or ((1.0, 32.0) if cfg.rope_scaling == "yarn" else (1.0, 4.0))
+    scaling = RopeScaling(cfg.rope_scaling, layer.rope_factor, cfg.rope_original_len or cfg.max_seq_len, ramp)
+    if cfg.rope_scaling != "yarn":
+        return scaling, 1.0
+    usual = 1 + 0.1 * math.log(max(layer.rope_factor, 1))
+    return scaling, usual if cfg.rope_attention_factor is None else cfg.rope_attention_factor
 
 
 class MLP(nn.Module):
@@ -206,33 +230,44 @@ class Block(nn.Module):
     """Attention and MLP, each with norm, dropout and residual connection."""
 
     cfg: ModelConfig
-    window: int | None
+    layer: LayerSettings
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | int | None, train: bool
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """One layer; the cache goes in and comes out."""
-        cfg = self.cfg
-        drop = Dropout(cfg.dropout)
-        before, after = (Norm, None) if cfg.norm_order == "pre" else (None, Norm)
-
-        def sublayer(x: Array, function: Callable[[Array], Array], norm_name: str) -> Array:
-            out = drop(function(before(cfg, name=norm_name)(x) if before else x), train)
-            out = x + out if cfg.residual else out
-            return after(cfg, name=norm_name)(out) if after else out
-
+        cfg, order = self.cfg, self.cfg.norm_order
         new_cache = None
 
         def attention(y: Array) -> Array:
             nonlocal new_cache
-            out, new_cache = Attention(cfg, self.window, name="attention")(y, positions, cache, train)
+            out, new_cache = Attention(cfg, self.layer, name="attention")(y, positions, cache, train)
             return out
 
-        x = sublayer(x, attention, "attention_norm")
-        if cfg.resolved.mlp_dim:
-            x = sublayer(x, MLP(cfg, name="mlp"), "mlp_norm")
-        return x, new_cache
+        def changed(function: Callable[[Array], Array], y: Array, name: str) -> Array:
+            out = function(y)
+            if order in ("reordered", "sandwich"):
+                out = Norm(cfg, name=f"{name}_post_norm" if order == "sandwich" else f"{name}_norm")(out)
+            out = Dropout(cfg.dropout)(out, train)
+            return out if cfg.residual_scale == 1 else out * jnp.asarray(cfg.residual_scale, out.dtype)
+
+        def sublayer(x: Array, function: Callable[[Array], Array], name: str) -> Array:
+            y = Norm(cfg, name=f"{name}_norm")(x) if order in ("pre", "sandwich") else x
+            out = changed(function, y, name)
+            out = x + out if cfg.residual else out
+            return Norm(cfg, name=f"{name}_norm")(out) if order == "post" else out
+
+        if cfg.block_layout == "sequential":
+            x = sublayer(x, attention, "attention")
+            if cfg.resolved.mlp_dim:
+                x = sublayer(x, MLP(cfg, name="mlp"), "mlp")
+            return x, new_cache
+        y = Norm(cfg, name="attention_norm")(x)
+        of_attention = changed(attention, y, "attention")
+        if cfg.block_layout == "parallel":
+            y = Norm(cfg, name="mlp_norm")(x)
+        return x + of_attention + changed(MLP(cfg, name="mlp"), y, "mlp"), new_cache
 
 
 class Transformer(LanguageModel):
@@ -275,7 +310,7 @@ class Transformer(LanguageModel):
         if isinstance(cache, int):
             caches = layer_slots(cfg, cache)
         x, layers = apply_layers(Block, cfg, x, positions, caches, train)
-        if cfg.norm_order == "pre":
+        if cfg.norm_order != "post":
             x = Norm(cfg, name="final_norm")(x)
         logits = self._logits(x, table)
         if cache is None:
@@ -287,5 +322,5 @@ class Transformer(LanguageModel):
 def attention_implementations(model: LanguageModel, length: int) -> list[Implementation]:
     """Which function computes the attention of each layer over `length` tokens without a cache; none without layers."""
     cfg = model.cfg
-    windows = cfg.layer_windows if cfg.family == "transformer" else ()
-    return [Attention(cfg, window)._implementation(length, window, cached=False) for window in windows]
+    layers = cfg.layer_settings if cfg.family == "transformer" else ()
+    return [Attention(cfg, layer)._implementation(length, layer.window, cached=False) for layer in layers]

@@ -158,6 +158,7 @@ def cudnn_attend(
     keys: Float[Array, "B T K H"],
     values: Float[Array, "B T K H"],
     window: int | None,
+    scale: float | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B T N H"]:
     """Causal attention of whole sequences by `jax.nn.dot_product_attention`, by default cuDNN's fused kernel.
@@ -171,6 +172,7 @@ def cudnn_attend(
         queries,
         keys,
         values,
+        scale=scale,
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),
         implementation=implementation,

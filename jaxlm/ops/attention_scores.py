@@ -4,6 +4,7 @@ Scores are accumulated and returned in at least float32. What multiplicative and
 last sum has the type of the queries.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -19,9 +20,11 @@ Score: TypeAlias = Callable[[Array, Array], Array]
 """(queries [B, K, G, T, H], keys [B, K, S, H]) -> scores [B, K, G, T, S]."""
 
 
-@jax.custom_vjp
-def dot_scores(queries: Float[Array, "B K G T H"], keys: Float[Array, "B K S H"]) -> Float[Array, "B K G T S"]:
-    """k^T q / sqrt(H). Reverse mode only.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dot_scores(
+    queries: Float[Array, "B K G T H"], keys: Float[Array, "B K S H"], scale: float | None = None
+) -> Float[Array, "B K G T S"]:
+    """k^T q times `scale`; None = 1 / sqrt(H). Reverse mode only.
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
@@ -30,17 +33,21 @@ def dot_scores(queries: Float[Array, "B K G T H"], keys: Float[Array, "B K S H"]
         scores = wide_einsum("bksh,bkgth->bkgts", keys, queries, wide)
     else:
         scores = wide_einsum("bkgth,bksh->bkgts", queries, keys, wide)
-    return scores * queries.shape[-1] ** -0.5
+    return scores * _scale_of(queries, scale)
 
 
-def _dot_forward(queries, keys):
-    return dot_scores(queries, keys), (queries, keys)
+def _scale_of(queries: Array, scale: float | None) -> float:
+    return queries.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _dot_backward(residuals, d_scores):
+def _dot_forward(queries, keys, scale):
+    return dot_scores(queries, keys, scale), (queries, keys)
+
+
+def _dot_backward(scale, residuals, d_scores):
     queries, keys = residuals
     wide = d_scores.dtype
-    d_scores = (d_scores * queries.shape[-1] ** -0.5).astype(queries.dtype)
+    d_scores = (d_scores * _scale_of(queries, scale)).astype(queries.dtype)
     d_queries = wide_einsum("bkgts,bksh->bkgth", d_scores, keys, wide)
     rows, d_rows = (rearrange(x, "b kv group t width -> b kv (group t) width") for x in (queries, d_scores))
     return d_queries.astype(queries.dtype), transposed_product(d_rows, rows, wide).astype(keys.dtype)
@@ -50,13 +57,16 @@ dot_scores.defvjp(_dot_forward, _dot_backward)
 
 
 def multiplicative_scores(
-    queries: Float[Array, "B K G T H"], keys: Float[Array, "B K S H"], weight: Float[Array, "K G H H"]
+    queries: Float[Array, "B K G T H"],
+    keys: Float[Array, "B K S H"],
+    weight: Float[Array, "K G H H"],
+    scale: float | None = None,
 ) -> Float[Array, "B K G T S"]:
-    """k^T W q / sqrt(H), with one W [key feature, query feature] for each query head.
+    """k^T W q times `scale` (None = 1 / sqrt(H)), with one W [key feature, query feature] for each query head.
 
     Source: Luong et al. 2015 ("general"), https://arxiv.org/abs/1508.04025, here scaled.
     """
-    return dot_scores(jnp.einsum("bkgth,kgjh->bkgtj", queries, weight), keys)
+    return dot_scores(jnp.einsum("bkgth,kgjh->bkgtj", queries, weight), keys, scale)
 
 
 def concat_scores(

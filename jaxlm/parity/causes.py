@@ -224,7 +224,7 @@ def _probes(cfg: ModelConfig, params: Params, event: Event) -> Iterator[Probe]:
         for words, scale in _scales(cfg):
             head = _with(params, kernel, params["embedding"].T * scale)
             yield f"tied head {words}", dataclasses.replace(cfg, tie_embeddings=False), head
-    if kind == "mlp" and cfg.activation in ("swiglu", "geglu"):
+    if kind == "mlp" and cfg.activation in ("swiglu", "geglu", "geglu_tanh"):
         mlp = event.layer.rpartition("/")[0] if event.side == "in" else event.layer
         gate, up = (_leaf(params, f"{mlp}/{name}") for name in ("gate", "up"))
         yield "gate and up exchanged", cfg, _with(_with(params, f"{mlp}/gate", up), f"{mlp}/up", gate)
@@ -235,7 +235,7 @@ def _probes(cfg: ModelConfig, params: Params, event: Event) -> Iterator[Probe]:
 
 def _other_fields(cfg: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """Traps that are another value of a field of the config."""
-    gated = ("swiglu", "geglu")
+    gated = ("swiglu", "geglu", "geglu_tanh")
     names = gated if cfg.activation in gated else ("gelu", "gelu_tanh", "relu", "silu")
     fields: dict[str, tuple[Any, ...]] = {"final_softcap": (None,)}
     if cfg.family == "transformer":
@@ -245,10 +245,18 @@ def _other_fields(cfg: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
             "residual": (True, False),
             "norm_order": ("pre", "post") if cfg.norm == "none" else (),
             "attention_softcap": (None,),
+            "attention_scale": (None, 1.0),
+            "embedding_scale": (1.0, math.sqrt(cfg.embed_dim)),
+            "residual_scale": (1.0,),
+            "logit_divisor": (1.0,),
+            "norm_unit_offset": (True, False),
         }
         if cfg.position == "rope":
-            thetas = (1e4, 5e5, 1e6, cfg.rope_theta * 10, cfg.rope_theta / 10)
-            fields |= {"rope_layout": ("half", "interleaved"), "rope_theta": thetas, "position": ("none",)}
+            period = [layer.rope_theta for layer in cfg.layer_period]
+            nearby = (tuple(theta * by for theta in period) for by in (10, 0.1))
+            fields |= {"rope_layout": ("half", "interleaved"), "rope_theta": (1e4, 5e5, 1e6, *nearby, *set(period))}
+            fields |= {"rotary_dim": (None, cfg.resolved.head_dim // 4 * 2 or None), "position": ("none",)}
+            fields |= {"rope_factor": (1.0,), "rope_attention_factor": (1.0,)}
         if any(cfg.layer_windows):
             shifted = (tuple(w and max(1, w + by) for w in cfg.window_period) for by in (1, -1))
             fields["window"] = (*shifted, None)

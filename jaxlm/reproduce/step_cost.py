@@ -74,7 +74,7 @@ def cost_of_step(config: ExperimentConfig, rounds: int) -> dict[str, float]:
 
 def _attention_bytes(cfg: ModelConfig, batch: int) -> tuple[int, int]:
     """What enters the first layer's attention, and that with its output and all that its backward pass needs."""
-    layer = Attention(cfg, cfg.layer_windows[0])
+    layer = Attention(cfg, cfg.layer_settings[0])
     x = jax.ShapeDtypeStruct((batch, cfg.max_seq_len, cfg.embed_dim), cfg.dtype)
     positions = jnp.arange(cfg.max_seq_len)[None]
 

@@ -32,8 +32,13 @@ def refused(source):
 @pytest.mark.parametrize(
     ("base", "changes", "words"),
     [
-        (GPT2, {"model_type": "qwen2"}, "model_type = 'qwen2' is not supported"),
+        (GPT2, {"model_type": "bert"}, "model_type = 'bert' is not supported: give one of llama, gpt2, mistral"),
         (GPT2, {"model_type": None}, "model_type = None is not supported"),
+        (GPT2, {"model_type": ["gpt2"]}, "model_type = ['gpt2'] is not supported"),
+        (LLAMA, {"model_type": "mixtral"}, "model_type = 'mixtral' is a mixture of experts"),
+        (LLAMA, {"model_type": "qwen3_moe"}, "model_type = 'qwen3_moe' is a mixture of experts"),
+        (LLAMA, {"num_local_experts": 8}, "num_local_experts = 8 is a mixture of experts"),
+        (LLAMA, {"model_type": "gemma3"}, "model_type = 'gemma3' reads pictures too"),
         (GPT2, {"scale_attn_weights": False}, "scale_attn_weights = False is not supported"),
         (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True is not supported"),
         (GPT2, {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn = True is not supported"),
@@ -42,42 +47,56 @@ def refused(source):
         (GPT2, {"pruned_heads": {"0": [1]}}, "pruned_heads = {'0': [1]} is not supported"),
         (GPT2, {"activation_function": "gelu_fast"}, "activation_function = 'gelu_fast' is not supported"),
         (GPT2, {"activation_function": ["gelu"]}, "activation_function = ['gelu'] is not supported"),
-        (
-            GPT2,
-            {"embd_pdrop": 0.2},
-            "embd_pdrop = 0.2 is not supported: jaxlm has one dropout rate; make it equal to resid_pdrop = 0.1",
-        ),
-        (GPT2, {"n_ctx": 24}, "n_ctx = 24 is not supported"),
         (GPT2, {"n_layer": None}, "has no n_layer"),
         (GPT2, {"n_layer": "2"}, "num_layers = '2' has the wrong type"),
         (GPT2, {"n_head": 4}, "num_heads = 4 does not divide embed_dim = 15"),
         (GPT2, {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
-        (GPT2, {"auto_map": {}}, "auto_map = {} is not supported: jaxlm does not know this field"),
         (LLAMA, {"hidden_act": "relu2"}, "hidden_act = 'relu2' is not supported: give one of silu, swish, gelu"),
-        (
-            LLAMA,
-            {"attention_bias": True},
-            "attention_bias = True is not supported: jaxlm has biases in both or in neither, and mlp_bias = False",
-        ),
-        (
-            LLAMA,
-            {"mlp_bias": True},
-            "attention_bias = False is not supported: jaxlm has biases in both or in neither, and mlp_bias = True",
-        ),
         (LLAMA, {"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
         (LLAMA, {"use_sliding_window": True}, "use_sliding_window = True is not supported"),
         (LLAMA, {"sliding_window": 8}, "sliding_window = 8 is not supported"),
         (LLAMA, {"rope_interleaved": True}, "rope_interleaved = True is not supported"),
-        (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type = 'linear' is not supported"),
+        (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic' is not supported"),
+        (LLAMA, {"rope_scaling": {"type": "linear"}}, "rope_parameters.factor = None is not supported: linear needs"),
+        (LLAMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "short": 3}}, "rope_parameters.short = 3"),
+        (LLAMA, {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate = False"),
         (LLAMA, {"rope_scaling": 2.0}, "rope_scaling = 2.0 is not supported"),
-        (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.rope_type = 'llama3' is not supported"),
-        (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not supported"),
+        (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.factor = None is not supported"),
+        (LLAMA, {"rope_parameters": {"partial_rotary_factor": 1.5}}, "partial_rotary_factor = 1.5 is not supported"),
+        (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary_dim = 3 must be even"),
         (LLAMA, {"rope_theta": 5.0, "rope_parameters": {"rope_theta": 6.0}}, "rope_theta = 6.0 is not supported"),
         (LLAMA, {"head_dim": 5}, "head_dim = 5 is odd"),
     ],
 )
 def test_a_field_jaxlm_cannot_compute_is_refused_by_name_and_value(tmp_path, base, changes, words):
     assert words in refused(write(tmp_path / "model", {**base, **changes}, weights(base)))
+
+
+INERT = {
+    **{"n_special": 0, "predict_special_tokens": True, "output_past": True, "line_by_line": False},
+    **{
+        "neftune_noise_alpha": 5,
+        "_attn_implementation": "eager",
+        "unsloth_fixed": True,
+        "auto_map": {"AutoModel": "m.M"},
+    },
+}
+
+
+def test_fields_that_transformers_does_not_read_change_nothing_and_are_listed_once(tmp_path):
+    plain = convert.from_hf(write(tmp_path / "a", GPT2))
+    with pytest.warns(UserWarning, match="change nothing") as said:
+        found = convert.from_hf(write(tmp_path / "b", GPT2 | INERT))
+    assert found[0] == plain[0]
+    jax.tree.map(np.testing.assert_array_equal, found[1], plain[1])
+    assert len(said) == 1
+    assert f"{', '.join(sorted(INERT))} change nothing: transformers' gpt2 does not read them" in str(said[0].message)
+
+
+def test_a_rate_of_the_embedding_alone_is_said_and_passed_over(tmp_path):
+    with pytest.warns(UserWarning, match="embd_pdrop = 0.2 is read as resid_pdrop = 0.1"):
+        cfg, _ = convert.from_hf(write(tmp_path / "gpt2", GPT2 | {"embd_pdrop": 0.2}))
+    assert cfg.dropout == 0.1
 
 
 def test_fields_of_other_versions_mean_the_same(tmp_path):
@@ -199,7 +218,7 @@ def shards(folder, **places):
         (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda d: (d / "config.json").write_text("[1]"), "config.json does not hold a JSON object"),
         (lambda d: (d / "config.json").write_bytes(b"\xff"), "config.json is not JSON"),
-        (lambda d: (d / "model.safetensors").unlink(), "has neither model.safetensors nor pytorch_model.bin"),
+        (lambda d: (d / "model.safetensors").unlink(), "has none of model.safetensors, pytorch_model.bin"),
         (lambda d: (d / "model.safetensors").write_bytes(b"12345"), "model.safetensors cannot be read"),
         (lambda d: (shards(d), (d / "1.safetensors").unlink()), "1.safetensors cannot be read"),
         (lambda d: shards(d, surplus="0.safetensors"), "0.safetensors does not match"),
