@@ -145,9 +145,7 @@ def _joined(rows: list[Values], event: Event) -> np.ndarray:
     return np.concatenate([values[event] for values in rows])
 
 
-def _tried(
-    network: TorchNetwork, pieces: list[Piece], at: int, event: Event, in_jax: np.ndarray
-) -> list[str]:
+def _tried(network: TorchNetwork, pieces: list[Piece], at: int, event: Event, in_jax: np.ndarray) -> list[str]:
     """Traps in which torch gives JAX's values."""
     traps = {
         "padding too": "lengths ignored: padding is read, and cached, as tokens",

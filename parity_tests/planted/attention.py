@@ -1,13 +1,11 @@
 """Attention: masks and windows, heads that share keys, scores, rotary positions."""
 
-from planted.bugs import GROUPED, ROPE, bug, edit
-
 from jaxlm.model import transformer
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.ops import attention, blocked_attention, masks
 from jaxlm.ops.attention_scores import dot_scores, multiplicative_scores
 from jaxlm.ops.positions import apply_rope, rope_angles
-
+from planted.bugs import GROUPED, ROPE, bug, edit
 
 ATTENTION = "block_0/attention"
 
@@ -22,14 +20,15 @@ BUGS = [
         "RoPE theta ten times too large",
         "The base of the frequencies of RoPE is ten times too large.",
         ATTENTION, "rope_theta = 100000.0!",
-        edit(rope_angles, "theta**-exponents", "(10 * theta) ** -exponents"), **ROPE,
+        edit(rope_angles, "rope_frequencies(width, theta, ", "rope_frequencies(width, 10 * theta, "), **ROPE,
     ),
     bug(
         "RoPE on the queries only",
         "RoPE turns the queries and leaves the keys as they are.",
         ATTENTION, "queries and keys",
-        edit(transformer.Attention._project, "queries, keys = (apply_rope(a, angles, cfg.rope_layout) for a in "
-             "(queries, keys))", "queries = apply_rope(queries, angles, cfg.rope_layout)"), **ROPE,
+        edit(transformer.Attention._project,
+             "queries, keys = (apply_rope(a, angles, cfg.rope_layout, magnitude) for a in (queries, keys))",
+             "queries = apply_rope(queries, angles, cfg.rope_layout, magnitude)"), **ROPE,
     ),
     bug(
         "window one key too wide",
@@ -47,7 +46,7 @@ BUGS = [
         "windows given to the layers in reverse",
         "The first layer has the window of the last one.",
         ATTENTION, "window",
-        edit(apply_layers, "cfg, cfg.layer_windows, x", "cfg, cfg.layer_windows[::-1], x"), window=(5, None),
+        edit(apply_layers, "cfg, cfg.layer_settings, x", "cfg, cfg.layer_settings[::-1], x"), window=(5, None),
     ),
     bug(
         "mask that lets one future key through",
@@ -91,7 +90,7 @@ BUGS = [
         "scores not divided by sqrt H",
         "Attention scores are not divided by the root of the head width.",
         ATTENTION, "not divided by the root!",
-        edit(dot_scores, "scores * queries.shape[-1] ** -0.5", "scores"),
+        edit(dot_scores, "scores * _scale_of(queries, scale)", "scores"),
     ),
     bug(
         "weight of multiplicative scores transposed",
@@ -111,7 +110,7 @@ BUGS = [
         "Queries and keys are rotated first and normalised afterwards.",
         ATTENTION, "after their norms",
         edit(transformer.Attention._project, "if cfg.qk_norm:", "def normalised():",
-             "queries = Norm(", "normed = Norm(", "keys = Norm(", "return normed, Norm(",
+             "queries, keys = self._normalised(", "return self._normalised(",
              "for a in (queries, keys))", "for a in (queries, keys))\n        queries, keys = normalised()"),
         qk_norm=True, **ROPE,
     ),

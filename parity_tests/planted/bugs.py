@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 
@@ -47,6 +48,17 @@ class Edit:
         whole = "".join([*lines[: start - 1], text, *lines[start - 1 + len(own) :]])
         return _find(compile(whole, str(path), "exec", dont_inherit=True), function.__qualname__)
 
+    @contextlib.contextmanager
+    def made(self) -> Iterator[None]:
+        """Makes the edit for a while. The function object stays the same: modules that imported it have the bug too."""
+        function = inspect.unwrap(self.function)
+        sound, wrong = function.__code__, self.code()
+        function.__code__ = wrong
+        try:
+            yield
+        finally:
+            function.__code__ = sound
+
     def to_dict(self) -> dict[str, Any]:
         """The edit as plain JSON types. A file of another package is given by its place in that package."""
         function = inspect.unwrap(self.function)
@@ -58,26 +70,46 @@ class Edit:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class TableEdit:
+    """A change to a table: another value of one key."""
+
+    table: dict[str, Any]
+    key: str
+    value: Any
+    where: str
+    """The table in words."""
+    change: tuple[str, str]
+    """Old and new text, of the line that changes."""
+
+    @contextlib.contextmanager
+    def made(self) -> Iterator[None]:
+        """Makes the edit for a while."""
+        with mock.patch.dict(self.table, {self.key: self.value}):
+            yield
+
+    def to_dict(self) -> dict[str, Any]:
+        """The edit as plain JSON types."""
+        old, new = self.change
+        return {"table": f"{self.where}[{self.key!r}]", "changes": [{"old": old, "new": new}]}
+
+
 def edit(function: Callable[..., Any], *texts: str) -> Edit:
     """An edit from old and new texts, alternating."""
     return Edit(function, tuple(zip(texts[::2], texts[1::2], strict=True)))
 
 
 @contextlib.contextmanager
-def planted(edits: Sequence[Edit]) -> Iterator[None]:
-    """Makes the edits for a while. The function object stays the same, so modules that imported it have the bug too."""
-    functions = [inspect.unwrap(edit.function) for edit in edits]
-    sound = [function.__code__ for function in functions]
-    wrong = [edit.code() for edit in edits]
-    try:
-        for function, code in zip(functions, wrong, strict=True):
-            function.__code__ = code
-        jax.clear_caches()  # programs compiled before do not have the bug
-        yield
-    finally:
-        for function, code in zip(functions, sound, strict=True):
-            function.__code__ = code
+def planted(edits: Sequence[Edit | TableEdit]) -> Iterator[None]:
+    """Makes the edits for a while. Programs compiled before do not have the bug, so they are forgotten."""
+    with contextlib.ExitStack() as stack:
+        for one in edits:
+            stack.enter_context(one.made())
         jax.clear_caches()
+        try:
+            yield
+        finally:
+            jax.clear_caches()
 
 
 class Case(NamedTuple):
@@ -99,7 +131,7 @@ class Bug:
     """Pattern of the layer that must be named; * = any, for a bug that is in all of them."""
     cause: str
     """Part of a cause that must be named; with "!" at its end, of the first cause, which must have been tried."""
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit | TableEdit, ...]
     fields: dict[str, Any]
     """Fields of a config in which the bug shows."""
     check: str = "model"

@@ -1,10 +1,8 @@
 """Decoding through a cache: slots, positions, what a later token sees."""
 
-from planted.bugs import ROPE, edit, later
-
 from jaxlm.decode.prefill import start
 from jaxlm.model import cache, transformer
-
+from planted.bugs import ROPE, edit, later
 
 ATTENTION = "block_0/attention"
 

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from planted.bugs import FLOAT64, GROUPED, Bug, Edit, edit
-
 from jaxlm.model import layer_stack, transformer
 from jaxlm.model.layers import Dropout, LanguageModel
 from jaxlm.ops import attention, dropout
+from planted.bugs import FLOAT64, GROUPED, Bug, Edit, edit
 
 ATTENTION = "block_0/attention"
 RATES: dict[str, Any] = {"dropout": 0.3, "attention_dropout": 0.4, "embedding_dropout": 0.25}
@@ -46,15 +45,15 @@ BUGS = [
         "training", "dropout after the residual sum",
         "A sublayer drops entries of the residual stream, not of its own output.",
         "block_0", "before or after the residual sum",
-        edit(transformer.Block.__call__, "drop(function(before(cfg, name=norm_name)(x) if before else x), train)",
-             "function(before(cfg, name=norm_name)(x) if before else x)",
-             "out = x + out if cfg.residual else out", "out = drop(x + out if cfg.residual else out, train)"),
+        edit(transformer.Block.__call__, "            out = Dropout(cfg.dropout)(out, train)\n", "",
+             "out = x + out if cfg.residual else out", "out = Dropout(cfg.dropout)(x + out, train)"),
     ),
     dropped(
         "training", "attention dropout before the softmax",
         "Attention dropout zeroes scores, not weights.",
         ATTENTION, "before or after the softmax",
-        edit(attention._read_forward, "masked_softmax(scores, mask)", "masked_softmax(_dropped(scores, kept, rate), mask)",
+        edit(attention._read_forward, "masked_softmax(scores, mask)",
+             "masked_softmax(_dropped(scores, kept, rate), mask)",
              "_split(_dropped(weights, kept, rate), values)", "_split(weights, values)"),
     ),
     dropped(

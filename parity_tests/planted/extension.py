@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from planted.bugs import FLOAT64, Bug, Edit, edit
-
 from jaxlm.model import layer_stack
 from jaxlm.run import init_from
+from planted.bugs import FLOAT64, Bug, Edit, edit
 
 
 def extended(
@@ -25,7 +24,8 @@ BUGS = [
         LONGER, "new places that repeat the last one",
         "The new rows of a position table are copies of its last row, not zeros.",
         "embedding", "repeat the last one!",
-        edit(init_from._fitting_table, NEW_ROWS, "jnp.concatenate([table, jnp.repeat(table[-1:], places - rows, axis=0)])"),
+        edit(init_from._fitting_table, NEW_ROWS,
+             "jnp.concatenate([table, jnp.repeat(table[-1:], places - rows, axis=0)])"),
     ),
     extended(
         LONGER, "new places in front",
@@ -45,7 +45,7 @@ BUGS = [
         "The table is interpolated to its new length, so that every place changes.",
         "embedding", "stretched!",
         edit(init_from._fitting_table, NEW_ROWS,
-             "jnp.stack([jnp.interp(jnp.linspace(0, rows - 1, places), jnp.arange(rows), column) for column in table.T], 1)"),
+             "jnp.stack([jnp.interp(jnp.linspace(0, rows - 1, places), jnp.arange(rows), x) for x in table.T], 1)"),
     ),
     extended(
         SHORTER, "table cropped from the end",

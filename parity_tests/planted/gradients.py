@@ -1,11 +1,9 @@
 """The loss, and derivatives that are written by hand."""
 
-from planted.bugs import edit, later
-
 from jaxlm.model.layers import Dense
 from jaxlm.ops import attention, loss
 from jaxlm.ops.matmul import _backward
-
+from planted.bugs import edit, later
 
 BUGS = [
     later(

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from planted.bugs import FLOAT64, GRU, ROPE, Bug, Edit, edit
-
 from jaxlm.decode.prefill import start
 from jaxlm.model import transformer
 from jaxlm.model.recurrent import RecurrentLayer
 from jaxlm.ops import masks
+from planted.bugs import FLOAT64, GRU, ROPE, Bug, Edit, edit
 
 ATTENTION = "block_0/attention"
 

@@ -1,14 +1,13 @@
 """Layers outside attention: norms, MLP, embedding, residual sums, head, recurrent cells."""
 
 import flax.linen as nn
-from planted.bugs import BARE, bug, edit, later, GRU, LSTM, ROPE
 
 from jaxlm.model import transformer
 from jaxlm.model.layer_stack import unstack_params
 from jaxlm.model.layers import Dense, LanguageModel, Norm
 from jaxlm.ops.positions import sinusoids
+from planted.bugs import BARE, GRU, LSTM, ROPE, bug, edit, later
 from torchref import layers as torch_layers
-
 
 MLP = "block_0/mlp"
 
@@ -66,13 +65,14 @@ BUGS = [
         "residual sum of the MLP forgotten",
         "The MLP's input is not added to its output.",
         "block_0", "residual sum",
-        edit(transformer.Block.__call__, "if cfg.residual", 'if norm_name == "attention_norm"'),
+        edit(transformer.Block.__call__, "if cfg.residual else", 'if name == "attention" else'),
     ),
     bug(
         "norm after each sublayer, not before",
         "A model with norms before its sublayers is computed with norms after them.",
         "block_0", "norm before or after",
-        edit(transformer.Block.__call__, 'cfg.norm_order == "pre"', 'cfg.norm_order == "post"'),
+        edit(transformer.Block.__call__, '(out) if order == "post"', '(out) if order == "pre"',
+             'if order in ("pre", "sandwich") else x', 'if order == "post" else x'),
     ),
     bug(
         "gate and up of SwiGLU exchanged",
@@ -105,8 +105,8 @@ BUGS = [
         "soft cap of the logits forgotten",
         "Logits are not capped.",
         "model", "final_softcap = None!",
-        edit(LanguageModel._logits, "softcap(head(x, table.T if cfg.tie_embeddings else None), "
-             "cfg.final_softcap)", "head(x, table.T if cfg.tie_embeddings else None)"), final_softcap=1.0,
+        edit(LanguageModel._logits, "logits / cfg.logit_divisor, cfg.final_softcap)",
+             "logits / cfg.logit_divisor, None)"), final_softcap=1.0,
     ),
     bug(
         "GRU that resets the state before the product",

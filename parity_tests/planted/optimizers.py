@@ -1,7 +1,6 @@
 """Steps of optimizers: moments, decay, clipping."""
 
 import optax
-from planted.bugs import edit, of_optimizer
 
 from jaxlm.optim import build_optimizer
 from jaxlm.optim.adafactor import scale_by_factored_rms
@@ -9,7 +8,7 @@ from jaxlm.optim.adam import adamw, scale_by_moments
 from jaxlm.optim.adamsn import _summed_axes
 from jaxlm.optim.param_kinds import ParamKind
 from jaxlm.optim.transforms import decay_parameters
-
+from planted.bugs import edit, of_optimizer
 
 BUGS = [
     of_optimizer(

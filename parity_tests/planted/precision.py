@@ -1,10 +1,8 @@
 """Formulas that are right but computed too coarsely: float64 does not show them."""
 
-from planted.bugs import ROPE, coarse, edit
-
 from jaxlm.ops import attention, wide_gradients
 from jaxlm.ops.matmul import matmul
-
+from planted.bugs import ROPE, coarse, edit
 
 ATTENTION = "block_0/attention"
 

@@ -2,14 +2,20 @@
 
 from typing import Any
 
-from planted.bugs import FLOAT64, ROPE, Bug, Edit, edit
-
 from jaxlm.decode import filters, generate, generation, prefill
+from planted.bugs import FLOAT64, ROPE, Bug, Edit, edit
 
 
 def drawn(name: str, what: str, layer: str, cause: str, *edits: Edit) -> Bug:
     """A bug of sampling; the layer is the stage that goes wrong."""
-    fields: dict[str, Any] = {**ROPE, **FLOAT64, "num_layers": 1, "max_seq_len": 24, "tie_embeddings": False, "head_bias": True}
+    fields: dict[str, Any] = {
+        **ROPE,
+        **FLOAT64,
+        "num_layers": 1,
+        "max_seq_len": 24,
+        "tie_embeddings": False,
+        "head_bias": True,
+    }
     return Bug(name, what, layer, cause, edits, fields, check="sampling", quantity="sampling")
 
 

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from planted.bugs import Bug, Edit, edit
-
 from jaxlm.config import OptimConfig
 from jaxlm.optim import build_optimizer, build_schedule
+from planted.bugs import Bug, Edit, edit
 
 
 def rates(name: str, what: str, layer: str, cause: str, *edits: Edit, **fields: Any) -> Bug:

@@ -1,4 +1,4 @@
-"""Weights that go on in a longer, shorter or scanned model: every number against NumPy, then logits against torchref."""
+"""Weights that go on in a longer, shorter or scanned model: every number against NumPy, logits against torchref."""
 
 import dataclasses
 import warnings
@@ -56,7 +56,9 @@ def check_extension(cfg: ModelConfig, changes: tuple[tuple[str, Any], ...]) -> R
                 where = f"{path} is not what the source has"
                 return Report(
                     (dataclasses.replace(row, verdict="DIFFERS"), *rows),
-                    Divergence("parameter", layer, True, where, (*_tried(params[path], wanted[path], leaves, path), *HINTS)),
+                    Divergence(
+                        "parameter", layer, True, where, (*_tried(params[path], wanted[path], leaves, path), *HINTS)
+                    ),
                 )
         silent = [name for name, _ in changes if name in ("rope_theta", "norm_eps", "activation") and name not in said]
         if silent:

@@ -155,7 +155,7 @@ def _stages() -> list[Stage]:
 
 
 def _kept(stage: Stage) -> tuple[Kept, Kept]:
-    """Which tokens can be drawn, [ROWS, V]: those that a huge noise brings about, and those that transformers leaves."""
+    """Which tokens can be drawn, [ROWS, V]: those that a huge noise brings about, those that transformers leaves."""
     logits, seen = _logits(stage.place), np.zeros((ROWS, VOCABULARY), bool)
     seen[np.arange(ROWS)[:, None], _seen().numpy()] = True
     params = SamplingParams(max_new_tokens=1, **stage.options)
@@ -258,9 +258,7 @@ class Trap:
     log_probs_of: str = "logits"
 
 
-def _explains(
-    cfg: ModelConfig, params: Any, sampling: dict[str, Any], place: str, found: np.ndarray
-) -> list[str]:
+def _explains(cfg: ModelConfig, params: Any, sampling: dict[str, Any], place: str, found: np.ndarray) -> list[str]:
     traps = {
         "one noise for all rows": Trap(noise_of_row=0),
         "one noise for all steps": Trap(noise_of_step=0),

@@ -109,7 +109,7 @@ def _tried(cfg: OptimConfig, steps: int, found: np.ndarray) -> list[str]:
         "decay that ends a step early": curve(stop=steps - 1),
         "decay that ends warmup_steps late": curve(stop=steps + warmup),
         "decay counted from step 0": curve(start=0),
-        "rate of the step after": curve()[1:] + [floor],
+        "rate of the step after": [*curve()[1:], floor],
     }
     count = len(found)
     if np.allclose(found, _in_torch(cfg, steps)[:count], rtol=1e-6, atol=0):
