@@ -93,7 +93,9 @@ def _in_jax(cfg: ModelConfig, leaves: dict[str, np.ndarray], tokens: np.ndarray)
 
 def _row(event: Event, in_jax: np.ndarray, expected: Values) -> Row:
     theirs = expected[event]
-    if theirs.size == in_jax.size:  # heads apart or joined
+    if theirs.shape[1:3] == in_jax.shape[1:3][::-1] != in_jax.shape[1:3]:
+        theirs = theirs.swapaxes(1, 2)  # heads before tokens
+    if theirs.size == in_jax.size:
         theirs = theirs.reshape(in_jax.shape)
     return measure("activation", str(event), [Results(in_jax, theirs)], "float64")
 
@@ -157,7 +159,7 @@ def _settings(cfg: ModelConfig, theirs: Any, event: Event) -> Iterator[Change]:
             "rope_attention_factor": (None,),
             "rope_factor": (rope.get("factor", 1.0),),
         }
-        if rope.get("rope_type") in ("linear", "llama3", "yarn"):
+        if cfg.rope_scaling == "none" and rope.get("rope_type") in ("linear", "llama3", "yarn"):
             ramp = (rope["low_freq_factor"], rope["high_freq_factor"]) if rope["rope_type"] == "llama3" else None
             yield (
                 f"rope_scaling = {rope['rope_type']!r}",
@@ -216,13 +218,13 @@ def _weights(cfg: ModelConfig, leaves: dict[str, np.ndarray], event: Event) -> I
         for path in leaves:
             module = path.rpartition("/")[0]
             if "norm" in module and module != layer and leaves[path].shape == leaves[f"{layer}/scale"].shape:
-                yield f"norms exchanged: {layer} has the scale of {module}", {}, {f"{layer}/scale": leaves[path]}
                 block = layer.partition("/")[0]
                 if module.partition("/")[0] != block and module.endswith(layer.partition("/")[2]):
                     moved = {
                         p: leaves[p.replace(block, module.partition("/")[0], 1)] for p in leaves if p.startswith(block)
                     }
                     yield f"layers in another order: {block} is {module.partition('/')[0]}", {}, moved
+                yield f"norms exchanged: {layer} has the scale of {module}", {}, {f"{layer}/scale": leaves[path]}
 
 
 def _exchanged(leaves: dict[str, np.ndarray], one: str, other: str, words: str) -> Iterator[Change]:
