@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_outputs import CausalLMOutput
 
 from jaxlm import parity
 from jaxlm.errors import UserError
+from jaxlm.ops.attention import attend
+from jaxlm.ops.masks import attention_mask
+from jaxlm.ops.positions import apply_rope, rope_angles
 from jaxlm.parity.capture import Event, traced
 
 GUIDE = Path(__file__).parent.parent / "docs" / "porting.md"
@@ -241,3 +245,113 @@ def test_bad_luck_with_a_few_numbers_is_settled_by_inputs_nearby():
     assert not parity.compare(
         lambda y: unlucky(y) * jnp.where((y == x).all(), 1.001, 1), torch.nn.Identity(), [x]
     ).passed
+
+
+# Attention, and what a port of it gets wrong
+
+
+class TorchAttention(torch.nn.Module):
+    """Grouped attention with RoPE as Llama has it, written out."""
+
+    def __init__(self, heads=4, shared=2, width=6):
+        super().__init__()
+        self.heads, self.shared, self.width = heads, shared, width
+        self.q_proj = torch.nn.Linear(10, heads * width)
+        self.k_proj = torch.nn.Linear(10, shared * width)
+        self.v_proj = torch.nn.Linear(10, shared * width)
+        self.o_proj = torch.nn.Linear(heads * width, 10)
+
+    def forward(self, x):
+        q, k, v = (
+            layer(x).unflatten(2, (-1, self.width)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        half = self.width // 2
+        angles = torch.arange(x.shape[1])[:, None] * 10000.0 ** (-torch.arange(half) / half)
+
+        def turned(z):
+            a, b = z[..., :half], z[..., half:]
+            return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=-1)
+
+        k, v = (z.repeat_interleave(self.heads // self.shared, dim=1) for z in (turned(k), v))
+        out = torch.nn.functional.scaled_dot_product_attention(turned(q), k, v, is_causal=True)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class PortedAttention(nn.Module):
+    """The same on jaxlm's operations, with fields that a port may get wrong."""
+
+    layout: str = "half"
+    theta: float = 10000.0
+    window: int | None = None
+    rotated: bool = True
+    width: int = 6
+
+    @nn.compact
+    def __call__(self, x):
+        q, k, v = (
+            nn.Dense(features, name=name)(x).reshape(*x.shape[:2], -1, self.width)
+            for name, features in (("query", 24), ("key", 12), ("value", 12))
+        )
+        positions = jnp.arange(x.shape[1])[None]
+        if self.rotated:
+            angles = rope_angles(positions, self.width, self.theta)
+            q, k = (apply_rope(z, angles, self.layout) for z in (q, k))
+        out = attend(q, k, v, attention_mask(positions, positions, self.window))
+        return nn.Dense(10, name="out")(out.reshape(*x.shape[:2], -1))
+
+
+NAMES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
+
+
+def compare_attention(names=NAMES, **fields):
+    torch.manual_seed(0)
+    module = TorchAttention()
+    state = {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+    params = {n: {"kernel": state[f"{t}.weight"].T, "bias": state[f"{t}.bias"]} for n, t in NAMES.items()}
+    x = np.random.default_rng(0).standard_normal((2, 9, 10)).astype(np.float32)
+    return parity.compare(lambda x: PortedAttention(**fields).apply({"params": params}, x), module, [x], names)
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({"layout": "interleaved"}, "rope_layout = 'interleaved' in JAX, 'half' in torch"),
+        ({"theta": 5e5}, "rope_theta = 500000.0 in JAX, 10000.0 in torch"),
+        ({"window": 2}, "window = 2 in JAX, None in torch"),
+        ({"window": 7}, "window = 7 in JAX, None in torch"),
+        ({"rotated": False}, "rope_layout = None in JAX, 'half' in torch"),
+        ({"width": 12}, "head_dim = 12 in JAX, 6 in torch"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_attention_is_tried_by_name(fields, cause):
+    report = compare_attention(**fields)
+    assert "the input of out differs" in report.first.where
+    assert report.first.causes[0] == f"{cause} (tried on the projections of this layer)"
+    assert "RoPE layout or theta" in report.first.causes[-6]
+
+
+def test_a_right_attention_has_no_causes():
+    assert compare_attention().passed
+
+
+def test_an_output_of_transformers_and_a_tuple_are_taken():
+    module, params, inputs = two_layers()
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, wrap):
+            super().__init__()
+            self.inner, self.wrap = module, wrap
+
+        def forward(self, x):
+            return self.wrap(self.inner(x))
+
+    names = {"first": "inner.0", "second": "inner.2"}
+    of_logits = [lambda y: CausalLMOutput(logits=y, loss=y.sum()), lambda y: (y, None), lambda y: (y, y + 1)]
+    for wrap in of_logits:
+        report = parity.compare(apply(params), Wrapped(wrap), inputs, names)
+        assert report.passed, report
+        assert not parity.compare(apply(params, between=jax.nn.relu), Wrapped(wrap), inputs, names).passed
+    for wrap in (lambda y: (None, y), lambda y: {"last": y}, lambda y: ()):
+        with pytest.raises(UserError, match="which cannot be compared: return one floating-point array"):
+            parity.compare(apply(params), Wrapped(wrap), inputs, names)

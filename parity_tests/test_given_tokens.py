@@ -57,11 +57,7 @@ def test_one_badly_rounded_position_is_settled_by_more_tokens(monkeypatch):
         read.append(len(values))
         if quantity == "decoding" and len(values) == 1:
             values = [
-                draw
-                if draw.torch_float64 is None
-                else type(draw)(
-                    {event: value + 1e-5 for event, value in draw.jax.items()}, *list(vars(draw).values())[1:]
-                )
+                {event: dataclasses.replace(d, squares=(d.numbers * 1e-10, d.squares[1])) for event, d in draw.items()}
                 for draw in values
             ]
         return forward(self, quantity, values)

@@ -99,8 +99,12 @@ def is_float(leaf: Any) -> bool:
 
 
 @contextlib.contextmanager
-def hooked(module: "torch.nn.Module") -> Iterator[dict[Event, np.ndarray]]:
-    """Yields a dictionary that fills with what passes through the module and its submodules, under torch's names."""
+def hooked(module: "torch.nn.Module", names: Mapping[str, str] | None = None) -> Iterator[dict[Event, np.ndarray]]:
+    """Yields a dictionary that fills with what passes through the module and its submodules, under torch's names.
+
+    Args:
+      names: only these submodules, each under the name that it is given here.
+    """
     import torch
 
     captured: dict[Event, np.ndarray] = {}
@@ -118,9 +122,12 @@ def hooked(module: "torch.nn.Module") -> Iterator[dict[Event, np.ndarray]]:
 
     handles = []
     for name, layer in module.named_modules():
+        if names is not None and name not in names:
+            continue
+        name = name if names is None else names[name]
         handles += [
             layer.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: note(name, "in", (args, kwargs)), with_kwargs=True
+                lambda _, args, kwargs, name=name: note(name, "in", [*args, *kwargs.values()]), with_kwargs=True
             ),
             layer.register_forward_hook(lambda _, args, result, name=name: note(name, "out", result)),
         ]

@@ -13,6 +13,7 @@ import numpy as np
 from jaxlm.config import ModelConfig
 from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.parity import optimizer_steps
+from jaxlm.parity.attention_form import differences, find_form
 from jaxlm.parity.capture import Event
 from jaxlm.parity.measure import FLOAT64
 from jaxlm.parity.networks import TorchNetwork, Values, computing
@@ -69,6 +70,11 @@ HINTS: dict[str, tuple[str, ...]] = {
         "the position of a step not advanced",
         "last token of the prompt read twice",
     ),
+    "positions": (
+        "positions or RoPE's angles below float32: bfloat16 holds no odd number above 256",
+        "positions taken modulo a length, or cut at one",
+        "rope scaling, or the features that a partial rotation turns",
+    ),
     "between": (
         "what is computed between the layers: activation (GELU form), residual sum, scale, mask, order of axes",
         "names that pair layers which are not counterparts",
@@ -85,11 +91,17 @@ Probe = tuple[str, ModelConfig, Params]
 """A trap in words, and the config and parameters with which torchref falls into it."""
 
 
-def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, in_jax: Values) -> tuple[str, ...]:
-    """Causes of a forward pass that differs from an event on: traps with which torch gives JAX's values, then hints.
+def of_layer(
+    cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event, explained: Values, says: str
+) -> tuple[str, ...]:
+    """Causes of a forward pass that differs from an event on: traps with which torchref gives some values, then hints.
 
     The values of the event itself are compared. For what enters an attention's last layer those of the whole attention
     are: a trap may join the heads in another order there.
+
+    Args:
+      explained: the values, in float64, that a trap should give.
+      says: what a trap that gives them says.
     """
     attention = event.layer.removesuffix("/out")
     compared = Event(attention, "out") if attention.endswith("attention") else event
@@ -100,8 +112,8 @@ def of_layer(cfg: ModelConfig, params: Params, windows: np.ndarray, event: Event
     with computing("float64"):
         for words, trap_cfg, trap_params in _probes(exact, wide, event):
             values = TorchNetwork(trap_cfg, trap_params).forward(windows, weights, with_grads=False).values
-            if compared in values and _agree(in_jax[compared], values[compared]):
-                tried.append(f"{words} (tried: torch then gives jaxlm's values)")
+            if compared in values and compared in explained and _agree(explained[compared], values[compared]):
+                tried.append(f"{words} (tried: {says})")
     return (*tried, *HINTS[_kind(cfg, event)])
 
 
@@ -139,17 +151,25 @@ def of_foreign(
     torch_fn: Any, event: Event, counterparts: dict[Event, Event], in_jax: Values, in_torch: Values
 ) -> tuple[str, ...]:
     """Causes of a difference between modules of which only the values that pass through them are known."""
+    counterpart = counterparts[event]
+    of_attention = [event.layer.rpartition("/")[0], counterpart.layer.rpartition(".")[0]]
+    if event.side == "out":
+        of_attention = [event.layer, counterpart.layer]
+    ours, theirs = find_form(in_jax, of_attention[0], "/"), find_form(in_torch, of_attention[1], ".")
+    if ours is not None and theirs is not None and ours != theirs:
+        tried = [f"{words} (tried on the projections of this layer)" for words in differences(ours, theirs)]
+        return (*tried, *HINTS["attention"])
     if event.side == "in":
         # The layers before agree: whatever stands between the last of them and this input is different. If that is a
         # known activation in both, it maps one captured value to the other.
         earlier = list(in_jax)[: list(in_jax).index(event)]
         before = next((in_jax[e] for e in reversed(earlier) if e.side == "out" and e in counterparts), None)
         if before is not None and before.shape == in_jax[event].shape:
-            jax_form, torch_form = (_applied(before, x) for x in (in_jax[event], in_torch[counterparts[event]]))
+            jax_form, torch_form = (_applied(before, x) for x in (in_jax[event], in_torch[counterpart]))
             if jax_form and torch_form:
                 return (f"{jax_form} in JAX, {torch_form} in torch (tried on the layer before)",)
         return HINTS["between"]
-    layer: Any = dict(torch_fn.named_modules()).get(counterparts[event].layer)
+    layer: Any = dict(torch_fn.named_modules()).get(counterpart.layer)
     kind = type(layer).__name__
     entered = in_jax.get(event._replace(side="in"))
     tried = []

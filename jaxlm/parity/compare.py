@@ -61,6 +61,8 @@ def compare(
 
     Args:
       jax_fn: takes arrays and returns one, such as `lambda x: module.apply(variables, x)`.
+      torch_fn: the same in torch. Of an object with `logits`, as transformers returns it, those are compared; of a
+        tuple its first entry.
       inputs: arrays of numbers, given to both.
       names: maps the path of a Linen module, a/b, to the name of its counterpart in torch, a.b. None = layers of equal
         names, or if there are none, the innermost layers with parameters, in the order of their results. Gradients of
@@ -198,7 +200,7 @@ def _in_torch(function: "Callable[..., Any] | torch.nn.Module", inputs: Sequence
     floats = {i: x.requires_grad_() for i, x in enumerate(tensors) if x.is_floating_point()}
     module = function if isinstance(function, torch.nn.Module) else torch.nn.Module()
     with hooked(module) as values:
-        result = function(*tensors)
+        result = _main_tensor(function(*tensors))
     _check_result(result, torch.is_tensor(result) and result.is_floating_point(), "torch_fn")
     slopes: Sequence[Any] = [None] * len(floats)
     if result.requires_grad and floats:
@@ -208,6 +210,15 @@ def _in_torch(function: "Callable[..., Any] | torch.nn.Module", inputs: Sequence
     grads = {i: to_array(torch.zeros_like(x) if slope is None else slope) for (i, x), slope in pairs}
     owners = (name for name, layer in module.named_modules() if any(True for _ in layer.parameters(recurse=False)))
     return Computed(values, frozenset(owners), to_array(result), grads)
+
+
+def _main_tensor(result: Any) -> Any:
+    """The logits of an output of transformers, or the first entry of a tuple; anything else as it is."""
+    import torch
+
+    if torch.is_tensor(logits := getattr(result, "logits", None)):
+        return logits
+    return result[0] if isinstance(result, tuple) and result and torch.is_tensor(result[0]) else result
 
 
 def _check_result(result: Any, is_array: bool, name: str) -> None:

@@ -2,46 +2,53 @@
 
 import dataclasses
 import functools
+import operator
+from collections.abc import Iterable
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from jaxlm.convert.tensors import to_array, to_tensor
-from jaxlm.decode.generate import generate
-from jaxlm.parity.comparison import Comparison, with_causes
-from jaxlm.parity.measure import Results, Row, measure
-from jaxlm.parity.networks import JaxNetwork, TorchNetwork, Values, computing
+from jaxlm.parity.capture import Event
+from jaxlm.parity.comparison import GREEDY_TOKENS, Comparison, beside, value_distances, with_causes
+from jaxlm.parity.measure import Distances, Results, Row, distances, measure
+from jaxlm.parity.networks import JaxNetwork, computing
 from jaxlm.parity.report import Divergence, PartResult, first_divergence, first_failed_row
 
-LATER_TOKENS, GREEDY_TOKENS = 12, 12
+LATER_TOKENS, SAMPLED_TOKENS = 12, 12
 """Tokens read after the prefill, as a chunk and then one by one; and tokens sampled."""
 
-Step = tuple[Values, np.ndarray]
-"""The values by event and the logits of one call with the cache."""
+
+class Step(NamedTuple):
+    """How far apart the networks are in one call with the cache."""
+
+    values: dict[Event, Distances]
+    logits: Distances
+    scanned: Distances | None
+    """The logits of the model whose layers are scanned."""
 
 
 def compare_decoding(comparison: Comparison, count: int) -> PartResult:
     """Compares a prefill, a chunk and single tokens through the cache, past its capacity where positions can go on."""
-    networks = comparison.decoding_networks
-    capacity, read = networks.each.jax.cfg.max_seq_len, comparison.batches.length
+    capacity, read = comparison.capacity, comparison.batches.length
     later = min(read // 2, LATER_TOKENS)
     prefill = read - later
     begins = [0, prefill, *range(prefill + max(1, later // 2), read)]
     rows_read = [batch.windows[: comparison.batches.decoded_rows, :-1] for batch in comparison.batches.first(count)]
-    chunks = [np.split(rows, begins[1:], axis=1) for rows in rows_read]
-    results = [networks.run(functools.partial(_decode, chunks=one)) for one in chunks]
+    draws = [_decoded(comparison, np.split(rows, begins[1:], axis=1), capacity) for rows in rows_read]
+    of_cache = f", cache of {capacity}" if capacity < read or comparison.against_torchref else ""
     rows = [
-        comparison.row("decoding", f"prefill of {prefill}", [draw.map(lambda steps: steps[0][1]) for draw in results]),
+        comparison.row("decoding", f"prefill of {prefill}", [steps[0].logits for steps in draws]),
         comparison.row(
-            "decoding", f"{later} more, cache of {capacity}", [draw.map(_logits_after_prefill) for draw in results]
+            "decoding", f"{later} more{of_cache}", [_joined(step.logits for step in steps[1:]) for steps in draws]
         ),
     ]
     if comparison.asked_cfg.scan_layers:
-        rows.append(_scanned(comparison, chunks, results, capacity))
-    widths = [chunk.shape[1] for chunk in chunks[0]]
-    first = _first_bug(comparison, results, begins, widths)
+        scanned = [_joined(step.scanned for step in steps if step.scanned is not None) for steps in draws]
+        rows.append(comparison.row("decoding", "layers scanned", scanned))
+    widths = np.diff([*begins, read]).tolist()
+    first = _first_bug(comparison, draws, begins, widths)
     if first is None and all(row.verdict != "DIFFERS" for row in rows):
-        first = _first_rounding(comparison, results, later)
+        first = _first_rounding(comparison, draws, later)
     if first is None:
         return PartResult(rows, with_causes(first_failed_row(rows), "decoding"))
     row, divergence = first
@@ -54,37 +61,44 @@ def compare_greedy(comparison: Comparison, prompt: np.ndarray | None) -> PartRes
     Args:
       prompt: [B, P]; None = the first half of the first batch.
     """
-    import torchref
-
-    each, cfg = comparison.decoding_networks.each, comparison.cfg
-    in_jax, in_torch = each.most_exact_jax, each.most_exact_torch
-    tokens, new = comparison.batches.first(1)[0].windows[: comparison.batches.decoded_rows], GREEDY_TOKENS
+    tokens = comparison.batches.first(1)[0].windows[: comparison.batches.decoded_rows]
+    new = SAMPLED_TOKENS if comparison.against_torchref else GREEDY_TOKENS
     if prompt is None:
         prompt = tokens[:, : tokens.shape[1] // 2]
-    new = cfg.within_reach(prompt.shape[1] + new) - prompt.shape[1]
+    capacity = comparison.capacity if comparison.against_torchref else prompt.shape[1] + new
+    new = comparison.cfg.within_reach(prompt.shape[1] + new) - prompt.shape[1]
     if new < 1:
         return PartResult([], None)
+    capacity = comparison.cfg.within_reach(capacity)
+    each = comparison.networks.each
     with computing("float64"):
-        chosen = generate(
-            in_jax.model,
-            in_jax.params,
-            prompt.astype(np.int32),
-            max_new_tokens=new,
-            key=jax.random.key(0),
-            temperature=0.0,
-            capacity=in_jax.cfg.max_seq_len,
-        ).tokens
-    expected = torchref.generate(in_torch.model, to_tensor(prompt).long(), new, 0.0, use_kv_cache=True)
-    rows = [measure("decoding", f"{new} greedy tokens", [Results(np.asarray(chosen), to_array(expected))], "float64")]
+        chosen = [network.greedy(prompt, new, capacity) for network in (each.most_exact_jax, each.most_exact_torch)]
+    rows = [measure("decoding", f"{new} greedy tokens", [Results(*chosen)], "float64")]
     return PartResult(rows, with_causes(first_failed_row(rows), "decoding"))
 
 
+def _decoded(comparison: Comparison, chunks: list[np.ndarray], capacity: int) -> list[Step]:
+    """Reads chunks of tokens one after another through the caches of all networks."""
+    scanned: list[np.ndarray | None] = [None] * len(chunks)
+    if comparison.asked_cfg.scan_layers:
+        with computing(comparison.cfg.dtype):
+            network = JaxNetwork(comparison.asked_cfg, comparison.asked_params)
+            scanned = [logits for _, logits in network.decode(chunks, capacity)]
+    steps = comparison.networks.steps(lambda network: network.decode(chunks, capacity))
+    decoded = []
+    for step, of_scanned in zip(steps, scanned, strict=True):
+        logits = step.map(operator.itemgetter(1))
+        own = None if of_scanned is None else distances(beside(of_scanned, logits))
+        decoded.append(Step(value_distances(step.map(operator.itemgetter(0))), distances(logits), own))
+    return decoded
+
+
 def _first_bug(
-    comparison: Comparison, results: list[Results], begins: list[int], widths: list[int]
+    comparison: Comparison, draws: list[list[Step]], begins: list[int], widths: list[int]
 ) -> tuple[Row, Divergence] | None:
     """The first layer of the first step that differs. A step has too few numbers to judge its rounding by."""
     for i, (begin, width) in enumerate(zip(begins, widths, strict=True)):
-        values = [draw.map(lambda steps, i=i: steps[i][0]) for draw in results]  # type: ignore[misc]
+        values = [steps[i].values for steps in draws]
         first = first_divergence("decoding", comparison.event_rows("decoding", values), ("DIFFERS",))
         if first is not None:
             _, row, divergence = first
@@ -94,11 +108,11 @@ def _first_bug(
     return None
 
 
-def _first_rounding(comparison: Comparison, results: list[Results], later: int) -> tuple[Row, Divergence] | None:
+def _first_rounding(comparison: Comparison, draws: list[list[Step]], later: int) -> tuple[Row, Divergence] | None:
     """The first layer that rounds too much: in the prefill, or in all later tokens together."""
     parts = {"the prefill": slice(0, 1), f"the {later} tokens after it": slice(1, None)}
-    for what, steps in parts.items():
-        values = [draw.map(functools.partial(_joined_values, steps=steps)) for draw in results]
+    for what, part in parts.items():
+        values = [_joined_values(steps[part]) for steps in draws]
         first = first_divergence("decoding", comparison.event_rows("decoding", values), ("rounding",))
         if first is not None:
             _, row, divergence = first
@@ -107,34 +121,18 @@ def _first_rounding(comparison: Comparison, results: list[Results], later: int) 
     return None
 
 
-def _joined_values(decoded: list[Step], steps: slice) -> Values:
-    """The values of several steps, flattened, one after another."""
-    chosen = [values for values, _ in decoded[steps]]
+def _joined_values(steps: list[Step]) -> dict[Event, Distances]:
+    """The distances of several steps together."""
     return {
-        event: np.concatenate([values[event].reshape(-1) for values in chosen])
-        for event in chosen[0]
-        if all(event in values for values in chosen)
+        event: _joined(step.values[event] for step in steps)
+        for event in steps[0].values
+        if all(event in step.values for step in steps)
     }
 
 
-def _scanned(comparison: Comparison, chunks: list[list[np.ndarray]], results: list[Results], capacity: int) -> Row:
-    """Compares the logits of the model whose layers are scanned, through its cache."""
-    with computing(comparison.cfg.dtype):
-        cfg = dataclasses.replace(comparison.asked_cfg, max_seq_len=capacity)
-        network = JaxNetwork(cfg, comparison.asked_params)
-        in_jax = [_logits(network.decode(one)) for one in chunks]
-    pairs = zip(in_jax, [draw.map(_logits) for draw in results], strict=True)
-    draws = [Results(logits, draw.torch, None, draw.torch_float64) for logits, draw in pairs]
-    return comparison.row("decoding", "layers scanned", draws)
-
-
-def _decode(network: JaxNetwork | TorchNetwork, chunks: list[np.ndarray]) -> list[Step]:
-    return network.decode(chunks)
-
-
-def _logits(decoded: list[Step]) -> np.ndarray:
-    return np.concatenate([logits for _, logits in decoded], axis=1)
-
-
-def _logits_after_prefill(decoded: list[Step]) -> np.ndarray:
-    return _logits(decoded[1:])
+def _joined(pieces: Iterable[Distances]) -> Distances:
+    """The distances of pieces [B, T, ...] that follow each other."""
+    parts = list(pieces)
+    total = functools.reduce(operator.add, parts)
+    batch, _, *rest = total.shape
+    return dataclasses.replace(total, shape=(batch, sum(part.shape[1] for part in parts), *rest))

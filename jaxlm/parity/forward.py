@@ -3,27 +3,24 @@
 import dataclasses
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxlm.model.layer_stack import unstack_params
 from jaxlm.parity import causes
-from jaxlm.parity.comparison import Comparison, pick, with_causes
-from jaxlm.parity.measure import Results, Row
-from jaxlm.parity.networks import JaxNetwork, computing
+from jaxlm.parity.capture import Event
+from jaxlm.parity.comparison import Comparison, Draw, with_causes
+from jaxlm.parity.measure import Row
+from jaxlm.parity.networks import computing
 from jaxlm.parity.report import Divergence, PartResult, divergence_verdict, first_divergence, first_failed_row
 
 
 def compare_layers(comparison: Comparison, count: int) -> PartResult:
     """Compares what every layer returns, logits and losses, over so many batches."""
-    passes = comparison.passes(count)
-    values = [one.map(lambda result: result.values) for one in passes]
-    events = comparison.event_rows("activation", values)
+    draws = comparison.draws(count)
+    events = comparison.event_rows("activation", [draw.values for draw in draws])
     rows = [row for event, row in events if event.side == "out" and event.layer]
-    rows.append(comparison.row("logits", "", [one.map(lambda result: result.logits) for one in passes]))
-    rows.append(comparison.row("loss", "weighted", [one.map(lambda result: result.loss) for one in passes]))
-    rows.append(comparison.row("loss", "of all tokens", [one.map(lambda result: result.plain_loss) for one in passes]))
-    if comparison.asked_cfg.scan_layers or comparison.asked_cfg.remat:
-        rows += _as_configured(comparison, passes)
+    rows.append(comparison.row("logits", "", [draw.logits for draw in draws]))
+    rows.append(comparison.row("loss", "weighted", [draw.loss for draw in draws]))
+    rows.append(comparison.row("loss", "of all tokens", [draw.plain_loss for draw in draws]))
+    rows += _as_configured(comparison, draws)
     first = first_divergence("activation", events)
     if first is None or (first[1].verdict == "rounding" and any(row.verdict == "DIFFERS" for row in rows)):
         divergence = first_failed_row(rows)
@@ -34,23 +31,41 @@ def compare_layers(comparison: Comparison, count: int) -> PartResult:
     if failed.verdict == "rounding":
         return PartResult(rows, with_causes(divergence, "rounding"))
     # Only a bug has traps to try: each is another network in float64.
-    windows = comparison.batches.first(1)[0].windows
-    tried = causes.of_layer(comparison.cfg, comparison.params, windows, event, values[0].most_exact_jax)
-    return PartResult(rows, dataclasses.replace(divergence, causes=tried))
+    return PartResult(rows, dataclasses.replace(divergence, causes=tried_causes(comparison, event)))
+
+
+def tried_causes(comparison: Comparison, event: Event, windows: np.ndarray | None = None) -> tuple[str, ...]:
+    """The causes of a bug that shows first at an event: known traps, tried.
+
+    Beside torchref it is jaxlm that fell into one. A source is right by definition, so there a trap explains what
+    torchref lacks to give the values of the source.
+
+    Args:
+      windows: tokens that show the bug; None = those of the first batch.
+    """
+    windows = comparison.batches.first(1)[0].windows if windows is None else windows
+    each = comparison.networks.each
+    explained = each.most_exact_jax if comparison.against_torchref else each.most_exact_torch
+    with computing("float64"):
+        values = explained.forward(windows, np.ones(windows[:, 1:].shape), with_grads=False).values
+    words = (
+        "torch then gives jaxlm's values" if comparison.against_torchref else "torchref then gives the source's values"
+    )
+    return causes.of_layer(comparison.cfg, comparison.params, windows, event, values, words)
 
 
 def compare_gradients(comparison: Comparison, count: int) -> PartResult:
     """Compares the gradient of the weighted loss in every parameter, over so many batches."""
-    passes = comparison.passes(count)
-    grads = [one.map(lambda result: result.grads) for one in passes]
+    draws = comparison.draws(count)
     # A gradient that is zero in theory (a key's bias without RoPE) is judged beside the largest of the others.
-    scale = max(float(np.max(np.abs(grad), initial=0)) for grad in grads[0].most_exact_jax.values())
-    rows = [comparison.row("gradient", path, [pick(draw, path) for draw in grads], scale) for path in grads[0].jax]
+    scale = max(distance.largest for distance in draws[0].grads.values())
+    paths = list(draws[0].grads)
+    rows = [comparison.row("gradient", path, [draw.grads[path] for draw in draws], scale) for path in paths]
     failed = [row for row in rows if row.verdict == "DIFFERS"] or [row for row in rows if not row.passed]
     if not failed:
         return PartResult(rows, None)
     # Gradients flow from the loss: the parameter whose layer ran last is the first whose gradient can be wrong.
-    ends = [event.layer for event in passes[0].jax.values if event.side == "out"]
+    ends = [event.layer for event in draws[0].values if event.side == "out"]
     row = max(failed, key=lambda row: ends.index(layer) if (layer := _layer_of(row.name)) in ends else -1)
     what = "to round too much" if row.verdict == "rounding" else "to differ"
     where = f"the gradient of {row.name} is the first of {len(failed)}, counted from the loss, {what}"
@@ -58,33 +73,13 @@ def compare_gradients(comparison: Comparison, count: int) -> PartResult:
     return PartResult(rows, with_causes(divergence, "gradient"))
 
 
-def _as_configured(comparison: Comparison, passes: list[Results]) -> list[Row]:
-    """Compares the logits and gradients of the model as it is trained: layers scanned or recomputed."""
-    cfg, what = comparison.asked_cfg, "layers scanned or recomputed"
-    with_grads = bool(passes[0].torch.grads)
-    with computing(cfg.dtype):
-        network = JaxNetwork(cfg, comparison.asked_params)
-        asked = [
-            network.forward(batch.windows, batch.weights, with_grads) for batch in comparison.batches.first(len(passes))
-        ]
-
-    def row(quantity: str, in_jax: list[np.ndarray], in_torch: list[Results]) -> Row:
-        pairs = zip(in_jax, in_torch, strict=True)
-        return comparison.row(quantity, what, [Results(a, b.torch, None, b.torch_float64) for a, b in pairs])
-
-    rows = [row("logits", [one.logits for one in asked], [one.map(lambda result: result.logits) for one in passes])]
-    if with_grads:
-        trees = [unflatten_dict(one.grads, sep="/") for one in asked]
-        if cfg.scan_layers:
-            trees = [unstack_params(cfg, tree) for tree in trees]
-        in_jax = [_concatenated(flatten_dict(tree, sep="/")) for tree in trees]
-        rows.append(row("gradient", in_jax, [one.map(lambda result: _concatenated(result.grads)) for one in passes]))
-    return rows
-
-
-def _concatenated(leaves: dict[str, np.ndarray]) -> np.ndarray:
-    """All values one after another, sorted by path."""
-    return np.concatenate([np.asarray(leaves[path]).reshape(-1) for path in sorted(leaves)])
+def _as_configured(comparison: Comparison, draws: list[Draw]) -> list[Row]:
+    """The rows of the model as it is trained, if its layers are scanned or recomputed."""
+    both = [draw.as_configured for draw in draws if draw.as_configured is not None]
+    what = "layers scanned or recomputed"
+    rows = [comparison.row("logits", what, [logits for logits, _ in both])] if both else []
+    grads = [grads for _, grads in both if grads is not None]
+    return rows + ([comparison.row("gradient", what, grads)] if grads else [])
 
 
 def _layer_of(path: str) -> str:

@@ -36,16 +36,21 @@ class Inputs:
 class Batches:
     """The batches of one comparison: the tokens given, or random ones; after them as many random ones as are asked for.
 
+    Args:
+      short: one row in one batch, as large models need.
+
     Raises:
       UserError: tokens that the model cannot read.
     """
 
-    def __init__(self, cfg: ModelConfig, tokens: np.ndarray | None, seed: int, draws: int | None) -> None:
+    def __init__(
+        self, cfg: ModelConfig, tokens: np.ndarray | None, seed: int, draws: int | None, short: bool = False
+    ) -> None:
         self._cfg, self._rng = cfg, np.random.default_rng(seed)
         if tokens is None:
-            tokens = self._rng.integers(0, cfg.vocab_size, _random_shape(cfg))
+            tokens = self._rng.integers(0, cfg.vocab_size, _random_shape(cfg, 1 if short else ROWS))
             self.decoded_rows = min(DECODED_ROWS, len(tokens))
-            self.draws = draws or (1 if cfg.dtype == "bfloat16" else DRAWS)
+            self.draws = draws or (1 if short or cfg.dtype == "bfloat16" else DRAWS)
         else:
             tokens = np.asarray(tokens)
             self.draws, self.decoded_rows = 1, len(tokens)
@@ -71,14 +76,13 @@ class Batches:
         return Inputs(windows.astype(np.int32), weights)
 
 
-def _random_shape(cfg: ModelConfig) -> tuple[int, int]:
+def _random_shape(cfg: ModelConfig, rows: int) -> tuple[int, int]:
     if cfg.max_seq_len < 2:
         raise UserError(f"max_seq_len = {cfg.max_seq_len} leaves nothing to compare: give at least 2")
     widest = max((window or 0 for window in cfg.layer_windows), default=0)
     length = min(max(128, 3 * widest) + 3, cfg.max_seq_len)  # local attention begins at 128 tokens and 3 windows
-    rows = ROWS
     if cfg.dtype == "bfloat16":
-        rows = max(ROWS, math.ceil(min(SUMMED, LARGEST_LOGITS // cfg.vocab_size) / length))
+        rows = max(rows, math.ceil(min(SUMMED, LARGEST_LOGITS // cfg.vocab_size) / length))
     return rows, length + 1
 
 

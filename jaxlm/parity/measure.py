@@ -1,6 +1,9 @@
 """How close is equal: two results, each with its rounding error, against what float64 gives."""
 
 import dataclasses
+import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -85,10 +88,80 @@ class Results:
         return Results(*(None if result is None else function(result) for result in four))
 
 
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """How far apart the results of one draw are: a few numbers, from which the row of any number of draws follows."""
+
+    shape: tuple[int, ...]
+    """Of torch's result."""
+    misfit: str
+    """Another shape or type of JAX's result, in words; "" if both have the same."""
+    numbers: int
+    apart: float
+    """Largest difference of the two, in the compared precision."""
+    largest: float
+    """Largest absolute value of the most exact result of torch."""
+    squares: tuple[float, float] | None
+    """Sums of squared differences of JAX's and of torch's result from torch's in float64; None without that one."""
+    worst: tuple[float, float] | None
+    """The largest of these differences."""
+    float64_apart: float | None
+    """Largest difference of the two in float64."""
+
+    def __add__(self, other: "Distances") -> "Distances":
+        """The distances of both draws, or of two pieces of one."""
+
+        def both(name: str, join: Any) -> Any:
+            one, two = getattr(self, name), getattr(other, name)
+            return None if one is None else join(one, two)
+
+        return Distances(
+            self.shape,
+            self.misfit or other.misfit,
+            self.numbers + other.numbers,
+            both("apart", _larger),
+            both("largest", _larger),
+            both("squares", lambda one, two: (one[0] + two[0], one[1] + two[1])),
+            both("worst", lambda one, two: (_larger(one[0], two[0]), _larger(one[1], two[1]))),
+            both("float64_apart", _larger),
+        )
+
+    def of_shape(self, *shape: int) -> "Distances":
+        """The same, called by another shape."""
+        return dataclasses.replace(self, shape=shape)
+
+
+def distances(draw: Results) -> Distances:
+    """Measures how far the results of one draw are apart."""
+    in_jax, in_torch = np.asarray(draw.jax), np.asarray(draw.torch)
+    whole = np.issubdtype(in_jax.dtype, np.integer) and np.issubdtype(in_torch.dtype, np.integer)
+    # Greedy tokens are int32 in JAX and int64 in torch; everything else must have the same type.
+    if in_jax.shape != in_torch.shape or (in_jax.dtype != in_torch.dtype and not whole):
+        misfit = f"{in_jax.shape} {in_jax.dtype.name}, not {in_torch.dtype.name}"
+        return Distances(in_torch.shape, misfit, 0, math.inf, math.inf, None, None, None)
+    truth = None if draw.torch_float64 is None else _wide(draw.torch_float64)
+    wide_jax, wide_torch = _wide(in_jax), _wide(in_torch)
+    apart = _largest(wide_jax - wide_torch)
+    if truth is None:
+        return Distances(in_torch.shape, "", in_torch.size, apart, _largest(wide_torch), None, None, None)
+    of_jax, of_torch = wide_jax - truth, wide_torch - truth
+    squares = float(np.square(of_jax).sum()), float(np.square(of_torch).sum())
+    worst = _largest(of_jax), _largest(of_torch)
+    float64_apart = None if draw.jax_float64 is None else _largest(_wide(draw.jax_float64) - truth)
+    return Distances(in_torch.shape, "", truth.size, apart, _largest(truth), squares, worst, float64_apart)
+
+
 def measure(
     quantity: str, name: str, draws: Sequence[Results], dtype: Any, scale: float = 0.0, unit: float = 0.0
 ) -> Row:
-    """Compares a quantity over several draws of the inputs.
+    """Compares a quantity over several draws of the inputs; see `judge`."""
+    return judge(quantity, name, [distances(draw) for draw in draws], dtype, scale, unit)
+
+
+def judge(
+    quantity: str, name: str, draws: Sequence[Distances], dtype: Any, scale: float = 0.0, unit: float = 0.0
+) -> Row:
+    """Says what the distances of several draws of the inputs mean.
 
     Args:
       dtype: the type whose units in the last place count: the one computed in, which may be narrower than the type of
@@ -101,17 +174,12 @@ def measure(
     The verdict: float64 results must agree to FLOAT64 of their largest value. If they do, the results in `dtype` are
     held to ROUNDING and ULPS.
     """
-    shape = np.shape(draws[0].torch)
-    jax_type, torch_type = (np.asarray(result).dtype.name for result in (draws[0].jax, draws[0].torch))
-    # Greedy tokens are int32 in JAX and int64 in torch; everything else must have the same type.
-    if np.shape(draws[0].jax) != shape or (jax_type != torch_type and quantity != "decoding"):
+    all_draws = functools.reduce(operator.add, draws)
+    if all_draws.misfit:
         worst = float("inf")
-        described = f"{name} {np.shape(draws[0].jax)} {jax_type}, not {torch_type}"
-        return Row(quantity, described, shape, worst, worst, worst, None, None, worst, "DIFFERS")
-    in_jax, in_torch = _wide([draw.jax for draw in draws]), _wide([draw.torch for draw in draws])
-    has_truth, has_jax_float64 = draws[0].torch_float64 is not None, draws[0].jax_float64 is not None
-    truth = _wide([draw.torch_float64 for draw in draws]) if has_truth else in_torch
-    size = _largest(truth)
+        described = f"{name} {all_draws.misfit}"
+        return Row(quantity, described, all_draws.shape, worst, worst, worst, None, None, worst, "DIFFERS")
+    size = all_draws.largest
     if size <= ZERO * scale:
         size = scale
     size = max(size, np.finfo(np.float64).tiny)
@@ -120,32 +188,32 @@ def measure(
     float64_limit = max(FLOAT64 * size, ULPS * np.finfo(np.float64).eps * scale)
     eps = float(jnp.finfo(dtype).eps)
     ulps = BFLOAT16_ULPS if jnp.dtype(dtype) == jnp.bfloat16 else ULPS
-    max_abs = _largest(in_jax - in_torch)
     jax_error = torch_error = float64_rel = None
     verdict: Verdict = "same"
-    if has_truth:
-        jax_error, torch_error = (float(np.sqrt(np.mean((x - truth) ** 2))) / unit for x in (in_jax, in_torch))
+    if all_draws.squares is not None and all_draws.worst is not None:
+        jax_error, torch_error = (math.sqrt(total / max(1, all_draws.numbers)) / unit for total in all_draws.squares)
         # "not <=" instead of ">", here and below, so that NaN fails.
         if not jax_error <= ROUNDING * torch_error + ulps * eps:
-            verdict = "rounding" if has_jax_float64 else "DIFFERS"
-        if has_jax_float64:
-            float64_rel = _largest(_wide([draw.jax_float64 for draw in draws]) - truth) / size
+            verdict = "DIFFERS" if all_draws.float64_apart is None else "rounding"
+        if all_draws.float64_apart is not None:
+            float64_rel = all_draws.float64_apart / size
             if not float64_rel * size <= float64_limit:
                 verdict = "DIFFERS"
         else:
             # An RMS hides a single wrong value, and next to a torch result far from float64's everything looks right.
-            jax_worst, torch_worst = (_largest(x - truth) / unit for x in (in_jax, in_torch))
+            jax_worst, torch_worst = (one / unit for one in all_draws.worst)
             if not (jax_worst <= max(ROUNDING * torch_worst, SINGLE * eps) and torch_error <= FAR * eps):
                 verdict = "DIFFERS"
-    elif not max_abs <= (float64_limit if dtype == "float64" else FLOAT32 * size):
+    elif not all_draws.apart <= (float64_limit if dtype == "float64" else FLOAT32 * size):
         verdict = "DIFFERS"
+    relative = all_draws.apart / unit
     return Row(
         quantity,
         name,
-        shape,
-        max_abs,
-        max_abs / unit,
-        max_abs / unit / eps,
+        all_draws.shape,
+        all_draws.apart,
+        relative,
+        relative / eps,
         jax_error,
         torch_error,
         float64_rel,
@@ -153,10 +221,15 @@ def measure(
     )
 
 
-def _wide(arrays: list[Any]) -> np.ndarray:
-    return np.stack([np.asarray(array).astype(np.float64) for array in arrays])
+def _wide(array: Any) -> np.ndarray:
+    return np.asarray(array).astype(np.float64, copy=False)
 
 
-def _largest(x: np.ndarray) -> float:
+def _largest(x: Any) -> float:
     """The largest absolute value; NaN if there is one."""
     return float(np.max(np.abs(x), initial=0))
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger number; NaN if one is."""
+    return float(np.maximum(a, b))

@@ -1,6 +1,7 @@
 """A model with the same weights in jaxlm and torchref: everything both compute, and where they first diverge."""
 
 import dataclasses
+import os
 from collections.abc import Collection
 from typing import Literal, get_args
 
@@ -11,18 +12,26 @@ from flax.traverse_util import flatten_dict
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
-from jaxlm.parity.comparison import Comparison
+from jaxlm.parity.comparison import MORE, Comparison
 from jaxlm.parity.decoding import compare_decoding, compare_greedy
 from jaxlm.parity.forward import compare_gradients, compare_layers
 from jaxlm.parity.inputs import Batches
-from jaxlm.parity.networks import computing
+from jaxlm.parity.networks import Reference, TorchNetwork, computing
+from jaxlm.parity.positions import compare_positions
 from jaxlm.parity.report import Report, joined
 from jaxlm.parity.softmax import compare_softmax
+from jaxlm.parity.source import Source, open_source
 from jaxlm.parity.updates import compare_updates
 from jaxlm.types import Params
 
-Part = Literal["gradients", "updates", "decoding", "sampling"]
-"""What is compared besides activations, logits and losses; sampling is greedy."""
+Part = Literal["gradients", "updates", "decoding", "sampling", "positions"]
+"""What is compared besides activations, logits and losses; sampling is greedy, positions are long contexts."""
+
+SourcePart = Literal["gradients", "decoding", "sampling", "positions"]
+"""The same where the other side is another library's model."""
+
+LARGE = 2**26
+"""Parameters above which a single row is read, and one batch: gradients and activations have billions of bytes."""
 
 
 def check(
@@ -56,8 +65,53 @@ def check(
     Raises:
       UserError: parameters that do not fit the config; tokens or a prompt that it cannot read.
     """
-    if not {*parts} <= {*get_args(Part)}:
-        raise UserError(f"parts = {tuple(parts)!r} has an unknown one: choose among {', '.join(get_args(Part))}")
+    return _compared(cfg, params, TorchNetwork, tokens, prompt, seed, draws, parts)
+
+
+def check_import(
+    path: str | os.PathLike[str] | Source,
+    reference: str = "hf",
+    *,
+    tokens: np.ndarray | None = None,
+    prompt: np.ndarray | None = None,
+    seed: int = 0,
+    draws: int | None = None,
+    parts: Collection[str] = get_args(SourcePart),
+) -> Report:
+    """Compares what `jaxlm.convert` makes of a foreign model with the model in its own library, as `check` does.
+
+    The other side is transformers' module (eager attention, local files only) or the user's GPT class of nanoGPT. It
+    compares the output of every layer that has a counterpart, the logits, the loss that the source computes, the
+    gradient of every parameter, cached decoding past every window, long contexts and 64 greedy tokens. nanoGPT has no
+    cache: there decoding is compared with the whole forward pass. Weights in bfloat16 or float16 are compared in
+    float32. In float64 the formulas of transformers are computed in float64 throughout, also those that it computes
+    in float32 in a model of any type.
+
+    Args:
+      path: a folder that save_pretrained wrote, or for "nanogpt" one with ckpt.pt and its model.py, whose code runs;
+        or what `open_source` made of it.
+      reference: "hf" or "nanogpt".
+
+    Raises:
+      UserError: what `check` and `open_source` raise.
+    """
+    source = path if isinstance(path, Source) else open_source(path, reference)
+    return _compared(source.cfg, source.params, source.network, tokens, prompt, seed, draws, parts)
+
+
+def _compared(
+    cfg: ModelConfig,
+    params: Params,
+    reference: Reference,
+    tokens: np.ndarray | None,
+    prompt: np.ndarray | None,
+    seed: int,
+    draws: int | None,
+    parts: Collection[str],
+) -> Report:
+    known = get_args(Part) if reference is TorchNetwork else get_args(SourcePart)
+    if not {*parts} <= {*known}:
+        raise UserError(f"parts = {tuple(parts)!r} has an unknown one: choose among {', '.join(known)}")
     if draws is not None and draws < 1:
         raise UserError(f"draws = {draws} is too small: give at least 1")
     if prompt is not None and (prompt.ndim != 2 or not prompt.size):
@@ -67,10 +121,14 @@ def check(
             raise UserError(f"parameter {path} is not finite: a model with NaN or infinity cannot be compared")
     if prompt is not None:  # and a token that continues it
         cfg.check_reach(prompt.shape[1] + 1, "give a shorter prompt")
-    batches = Batches(cfg, tokens, seed, draws)
-    comparison = Comparison(cfg, params, batches, with_grads="gradients" in parts or "updates" in parts)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+    batches = Batches(cfg, tokens, seed, draws, short=numbers > LARGE)
+    # The updates have gradients of their own.
+    comparison = Comparison(cfg, params, batches, "gradients" in parts, reference)
     # In the order of computation: what comes later is only right if what comes before is.
     results = [comparison.settled(compare_layers), compare_softmax(comparison)]
+    if "positions" in parts:
+        results.append(comparison.settled(compare_positions, start=1, more=MORE[:2]))
     if "gradients" in parts:
         results.append(comparison.settled(compare_gradients))
     if "updates" in parts:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ from flax.traverse_util import flatten_dict
 from jaxlm.config import ModelConfig
 from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.convert.torchref import jax_name, module_name, to_torchref, torch_name, turned
+from jaxlm.decode.generate import generate
 from jaxlm.model.build import build_model
+from jaxlm.model.cache import KVCache
 from jaxlm.ops.loss import cross_entropy
 from jaxlm.parity.capture import Event, hooked, traced
 from jaxlm.parity.measure import Results
@@ -38,11 +40,14 @@ class Pass:
 class JaxNetwork:
     """The network in JAX, with products at the highest precision."""
 
+    begins_anywhere = True
+
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         self.cfg = cfg
         self.params = jax.tree.map(jnp.asarray, params)
         self.model = build_model(cfg)
         self.apply = jax.jit(traced(self._logits))
+        self._plain = jax.jit(self._logits)
         self._pass = jax.jit(self._loss_and_grads, static_argnames="with_grads")
 
     def _logits(self, params: Params, tokens: Any, cache: Any = None) -> Any:
@@ -86,17 +91,35 @@ class JaxNetwork:
         }
         return weights, trace.by_event()
 
-    def decode(self, chunks: Sequence[np.ndarray]) -> list[tuple[Values, np.ndarray]]:
-        """Reads chunks of tokens [B, T] one after another through a cache of max_seq_len: values and logits of each."""
-        cache, results = self.model.init_cache(len(chunks[0]), self.cfg.max_seq_len), []
+    def decode(self, chunks: Sequence[np.ndarray], capacity: int) -> Iterator[tuple[Values, np.ndarray]]:
+        """Reads chunks of tokens [B, T] one after another through a cache of this capacity: values and logits of each.
+
+        Past the capacity the model computes as if no window were wider than that.
+        """
+        cache = self.model.init_cache(len(chunks[0]), capacity)
         for chunk in chunks:
             (logits, cache), trace = self.apply(self.params, chunk, cache)
-            results.append((trace.by_event(), np.asarray(logits)))
-        return results
+            yield trace.by_event(), np.asarray(logits)
+
+    def greedy(self, prompt: np.ndarray, new: int, capacity: int) -> np.ndarray:
+        """The most likely continuation [B, new] of prompts [B, P], through such a cache."""
+        options: dict[str, Any] = {"max_new_tokens": new, "temperature": 0.0, "capacity": capacity}
+        result = generate(self.model, self.params, prompt.astype(np.int32), key=jax.random.key(0), **options)
+        return np.asarray(result.tokens)
+
+    def logits(self, tokens: np.ndarray, first: int = 0) -> np.ndarray:
+        """The logits [B, T, V] of tokens [B, T] that stand at the positions from `first` on, and see no others."""
+        cache = None
+        if first:
+            cache = self.model.init_cache(len(tokens), tokens.shape[1])
+            cache = cast(KVCache, cache)._replace(next_position=jnp.full(len(tokens), first, jnp.int32))
+        return np.asarray(self._plain(self.params, tokens, cache)[0])
 
 
 class TorchNetwork:
     """The network in torch, on the CPU, its layers under jaxlm's names."""
+
+    begins_anywhere = True
 
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         import torchref
@@ -158,41 +181,111 @@ class TorchNetwork:
                 handle.remove()
         return weights
 
-    def decode(self, chunks: Sequence[np.ndarray]) -> list[tuple[Values, np.ndarray]]:
+    def decode(self, chunks: Sequence[np.ndarray], capacity: int) -> Iterator[tuple[Values, np.ndarray]]:
         """The same as `JaxNetwork.decode`."""
         import torch
 
-        results = []
+        model = self._with_capacity(capacity)
+        model.clear_cache()
+        for chunk in chunks:
+            with torch.no_grad(), hooked(model) as values:
+                logits = model(to_tensor(chunk).long(), use_kv_cache=True)
+            yield _renamed(values), to_array(logits)
+        model.clear_cache()
+
+    def greedy(self, prompt: np.ndarray, new: int, capacity: int) -> np.ndarray:
+        """The same as `JaxNetwork.greedy`."""
+        import torchref
+
+        model = self._with_capacity(capacity)
+        return to_array(torchref.generate(model, to_tensor(prompt).long(), new, 0.0, use_kv_cache=True))
+
+    def logits(self, tokens: np.ndarray, first: int = 0) -> np.ndarray:
+        """The same as `JaxNetwork.logits`."""
+        import torch
+
         self.model.clear_cache()
+        self.model.seen = first
         with torch.no_grad():
-            for chunk in chunks:
-                with hooked(self.model) as values:
-                    logits = self.model(to_tensor(chunk).long(), use_kv_cache=True)
-                results.append((_renamed(values), to_array(logits)))
+            logits = self.model(to_tensor(tokens).long(), use_kv_cache=True)
         self.model.clear_cache()
-        return results
+        return to_array(logits)
+
+    def _with_capacity(self, capacity: int) -> Any:
+        """The model whose layers keep at most so many keys, with the same tensors as weights."""
+        import torchref
+
+        if capacity == self.cfg.max_seq_len:
+            return self.model
+        changes: dict[str, Any] = {"max_seq_len": capacity}
+        if self.cfg.rope_scaling != "none":
+            changes["rope_original_len"] = self.cfg.rope_original_len or self.cfg.max_seq_len
+        model = torchref.build_model(dataclasses.replace(self.cfg, **changes)).eval()
+        model.load_state_dict(self.model.state_dict(), assign=True)
+        return model
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What both sides of a comparison can do; `JaxNetwork` says it in full."""
+
+    cfg: ModelConfig
+    begins_anywhere: bool
+    """Whether `logits` takes a `first` above 0."""
+
+    def forward(self, windows: np.ndarray, weights: np.ndarray, with_grads: bool = True) -> Pass:
+        """Layers, logits, losses and gradients of a batch."""
+
+    def decode(self, chunks: Sequence[np.ndarray], capacity: int) -> Iterator[tuple[Values, np.ndarray]]:
+        """Layers and logits of each chunk, read through a cache."""
+
+    def greedy(self, prompt: np.ndarray, new: int, capacity: int) -> np.ndarray:
+        """The most likely tokens, through a cache."""
+
+    def logits(self, tokens: np.ndarray, first: int = 0) -> np.ndarray:
+        """Logits alone."""
+
+
+Reference = Callable[[ModelConfig, Params], Network]
+"""Makes the network to compare with from a config, whose type it takes, and the parameters in that type."""
 
 
 class Networks:
-    """One model four times: in jaxlm and torchref, in the config's type and, unless that is float64, in float64."""
+    """One model four times: in jaxlm and by a reference, in the config's type and, unless that is float64, in float64.
 
-    def __init__(self, cfg: ModelConfig, params: Params) -> None:
+    The reference is torchref's model, unless another one is given.
+    """
+
+    def __init__(self, cfg: ModelConfig, params: Params, reference: Reference = TorchNetwork) -> None:
         exact = dataclasses.replace(cfg, dtype="float64", param_dtype="float64")
-        wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
         with computing(cfg.dtype):
-            in_type = JaxNetwork(cfg, params), TorchNetwork(cfg, params)
-        with computing("float64"):
-            in_float64 = () if cfg == exact else (JaxNetwork(exact, wide), TorchNetwork(exact, wide))
+            in_type = JaxNetwork(cfg, params), reference(cfg, params)
+        in_float64: tuple[Any, ...] = ()
+        if cfg != exact:
+            wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+            with computing("float64"):
+                in_float64 = JaxNetwork(exact, wide), reference(exact, wide)
         self.each = Results(*in_type, *in_float64)
 
     def run(self, function: Callable[[Any], Any]) -> Results:
         """Calls a function with each network."""
 
-        def computed(network: JaxNetwork | TorchNetwork) -> Any:
+        def computed(network: Network) -> Any:
             with computing(network.cfg.dtype):
                 return function(network)
 
         return self.each.map(computed)
+
+    def steps(self, function: Callable[[Network], Iterator[Any]]) -> Iterator[Results]:
+        """Calls a function that yields, with each network: what all of them yield first, then second and so on."""
+        iterators = self.each.map(lambda network: (network, function(network)))
+
+        def advanced(pair: tuple[Network, Iterator[Any]]) -> Any:
+            with computing(pair[0].cfg.dtype):
+                return next(pair[1], None)
+
+        while (step := iterators.map(advanced)).jax is not None:
+            yield step
 
 
 def _renamed(values: Values) -> Values:

@@ -1,6 +1,7 @@
 """Updates: do the optimizers of both frameworks take the same steps from identical gradients?"""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,8 +10,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxlm.model.layer_stack import stack_params, unstack_params
 from jaxlm.parity import causes, optimizer_steps
 from jaxlm.parity.comparison import Comparison, pick
-from jaxlm.parity.measure import Results, Row, measure
-from jaxlm.parity.networks import JaxNetwork, TorchNetwork
+from jaxlm.parity.inputs import Inputs
+from jaxlm.parity.measure import Distances, Row, distances, judge
+from jaxlm.parity.networks import Network, TorchNetwork, computing
 from jaxlm.parity.report import Divergence, PartResult
 from jaxlm.types import Params
 
@@ -20,33 +22,49 @@ def compare_updates(comparison: Comparison, count: int) -> PartResult:
 
     Both take torch's gradients, of a norm at which one of the three steps is not clipped.
     """
-    norm = 1.5 * optimizer_steps.CLIP_NORM
-    grads = [_of_norm(unflatten_dict(one.torch.grads, sep="/"), norm) for one in comparison.passes(count)]
+    torch, batches = comparison.networks.each.torch, comparison.batches.first(count)
     sizes = {
         path: float(np.max(np.abs(leaf), initial=0)) for path, leaf in flatten_dict(comparison.params, sep="/").items()
     }
+    names = list(optimizer_steps.OPTIMIZERS)
+    draws: dict[str, list[dict[str, Distances]]] = {name: [] for name in names}
+    for batch in batches:
+        grads = _gradients(torch, batch)
+        for name in names:  # one at a time: its moments are as large as two models
+            draws[name].append(_distances(comparison, name, grads))
     rows, divergences = [], []
-    for name in optimizer_steps.OPTIMIZERS:
-        step = functools.partial(_step, comparison, name)
-        steps = [comparison.networks.run(functools.partial(step, grads=one)) for one in grads]
+    for name in names:
         by_path = [
             # An update changes its parameter and is rounded with it, so rounding errors are shares of the parameter.
-            measure("update", f"{name} {path}", [pick(one, path) for one in steps], comparison.cfg.dtype, unit=size)
+            judge("update", f"{name} {path}", [draw[path] for draw in draws[name]], comparison.cfg.dtype, unit=size)
             for path, size in sizes.items()
         ]
         worst = max(by_path, key=_badness)
         rows.append(worst)
         if not worst.passed:
-            divergences.append(_divergence(comparison, name, worst, grads[0], steps[0]))
+            divergences.append(_divergence(comparison, name, worst))
     bug = next((one for one in divergences if one.verdict == "DIFFERS"), None)
     return PartResult(rows, bug or next(iter(divergences), None))
+
+
+def _gradients(torch: Any, batch: Inputs) -> Params:
+    """torch's gradients of a batch, of a norm at which one of the three steps is not clipped."""
+    with computing(torch.cfg.dtype):
+        grads = torch.forward(batch.windows, batch.weights).grads
+    return _of_norm(unflatten_dict(grads, sep="/"), 1.5 * optimizer_steps.CLIP_NORM)
+
+
+def _distances(comparison: Comparison, name: str, grads: Params) -> dict[str, Distances]:
+    """How far apart the updates of an optimizer are, by path."""
+    updates = comparison.networks.run(functools.partial(_step, comparison, name, grads=grads))
+    return {path: distances(pick(updates, path)) for path in updates.jax}
 
 
 def _badness(row: Row) -> tuple[int, float]:
     return ("same", "rounding", "DIFFERS").index(row.verdict), row.float64_rel or row.max_rel
 
 
-def _divergence(comparison: Comparison, name: str, row: Row, grads: Params, step: Results) -> Divergence:
+def _divergence(comparison: Comparison, name: str, row: Row) -> Divergence:
     path = row.name.split()[1]
     layer = path.rpartition("/")[0] or "embedding"
     given = "from identical parameters, state and gradients"
@@ -54,14 +72,15 @@ def _divergence(comparison: Comparison, name: str, row: Row, grads: Params, step
         where = f"the update of {path} by {name} rounds too much, {given}"
         return Divergence("update", layer, True, where, causes.HINTS["rounding"], "rounding")
     where = f"the update of {path} by {name} differs, {given}"
-    cfg = comparison.networks.each.most_exact_torch.cfg
-    tried = causes.of_update(path, name, cfg, comparison.params, grads, step.most_exact_jax[path])
+    each = comparison.networks.each
+    grads = _gradients(each.torch, comparison.batches.first(1)[0])
+    with computing("float64"):
+        in_jax = _step(comparison, name, each.most_exact_jax, grads)[path]
+    tried = causes.of_update(path, name, each.most_exact_torch.cfg, comparison.params, grads, in_jax)
     return Divergence("update", layer, True, where, tried)
 
 
-def _step(
-    comparison: Comparison, name: str, network: JaxNetwork | TorchNetwork, grads: Params
-) -> dict[str, np.ndarray]:
+def _step(comparison: Comparison, name: str, network: Network, grads: Params) -> dict[str, np.ndarray]:
     """What an optimizer adds to the parameters, by path; in JAX to layers stacked as they are configured."""
     dtype, cfg = network.cfg.param_dtype, comparison.asked_cfg
     params, slopes = (jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for tree in (comparison.params, grads))

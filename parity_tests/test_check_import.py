@@ -1,0 +1,252 @@
+"""`jaxlm parity --reference`: imported models against their own library's modules, and what is refused."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from foreign import gpt2, llama, save_nanogpt
+from support import command
+
+from jaxlm import parity
+from jaxlm.errors import UserError
+from jaxlm.parity import source
+from jaxlm.parity.float64 import float64_throughout
+
+MODEL_PY = Path(__file__).with_name("nanogpt_model.py")
+
+
+@pytest.fixture
+def gpt2_folder(tmp_path):
+    gpt2(n_layer=1).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+@pytest.fixture
+def llama_folder(tmp_path):
+    return saved_llama(tmp_path / "llama")
+
+
+@pytest.fixture
+def nanogpt_folder(tmp_path):
+    return saved_nanogpt(tmp_path / "nanogpt")
+
+
+def saved_llama(folder, **changes):
+    llama(num_hidden_layers=1, num_key_value_heads=1, **changes).save_pretrained(folder)
+    return folder
+
+
+def saved_nanogpt(folder, **options):
+    folder.mkdir()
+    activation = options.pop("activation_function", "gelu")
+    save_nanogpt(gpt2(n_layer=1, activation_function=activation, n_inner=None), folder / "ckpt.pt", **options)
+    shutil.copy(MODEL_PY, folder / "model.py")
+    return folder
+
+
+@contextlib.contextmanager
+def imported_as(folder, reference="hf", **changes):
+    """The source, with jaxlm's config changed as a wrong converter would."""
+    opened = source.open_source(folder, reference)
+    yield dataclasses.replace(opened, cfg=dataclasses.replace(opened.cfg, **changes))
+
+
+def quantities(report):
+    return list(dict.fromkeys(row.quantity for row in report.rows))
+
+
+# What is the same
+
+
+def test_the_command_compares_a_gpt2_with_transformers(gpt2_folder):
+    code, out, err = command("parity", "--reference", "hf", gpt2_folder, "--json", "--draws", 1)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["passed"] is True
+    assert found["transformers"] == transformers.__version__
+    rows = {(row["quantity"], row["name"]): row for row in found["rows"]}
+    for name in ("block_0/attention", "block_0/mlp/up", "block_0", "final_norm"):
+        assert rows["activation", name]["float64_rel"] < 1e-12
+    assert rows["logits", ""]["float64_rel"] < 1e-12
+    assert rows["gradient", "block_0/attention/key/kernel"]["shape"] == [15, 15]
+    assert ("decoding", "11 greedy tokens") in rows  # 23 places, 12 of the prompt
+    assert "update" not in {row["quantity"] for row in found["rows"]}
+
+
+def test_a_llama_in_half_precision_is_compared_in_float32(tmp_path):
+    model = llama(num_hidden_layers=1, tie_word_embeddings=True).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    report = parity.check_import(tmp_path, draws=1)
+    assert report.passed, report
+    assert quantities(report) == ["activation", "logits", "loss", "gradient", "decoding"]
+    assert report.worst("logits").float64_rel < 1e-12
+    assert any(row.name == "64 greedy tokens" for row in report.rows)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_nanogpt_is_compared_with_its_own_model_py(tmp_path, bias):
+    folder = saved_nanogpt(tmp_path / "nanogpt", bias=bias, prefix="_orig_mod.")
+    code, out, err = command("parity", "--reference", "nanogpt", folder, "--draws", 1)
+    assert code == 0, err
+    assert f"importing {folder / 'model.py'}: its code runs" in err
+    assert "number of parameters" not in out
+    assert "block_0/attention" in out
+
+
+def test_a_sliding_window_is_passed_in_the_cache(llama_folder):
+    """A Llama read with the window that only jaxlm has: the source sees every key."""
+    with imported_as(llama_folder, window=5) as wrong:
+        first = parity.check_import(wrong, parts=()).first
+    assert (first.layer, first.verdict) == ("block_0/attention", "DIFFERS")
+    assert any(cause.startswith("window = None where the config has 5") for cause in first.causes)
+
+
+def test_what_transformers_computes_in_float32_is_float64_in_here(llama_folder):
+    tokens = torch.arange(20)[None]
+
+    def logits():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            llama_folder, dtype=torch.float64, attn_implementation="eager", local_files_only=True
+        )
+        with torch.no_grad():
+            return model(tokens).logits
+
+    narrow = logits()
+    with float64_throughout():
+        wide = logits()
+    assert narrow.dtype == wide.dtype == torch.float64
+    assert 1e-9 < (narrow - wide).abs().max() / wide.abs().max() < 1e-5
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.ones(2).float().dtype == torch.float32
+
+
+# What differs is named, with its cause
+
+
+@pytest.mark.parametrize(
+    ("changes", "layer", "cause"),
+    [
+        (
+            {"rope_layout": "interleaved"},
+            "block_0/attention",
+            "rope_layout = 'half' where the config has 'interleaved'",
+        ),
+        ({"rope_theta": 1e5}, "block_0/attention", "rope_theta = 10000.0 where the config has 100000.0"),
+        ({"norm_eps": 1e-5}, "block_0/attention_norm", "norm_eps = 1e-06 where the config has 1e-05"),
+        ({"activation": "geglu"}, "block_0/mlp", "activation = 'swiglu' where the config has 'geglu'"),
+    ],
+    ids=["layout", "theta", "eps", "activation"],
+)
+def test_a_wrong_field_is_tried_and_named(llama_folder, changes, layer, cause):
+    with imported_as(llama_folder, **changes) as wrong:
+        report = parity.check_import(wrong, parts=())
+    assert (report.first.layer, report.first.inputs_agree) == (layer, True)
+    assert report.first.causes[0] == f"{cause} (tried: torchref then gives the source's)"
+
+
+def test_an_old_nanogpt_with_tanh_gelu_is_named(nanogpt_folder):
+    text = (nanogpt_folder / "model.py").read_text().replace("nn.GELU()", 'nn.GELU(approximate="tanh")')
+    (nanogpt_folder / "model.py").write_text(text)
+    report = parity.check_import(nanogpt_folder, "nanogpt", parts=())
+    assert report.first.layer == "block_0/mlp"
+    assert report.first.causes[0].startswith("activation = 'gelu_tanh' where the config has 'gelu' (tried")
+
+
+def test_a_wrong_weight_shows_in_its_layer_and_a_wrong_cache_in_decoding(gpt2_folder):
+    opened = source.open_source(gpt2_folder)
+    params = {**opened.params, "final_norm": {**opened.params["final_norm"]}}
+    params["final_norm"]["bias"] = params["final_norm"]["bias"] + 1e-3
+    report = parity.check_import(dataclasses.replace(opened, params=params), parts=())
+    assert report.first.layer == "final_norm"
+    continued = source.TransformersNetwork._continued
+    with mock.patch.object(
+        source.TransformersNetwork, "_continued", lambda self, tokens, _: continued(self, tokens, None)
+    ):
+        report = parity.check_import(opened, parts=("decoding",))
+    assert report.first.quantity == "decoding"
+    assert "position" in report.first.where
+
+
+def test_a_gradient_in_the_wrong_layout_is_caught(gpt2_folder):
+    opened = source.open_source(gpt2_folder)
+    turned = [
+        entry._replace(paths=(entry.paths[1], entry.paths[0], *entry.paths[2:])) if len(entry.paths) > 1 else entry
+        for entry in opened.entries
+    ]
+    report = parity.check_import(dataclasses.replace(opened, entries=turned), parts=("gradients",))
+    assert report.first.quantity == "gradient"
+    assert "attention" in report.first.layer
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("hf", "nowhere"), "nowhere is not a folder"),
+        (("nanogpt", "nowhere"), "nowhere is not a folder"),
+        (("jax", "FOLDER"), "reference = 'jax' is unknown: choose among hf, nanogpt"),
+        (("hf", "EMPTY"), "has no config.json: give a folder that save_pretrained wrote"),
+        (("nanogpt", "EMPTY"), "has no ckpt.pt and no model.py"),
+        (("hf", "FOLDER", "--preset", "tiny"), "--preset is for a model with fresh parameters"),
+        (("hf", "FOLDER", "--model.num-layers", 2), "--model.num-layers is for a model with fresh parameters"),
+        (("hf", "FOLDER", "runs/x"), "Unrecognized options: runs/x"),
+        (("hf", "RUN"), "is a run of jaxlm: leave --reference out, or give the folder that it was imported from"),
+        (("hf", "FOLDER", "--text", "a"), "--step, --text and --prompt need the weights and tokenizer of a run"),
+        (("hf",), "--reference hf needs the folder of the model: give DIR"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_refused_in_one_line(tmp_path, arguments, said, gpt2_folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    places = {"FOLDER": gpt2_folder, "EMPTY": tmp_path / "empty", "RUN": tmp_path / "run"}
+    code, out, err = command("parity", "--reference", *(places.get(argument, argument) for argument in arguments))
+    refusals = [line for line in err.splitlines() if line.startswith("jaxlm: error:")]
+    assert (code, out, len(refusals)) == (2, "", 1), err
+    assert said in refusals[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "import nothing_like_it",
+            "model.py cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'",
+        ),
+        ("x = (", "model.py cannot be imported: SyntaxError"),
+        ("class GPT: pass", "model.py has no GPTConfig: give the model.py of nanoGPT"),
+        ("GPTConfig = dict\nclass GPT:\n    def __init__(self, c): 1 / 0", "does not fit ckpt.pt: ZeroDivisionError"),
+    ],
+)
+def test_a_model_py_that_fails_is_refused_in_one_line(nanogpt_folder, text, said):
+    (nanogpt_folder / "model.py").write_text(text)
+    code, _, err = command("parity", "--reference", "nanogpt", nanogpt_folder)
+    refusals = [line for line in err.splitlines() if line.startswith("jaxlm: error:")]
+    assert (code, len(refusals)) == (2, 1), err
+    assert said in refusals[0]
+    assert "nanogpt_model" not in sys.modules
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_without_a_library(monkeypatch, gpt2_folder, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    code, _, err = command("parity", "--reference", "hf", gpt2_folder)
+    assert code == 2
+    assert "which is missing: pip install 'jaxlm[parity]'" in err
+
+
+def test_unknown_parts_and_tokens_are_refused(gpt2_folder):
+    with pytest.raises(UserError, match="choose among gradients, decoding, sampling, positions"):
+        parity.check_import(gpt2_folder, parts=("updates",))
+    with pytest.raises(UserError, match="give 3 or more ids below 37 a row"):
+        parity.check_import(gpt2_folder, tokens=np.full((1, 4), 37))
