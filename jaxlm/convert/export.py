@@ -58,7 +58,8 @@ def to_hf(
     held = holding(cfg, list(FAMILIES.values()))
     written = torch_tensors(held, cfg, params)
     files: dict[str, Any] = {"config.json": held.config}
-    ends = {} if not stop_tokens else {"eos_token_id": stop_tokens[0] if len(stop_tokens) == 1 else [*stop_tokens]}
+    end = None if not stop_tokens else stop_tokens[0] if len(stop_tokens) == 1 else [*stop_tokens]
+    ends = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}  # or transformers has numbers of its own
     files["config.json"] |= ends
     files["generation_config.json"] = {"_from_model_config": True, **ends}
     if tokenizer is not None:
