@@ -14,8 +14,9 @@ def from_hugging_face(data: dict[str, Any]) -> Tokenizer:
     Those that `hugging_face_files` wrote come back as they were.
 
     Raises:
-      UserError: it is neither one of these nor a byte-pair encoding, or its decoder does more to a text than to join tokens, write spaces
-        for ▁, read bytes such as <0xE4> and drop a space in front: then texts cannot be joined.
+      UserError: it is neither one of these nor a byte-pair encoding, or its decoder does more to a text than to
+        join tokens, write spaces for ▁, read bytes such as <0xE4> and drop a space in front: then texts cannot be
+        joined.
     """
     model = data.get("model")
     kind = model.get("type") if isinstance(model, dict) else model
