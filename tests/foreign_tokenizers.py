@@ -69,3 +69,12 @@ def llama2_tokenizer(metaspace=False, post_processor=TEMPLATE):
     data = json.loads(made.to_str())
     data["model"] |= {"vocab": learned["model"]["vocab"], "merges": learned["model"]["merges"]}
     return {**data, "added_tokens": [token for token in learned["added_tokens"] if token["content"] in special]}
+
+
+def gemma_tokenizer():
+    """As of Gemma: as Llama 2, but no space in front, words end with their space, and only <s> is added."""
+    data = llama2_tokenizer(post_processor=processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)]))
+    data["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    cut = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    data["decoder"]["decoders"] = data["decoder"]["decoders"][:3]
+    return {**data, "pre_tokenizer": cut}

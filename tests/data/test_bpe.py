@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import tokenizers
-from foreign_tokenizers import BYTES, gpt2_tokenizer, llama2_tokenizer, llama3_tokenizer
+from foreign_tokenizers import BYTES, gemma_tokenizer, gpt2_tokenizer, llama2_tokenizer, llama3_tokenizer
 
 from jaxlm.data.bpe import BPETokenizer
 from jaxlm.data.hugging_face import from_hugging_face
@@ -35,8 +35,9 @@ KINDS = {
     "llama3": llama3_tokenizer(),
     "llama2": llama2_tokenizer(),
     "metaspace": llama2_tokenizer(metaspace=True),
+    "gemma": gemma_tokenizer(),
 }
-ENDS = {"gpt2": ([], []), "llama3": ([1], []), "llama2": ([1], [2]), "metaspace": ([1], [2])}
+ENDS = {"gpt2": ([], []), "llama3": ([1], []), "llama2": ([1], [2]), "metaspace": ([1], [2]), "gemma": ([1], [])}
 
 
 def reference(data, text, special_tokens, around=True):
