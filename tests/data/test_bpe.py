@@ -71,6 +71,16 @@ def test_long_words_and_short_texts_in_blocks(monkeypatch, kind, text):
     assert np.concatenate(list(parts)).tolist() == reference(KINDS[kind], text, "text")
 
 
+def test_digits_in_groups_of_three_keep_their_groups_in_blocks(monkeypatch):
+    """Where a long number is cut in two, the groups behind would begin elsewhere: there is no sound cut in it."""
+    monkeypatch.setattr("jaxlm.data.bpe.MARGIN", 40)
+    draw = random.Random(0)
+    data = llama3_tokenizer(" ".join(f"{draw.randrange(1000):03}" for _ in range(4000)), size=400)
+    text = " ".join("".join(draw.choices("0123456789", k=draw.choice([5, 500]))) for _ in range(40))
+    parts = from_hugging_face(data).encode_blocks(in_blocks(text, 50))
+    assert np.concatenate(list(parts)).tolist() == reference(data, text, "text")
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_prompt_has_the_beginning_of_a_text_and_not_its_end(kind):
     tokenizer = from_hugging_face(KINDS[kind])

@@ -84,12 +84,13 @@ def test_a_sample_may_end_before_bytes_that_spell_nothing():
 def test_a_tokenizer_with_spaces_in_front_continues_the_text_of_its_prompt(special_tokens):
     tokenizer, shown = from_hugging_face(llama2_tokenizer()), []
     run = untrained_run(tokenizer)
-    cfg = dataclasses.replace(FREE, prompt="the café</s>", special_tokens=special_tokens, num_samples=3)
+    cfg = dataclasses.replace(FREE, prompt="the café</s>", special_tokens=special_tokens, num_samples=12)
     samples = generate_samples(run, cfg, shown.append)
     assert "".join(shown) == cfg.prompt + samples[0].text
     prompt = tokenizer.encode(cfg.prompt, special_tokens).tolist()
     assert (2 in prompt) == (special_tokens == "id")
-    out = generate(run.model, run.params, np.array([prompt]), max_new_tokens=24, **SAME, num_samples=3)
+    out = generate(run.model, run.params, np.array([prompt]), max_new_tokens=24, **SAME, num_samples=12)
+    assert any(one.text.startswith(" ") for one in samples)
     for one, tokens in zip(samples, out.tokens.tolist(), strict=True):
         assert one.tokens == tokens
         assert one.text == tokenizer.decode(prompt + tokens)[len(tokenizer.decode(prompt)) :]
