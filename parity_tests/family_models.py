@@ -6,7 +6,7 @@ import transformers
 
 SIZES = {
     **{"vocab_size": 41, "hidden_size": 30, "num_hidden_layers": 3, "num_attention_heads": 5, "intermediate_size": 37},
-    **{"max_position_embeddings": 29, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": None},
+    **{"max_position_embeddings": 80, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": None},
 }
 GROUPED = SIZES | {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 36}
 FREE = GROUPED | {"head_dim": 10}
@@ -20,18 +20,18 @@ SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = FREE | {"query_pre_attn_scalar": 7, "sliding_window": 5}
 
 CASES = {
-    "gpt2": ("GPT2", {"vocab_size": 41, "n_positions": 29, "n_embd": 30, "n_layer": 2, "n_head": 5, "n_inner": 37}),
+    "gpt2": ("GPT2", {"vocab_size": 41, "n_positions": 80, "n_embd": 30, "n_layer": 2, "n_head": 5, "n_inner": 37}),
     "gpt2 untied": (
         "GPT2",
         {
-            **{"vocab_size": 41, "n_positions": 29, "n_embd": 30, "n_layer": 2, "n_head": 5, "n_inner": None},
+            **{"vocab_size": 41, "n_positions": 80, "n_embd": 30, "n_layer": 2, "n_head": 5, "n_inner": None},
             **{"tie_word_embeddings": False, "activation_function": "relu", "layer_norm_epsilon": 1e-2},
         },
     ),
     "gpt_neo": (
         "GPTNeo",
         {
-            **{"vocab_size": 41, "max_position_embeddings": 29, "hidden_size": 30, "num_layers": 3, "num_heads": 5},
+            **{"vocab_size": 41, "max_position_embeddings": 80, "hidden_size": 30, "num_layers": 3, "num_heads": 5},
             **{"intermediate_size": 37, "window_size": 4},
             "attention_types": [[["global", "local"], 1], [["local"], 1]],
         },
@@ -58,7 +58,7 @@ CASES = {
     "starcoder2 without biases": ("Starcoder2", GROUPED | {"use_bias": False, "hidden_act": "gelu"}),
     "olmo2": ("Olmo2", GROUPED),
     "phi": ("Phi", SIZES | {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.7}}),
-    "phi3": ("Phi3", GROUPED | {"sliding_window": 7, "pad_token_id": 0}),
+    "phi3": ("Phi3", GROUPED | {"sliding_window": 7}),
     "stablelm": ("StableLm", GROUPED | PART | {"use_qkv_bias": True}),
     "stablelm parallel": ("StableLm", GROUPED | PART | {"use_parallel_residual": True}),
     "granite": (

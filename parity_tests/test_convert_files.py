@@ -2,13 +2,17 @@
 
 import json
 
+import flax.serialization
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
-from foreign import gpt2
+from flax.traverse_util import unflatten_dict
+from foreign import gpt2, llama
 from memory import memory_of_reading
 
+from jaxlm import convert
 from jaxlm.convert.files import in_memory, open_tensors
 from jaxlm.convert.shards import write_shards
 from jaxlm.convert.tensors import to_array
@@ -134,3 +138,42 @@ def test_transformers_finds_every_tensor_of_what_is_written(tmp_path, dtype, sha
     for name, tensor in theirs.state_dict().items():
         assert found[name].dtype == dtype
         assert found[name].equal(tensor)
+
+
+def as_flax(state):
+    """The tree that transformers 4 saves for a module of these tensors: embedding and scale by module, else kernel."""
+    tree = {}
+    for name, tensor in state.items():
+        *modules, leaf = name.split(".")
+        array = to_array(tensor)
+        if leaf == "weight":
+            table, norm = modules[-1] in ("wte", "wpe", "embed_tokens"), "norm" in modules[-1] or "ln_" in modules[-1]
+            leaf = "embedding" if table else "scale" if norm else "kernel"
+            array = array.T if leaf == "kernel" else array
+        tree[*modules, leaf] = array
+    return unflatten_dict(tree)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+@pytest.mark.parametrize("form", ["shards", "bin", "bin in shards", "msgpack"])
+def test_a_model_is_the_same_from_every_form(tmp_path, build, form):
+    theirs = build()
+    theirs.config.save_pretrained(tmp_path)
+    state = theirs.state_dict()
+    if form == "shards":
+        theirs.save_pretrained(tmp_path, max_shard_size=5000)
+    elif form == "bin":
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    elif form == "bin in shards":
+        places = {name: f"{i % 3}.bin" for i, name in enumerate(state)}
+        for file in set(places.values()):
+            torch.save({name: state[name] for name in places if places[name] == file}, tmp_path / file)
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    else:
+        if build is gpt2:
+            state.pop("lm_head.weight")  # tied
+        (tmp_path / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(as_flax(state)))
+    cfg, params = convert.from_hf(tmp_path)
+    expected_cfg, expected = convert.from_hf(theirs)
+    assert cfg == expected_cfg
+    jax.tree.map(np.testing.assert_array_equal, params, expected)

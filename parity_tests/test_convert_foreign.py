@@ -1,7 +1,9 @@
 """Checkpoints of nanoGPT and modules of transformers: the command on them, and what is refused."""
 
+import argparse
 import json
 import pickle
+import re
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from support import command
 from jaxlm import convert
 from jaxlm.convert.tensors import to_array
 from jaxlm.errors import UserError
+from jaxlm.model.build import build_model
 from jaxlm.run.folder import load_run
 
 
@@ -71,6 +74,53 @@ def test_a_damaged_file_and_one_with_code_are_refused(nanogpt, content, capfd):
     nanogpt.write_bytes(nanogpt.read_bytes()[:-500] if content is None else content)
     assert "cannot be read as a PyTorch checkpoint" in refused(convert.from_nanogpt, nanogpt)
     assert "must not run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.float64(1.5), r"a NumPy number of type numpy\._?core\.multiarray\.scalar"),
+        (np.ones(3), r"a NumPy array of type numpy\._?core\.multiarray\._reconstruct"),
+        (argparse.Namespace(lr=1), r"an object of type argparse\.Namespace"),
+        (Code(), r"an object of type print"),
+    ],
+)
+def test_what_may_run_code_is_named_by_its_type_with_the_way_out(nanogpt, value, kind, old):
+    record = torch.load(nanogpt)
+    torch.save({**record, "best_val_loss": value}, nanogpt, _use_new_zipfile_serialization=not old)
+    message = refused(convert.from_nanogpt, nanogpt)
+    assert re.search(rf"ckpt.pt holds {kind}, and only tensors", message)
+    assert "leave that entry out or make it plain, as by float(x)" in message
+    assert message.endswith("torch.save it again")
+    assert "\x1b" not in message
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "model."])
+def test_a_wrapped_nanogpt_is_the_same_model(nanogpt, tmp_path, prefix):
+    theirs = gpt2(activation_function="gelu", n_inner=None)
+    save_nanogpt(theirs, tmp_path / "wrapped.pt", prefix=prefix)
+    cfg, params = convert.from_nanogpt(tmp_path / "wrapped.pt")
+    assert cfg == convert.from_nanogpt(nanogpt)[0]
+    jax.tree.map(np.testing.assert_array_equal, params, convert.from_nanogpt(nanogpt)[1])
+
+
+def test_the_activation_is_the_users_to_say(tmp_path):
+    theirs = gpt2(n_inner=None)  # GELU in the tanh form, of which the checkpoint says nothing
+    save_nanogpt(theirs, tmp_path / "ckpt.pt")
+    cfg, params = convert.from_nanogpt(tmp_path, activation="gelu_tanh")
+    ids = np.random.default_rng(0).integers(0, 37, (3, 23))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids)).logits.numpy()
+
+    def worst(cfg):
+        logits = build_model(cfg).apply({"params": params}, ids)[0]
+        return np.abs(logits - expected).max() / np.abs(expected).max()
+
+    assert worst(cfg) < 1e-5
+    assert worst(convert.from_nanogpt(tmp_path)[0]) > 1e-4
+    assert command("convert", "--from", "nanogpt", "--activation", "gelu_tanh", tmp_path, tmp_path / "new")[0] == 0
+    assert load_run(tmp_path / "new").config.model == cfg
 
 
 @pytest.mark.parametrize("found", [[1], "text"])

@@ -66,7 +66,7 @@ def test_what_a_head_stores_is_what_jaxlm_names(batch, causal):
 def test_filters_are_those_of_jaxlm(temperature, top_k, top_p):
     logits = 3 * np.random.default_rng(0).standard_normal((50, 23))
     flags = FilterFlags(top_k_ceiling=None if top_k is None else 7, top_p=top_p is not None)
-    values = {"min_p": 0.0, "repetition_penalty": 1.0, "stop_token": -1, "forbidden": np.zeros(23, bool)}
+    values = {"min_p": 0.0, "repetition_penalty": 1.0, "stops": np.zeros(23, bool), "forbidden": np.zeros(23, bool)}
     values |= {"temperature": temperature, "top_k": top_k or 0, "top_p": 1.0 if top_p is None else top_p}
     values = FilterValues(**{name: np.asarray(value) for name, value in values.items()})
     expected = np.asarray(filter_logits(jnp.asarray(logits) / temperature, flags, values))

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -22,6 +22,9 @@ from jaxlm.config import (
     presets,
 )
 from jaxlm.errors import PositionTableWarning, UserError
+
+if TYPE_CHECKING:
+    from jaxlm.run.folder import Run
 
 RUNS = Path("runs")
 """Where runs without --out go."""
@@ -48,20 +51,21 @@ class _TrainOptions:
     resume: bool = False
     """Continue the run in --out from its latest checkpoint."""
     init_from: Path | None = None
-    """Begin with the weights, the vocabulary and the model settings of this run. Without a PRESET its other settings
-    are the defaults too."""
+    """Begin with the weights, the vocabulary and the model settings of this run, or of this Hugging Face folder.
+    Without a PRESET the run's other settings are the defaults too."""
     extend_positions: Annotated[bool, tyro.conf.arg(name="model.extend-positions")] = False
     """With --init-from: a longer --model.max-seq-len may add places to a learned position table. They begin at zero."""
 
 
 def train(arguments: list[str]) -> int:
     """`jaxlm train [PRESET]`: trains, then prints a sample."""
-    own_warmup = False
+    own_warmup, source = False, None
 
     def defaults(given: Given) -> _TrainOptions:
-        nonlocal own_warmup
+        nonlocal own_warmup, source
         own_warmup = "warmup_steps" in given.get("optim", {})
-        return _defaults(given)
+        source = _source(given.get("init_from"))
+        return _defaults(given, source)
 
     options = parse_options(_TrainOptions, arguments, "train", defaults)
     parts = {name: getattr(options, name) for name in _PARTS}
@@ -71,7 +75,7 @@ def train(arguments: list[str]) -> int:
     from jaxlm.compilation_cache import kept_programs
     from jaxlm.run.training import train as train_run
 
-    source, extend = options.init_from, options.extend_positions
+    extend = options.extend_positions
     place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
     with kept_programs():
         with place as folder:
@@ -85,9 +89,18 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def _defaults(given: Given) -> _TrainOptions:
-    """The options of the preset, of the run to continue, or of the run whose weights are taken."""
-    name, out, source = given.get("preset"), given.get("out"), given.get("init_from")
+def _source(path: Path | None) -> "Path | Run | None":
+    """What --init-from names. A Hugging Face folder is read at once: its weights are part of what decides the model."""
+    if path is None:
+        return None
+    from jaxlm.run.foreign_model import is_hugging_face, read_model
+
+    return read_model("hf", path) if is_hugging_face(path) else path
+
+
+def _defaults(given: Given, source: "Path | Run | None" = None) -> _TrainOptions:
+    """The options of the preset, of the run to continue, or of the model whose weights are taken."""
+    name, out = given.get("preset"), given.get("out")
     if given.get("resume"):
         from jaxlm.run.folder import read_config
 

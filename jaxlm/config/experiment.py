@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jaxlm.config.base import Validated, check_at_least, check_rate, check_seed
 from jaxlm.config.model import ModelConfig as ModelConfig
-from jaxlm.config.sampling import SamplingParams
+from jaxlm.config.sampling import SamplingParams, SpecialTokens
 from jaxlm.errors import UserError
 
 
@@ -24,11 +24,15 @@ class DataConfig(Validated):
     CSV files, or a folder of .npy files with one utterance each."""
     val_path: str | None = None
     """Transcripts held out for validation, in the same form as path; None = the last val_fraction of path's."""
-    tokenizer: Literal["char", "bpe", "transcript"] = "char"
+    tokenizer: Literal["char", "bpe", "transcript", "source"] = "char"
     """char: one token per character of the text; bpe: byte-level BPE trained on the training split; transcript: A-Z,
-    apostrophe, space, <eos> and <pad>, each transcript in rows of its own as <eos> ... <eos>."""
+    apostrophe, space, <eos> and <pad>, each transcript in rows of its own as <eos> ... <eos>; source: that of the model
+    that training goes on from (--init-from)."""
     bpe_vocab_size: int = 4096
     """Most entries of the byte-level BPE, including its 256 bytes."""
+    special_tokens: SpecialTokens = "text"
+    """What <|endoftext|> and the like in the text become, with an imported tokenizer: id, their one token each; text,
+    the tokens of their characters."""
     val_fraction: float = 0.1
     """Share of the text (or of the transcripts) that is held out for validation, at the end; unused if val_path or the
     dataset gives held-out files."""
@@ -42,7 +46,7 @@ class DataConfig(Validated):
         check_at_least(self, 0, "resident_mb")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
-        if self.val_path is not None and self.tokenizer != "transcript":
+        if self.val_path is not None and self.tokenizer not in ("transcript", "source"):
             raise UserError(
                 f"val_path = {self.val_path!r} is for tokenizer = 'transcript', not {self.tokenizer!r}: leave it out; "
                 "val_fraction splits a text"
@@ -182,6 +186,9 @@ class SampleConfig(SamplingParams):
     """Text the samples continue."""
     num_samples: int = 1
     """Samples for the prompt."""
+    special_tokens: SpecialTokens = "id"
+    """What <|endoftext|> and the like in the prompt become, with an imported tokenizer: id, their one token each; text,
+    the tokens of their characters."""
     stop: tuple[str, ...] = ()
     """Texts before which a sample ends."""
     max_new_tokens: int = 500

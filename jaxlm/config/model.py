@@ -271,17 +271,12 @@ class ModelConfig(Validated):
             )
 
     def _check_block(self) -> None:
-        if self.block_layout == "sequential":
-            return
-        needed = {"norm_order": "pre", "residual": True}
-        for name, value in needed.items():
-            if getattr(self, name) != value:
-                raise UserError(
-                    f"block_layout = {self.block_layout!r} needs {name} = {value!r}, not {getattr(self, name)!r}: "
-                    "change one"
-                )
-        if not self.resolved.mlp_dim:
-            raise UserError(f"block_layout = {self.block_layout!r} needs an MLP, but mlp_dim = 0: change one")
+        plain = self.norm_order == "pre" and self.residual and self.resolved.mlp_dim
+        if self.block_layout != "sequential" and not plain:
+            raise UserError(
+                f"block_layout = {self.block_layout!r} needs norm_order = 'pre', residual = True and an MLP, not "
+                f"{self.norm_order!r}, {self.residual} and mlp_dim = {self.mlp_dim}: change one"
+            )
 
     def _check_fields_of_family(self) -> None:
         idle = [f"{name} = {getattr(self, name)!r}" for name in idle_fields(self, self.family)]

@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from jaxlm.config.base import Validated, check_at_least, check_seed
 from jaxlm.errors import UserError
+
+SpecialTokens = Literal["id", "text"]
+"""What the spelling of a special token in a text, such as <|endoftext|>, becomes: its one id, or text like other."""
 
 MIN_TEMPERATURE = 1e-6
 """Below it, logits / temperature may overflow float32."""
@@ -36,8 +39,9 @@ class SamplingParams(Validated):
     """Above 1, tokens of the prompt and tokens already generated become less likely, under greedy choice too."""
     forbidden_tokens: tuple[int, ...] = ()
     """Token ids that are never generated."""
-    stop_token: int | None = None
-    """Token id that ends a row. Default for a run on transcripts: <eos>."""
+    stop_token: int | tuple[int, ...] | None = None
+    """Token id that ends a row, or several of them. Default for a run on transcripts: <eos>; for one that was imported:
+    the ends that its model names."""
     seed: int = 0
     """Seed of the random choices."""
 
@@ -46,7 +50,6 @@ class SamplingParams(Validated):
             object.__setattr__(self, field.name, _python_number(getattr(self, field.name)))
         super().__post_init__()
         check_at_least(self, 1, "max_new_tokens", "top_k")
-        check_at_least(self, 0, "stop_token")
         check_seed(self)
         if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf):
             raise UserError(
@@ -64,10 +67,19 @@ class SamplingParams(Validated):
             )
         if any(token < 0 for token in self.forbidden_tokens):
             raise UserError(f"forbidden_tokens = {self.forbidden_tokens!r} holds a negative id: give ids from 0 on")
+        if any(token < 0 for token in self.stop_tokens):
+            raise UserError(f"stop_token = {self.stop_token!r} is negative: give ids from 0 on")
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The ids that end a row, however many `stop_token` gives."""
+        if self.stop_token is None:
+            return ()
+        return self.stop_token if isinstance(self.stop_token, tuple) else (self.stop_token,)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses token ids that a model of this vocabulary does not have, and a ban on all that it has."""
-        if self.stop_token is not None and self.stop_token >= vocab_size:
+        if any(token >= vocab_size for token in self.stop_tokens):
             raise UserError(f"stop_token = {self.stop_token}: the vocabulary has 0 to {vocab_size - 1}")
         largest = max(self.forbidden_tokens, default=0)
         if largest >= vocab_size:

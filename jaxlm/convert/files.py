@@ -38,23 +38,24 @@ class TensorFiles:
     def __init__(self, where: str, tensors: Mapping[str, StoredTensor]) -> None:
         self.where = where
         """The file that says which tensors there are (a whole file or an index), for messages."""
-        self._tensors = dict(tensors)
+        self.stored = dict(tensors)
+        """Every tensor by name, in the order of the files."""
 
     @property
     def names(self) -> list[str]:
         """The names in the order of the files."""
-        return list(self._tensors)
+        return list(self.stored)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self.stored
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return self._tensors[name].shape
+        return self.stored[name].shape
 
     def dtype(self, name: str) -> str:
         """NumPy's name of a tensor's type, or bfloat16."""
-        return self._tensors[name].dtype
+        return self.stored[name].dtype
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor. It may share memory with its source: copy it before you write to it.
@@ -62,7 +63,7 @@ class TensorFiles:
         Raises:
           UserError: the file has gone or changed since it was opened.
         """
-        return self._tensors[name].read()
+        return self.stored[name].read()
 
 
 def open_tensors(path: Path) -> TensorFiles:
@@ -95,7 +96,7 @@ def in_memory(tensors: Mapping[str, Any], where: str) -> TensorFiles:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads a JSON object that belongs to a model of Hugging Face.
+    """Reads a JSON object that lies beside weights.
 
     Raises:
       UserError: it cannot be read, is not JSON or no object.
@@ -103,7 +104,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): give a folder that save_pretrained wrote") from None
+        raise UserError(f"{file} cannot be read ({error.strerror}): give the folder of a whole model") from None
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}): save the model again") from None
     if not isinstance(content, dict):

@@ -16,6 +16,37 @@ from jaxlm.convert.tensors import FLOATS
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
+WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+"""What torch's DataParallel, torch.compile and PEFT put in front of names."""
+ROOTS = ("transformer", "model", "lm_head", "gpt_neox", "embed_out")
+"""The parts of a whole language model in the formats that are read."""
+
+
+def wrapper(names: Iterable[str], source: str) -> str:
+    """What a wrapper has put in front of all names, such as "module._orig_mod."; "" if there is none.
+
+    Any first part that all names share is a wrapper's if whole language models begin behind it.
+
+    Raises:
+      UserError: names of an adapter, whose weights are to be added to those of a model.
+    """
+    left, found = set(names), ""
+    if adapters := sorted(name for name in left if re.search(r"(^|\.)lora_", name)):
+        raise UserError(
+            f"{source} holds a LoRA adapter ({adapters[0]}): merge the adapter first (PEFT's merge_and_unload), and "
+            "save the merged model"
+        )
+    while left:
+        first = f"{min(left).partition('.')[0]}."
+        inner = {name.partition(".")[2].partition(".")[0] for name in left}
+        known = [one for one in WRAPPERS if all(name.startswith(one) for name in left)]
+        if not known and inner <= set(ROOTS) and all(name.startswith(first) for name in left):
+            known = [first]
+        if not known:
+            break
+        found, left = found + known[0], {name.removeprefix(known[0]) for name in left}
+    return found
+
 
 class Fields:
     """The fields of a foreign config. `finish` refuses those that were not used: nothing is guessed."""
@@ -97,12 +128,18 @@ class Tensors:
     """The tensors of a foreign model by name. `finish` lists everything missing, unfit or unused in one error."""
 
     def __init__(self, files: TensorFiles, buffers: str = "(?!)") -> None:
-        """`buffers` is a pattern for the end of names that are not parameters; by default it matches none."""
-        ignored = re.compile(rf"(^|\.)({buffers})$")
+        """`buffers` is a pattern for the end of names that are not parameters; by default it matches none.
+
+        What a wrapper puts in front of all names is taken off.
+
+        Raises:
+          UserError: as `wrapper`; float64 weights without 64-bit JAX.
+        """
+        ignored, outer = re.compile(rf"(^|\.)({buffers})$"), len(wrapper(files.names, files.where))
         self._files = files
-        self._left = {name for name in files.names if not ignored.search(name)}
+        self._left = {name[outer:]: name for name in files.names if not ignored.search(name)}
         self._problems: list[str] = []
-        wide = {FLOATS.get(files.dtype(name)) for name in self._left}
+        wide = {FLOATS.get(files.dtype(name)) for name in self._left.values()}
         self.dtype: Literal["bfloat16", "float32", "float64"] = "float64" if "float64" in wide else "float32"
         """The narrowest type that holds every value exactly; types that are not in FLOATS are refused."""
         if wide == {"bfloat16"}:
@@ -122,16 +159,15 @@ class Tensors:
 
         The values may share memory with a mapped file or a module.
         """
-        known = name in self._left
-        self._left.discard(name)
-        if not known:
+        stored = self._left.pop(name, None)
+        if stored is None:
             self._problems.append(f"{name} is missing")
-        elif self._files.shape(name) != shape:
-            self._problems.append(f"{name} has shape {self._files.shape(name)}, not {shape}")
-        elif self._files.dtype(name) not in FLOATS:
-            self._problems.append(f"{name} is of type {self._files.dtype(name)}, not {', '.join(FLOATS)}")
+        elif self._files.shape(stored) != shape:
+            self._problems.append(f"{name} has shape {self._files.shape(stored)}, not {shape}")
+        elif self._files.dtype(stored) not in FLOATS:
+            self._problems.append(f"{name} is of type {self._files.dtype(stored)}, not {', '.join(FLOATS)}")
         else:
-            return self._files.read(name).astype(self.dtype, copy=False)
+            return self._files.read(stored).astype(self.dtype, copy=False)
         return np.full(shape, np.nan, self.dtype)
 
     def take_all(self, entries: Iterable[Entry], shapes: Mapping[str, Shape]) -> Params:
@@ -157,4 +193,6 @@ class Tensors:
         problems = self._problems + [f"{name} is unexpected" for name in sorted(self._left)]
         if problems:
             shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
-            raise UserError(f"{self._files.where} does not fit its config: {shown}")
+            begins = list(dict.fromkeys(name.partition(".")[0] for name in sorted(self._left)))[:4]
+            told = f" (names that are left begin with {', '.join(begins)})" if self._problems and begins else ""
+            raise UserError(f"{self._files.where} does not fit its config{told}: {shown}")

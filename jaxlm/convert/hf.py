@@ -37,7 +37,8 @@ IRRELEVANT = (
     *("exponential_decay_length_penalty", "suppress_tokens", "max_sequence_length"),
     # heads other than the language model's, whose tensors would be left over
     *("id2label", "label2id", "num_labels", "summary_type", "summary_use_proj", "summary_activation"),
-    *("summary_proj_to_labels", "summary_first_dropout"),
+    *("summary_proj_to_labels", "summary_first_dropout", "classifier_dropout"),
+    "_sliding_window_pattern",  # layer_types says it too
 )
 """Fields that do not change the logits, whatever the family."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")

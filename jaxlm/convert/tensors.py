@@ -1,5 +1,7 @@
 """Arrays of NumPy from tensors of torch and back; every conversion between the two is here."""
 
+import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 FLOATS: dict[str, str] = {name: name for name in ("bfloat16", "float32", "float64")} | {"float16": "float32"}
 """The types of weights that are read, and what each becomes: jaxlm has no float16, but every float16 is a float32."""
+
+_NUMPY = {"scalar": "a NumPy number", "_reconstruct": "a NumPy array"}
 
 
 class StoredTensor(NamedTuple):
@@ -95,9 +99,20 @@ def load_torch(path: Path) -> Any:
     """
     torch = import_torch(str(path))
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles in other versions, which it reads or refuses
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # of many kinds: damaged archives, forbidden types, missing files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+        if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", message):
+            kind = _NUMPY.get(found[1].rpartition(".")[2], "an object") if "numpy" in found[1] else "an object"
+            raise UserError(
+                f"{path} holds {kind} of type {found[1]}, and only tensors and plain Python values are read, because "
+                "others may run code: where you trust the file, load it with weights_only=False, leave that entry out "
+                "or make it plain, as by float(x) or x.tolist(), and torch.save it again"
+            ) from None
+        reason = message.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+        reason = re.split(r"\. |\n", reason)[0].rstrip(".")
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({reason}): save it again") from None
 
 

@@ -3,6 +3,7 @@
 import codecs
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.config import DataConfig
+from jaxlm.config.sampling import SpecialTokens
 from jaxlm.data import sources, transcripts
 from jaxlm.data.batches import PaddedRows, Split, TokenStream
 from jaxlm.data.files import not_utf8, staged
@@ -48,9 +50,10 @@ def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = Non
     """Reads the data of a dataset or path, builds the tokenizer unless one is given, and tokenizes both splits.
 
     A text is split by characters: the first 1 - val_fraction are for training. A character vocabulary is that of the
-    whole text; BPE merges are learned from the training split alone. Texts of more than `resident_mb` MiB go through
-    a memory-mapped token file in the data cache, written once. Transcripts are split by utterances, and each utterance
-    is cut into rows of its own.
+    whole text; BPE merges are learned from the training split alone. Each split is encoded as one text: what an
+    imported tokenizer puts in front of a text or behind it stands there once. Texts of more than `resident_mb` MiB go
+    through a memory-mapped token file in the data cache, written once. Transcripts are split by utterances, and each
+    utterance is cut into rows of its own.
 
     Args:
       seq_len: T, the targets of a training window or row.
@@ -67,9 +70,9 @@ def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = Non
     if tokenizer is None:
         tokenizer = _learn_tokenizer(cfg, path, boundary)
     if isinstance(tokenizer, IdTokenizer):  # the boundary must not cut an id in two
-        after = next(_blocks(path, (boundary, None)), "")
-        boundary += next((i for i, character in enumerate(after) if character.isspace()), len(after))
-    text = _Text(path, _file_sha256(path), tokenizer, cfg.resident_mb)
+        after = itertools.chain.from_iterable(_blocks(path, (boundary, None)))
+        boundary += sum(1 for _ in itertools.takewhile(lambda character: not character.isspace(), after))
+    text = _Text(path, _file_sha256(path), tokenizer, cfg.resident_mb, cfg.special_tokens)
     train, val = (TokenStream(text.tokens(span), seq_len) for span in ((0, boundary), (boundary, None)))
     return Corpus(tokenizer, train, val, text.sha256)
 
@@ -96,7 +99,8 @@ def load_unsplit(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer) -> Split:
         read = read_transcripts(dataclasses.replace(cfg, val_path=None))
         return _rows([*read.train, *read.val], seq_len)
     path = _text_path(cfg)
-    return TokenStream(_Text(path, _file_sha256(path), tokenizer, cfg.resident_mb).tokens((0, None)), seq_len)
+    text = _Text(path, _file_sha256(path), tokenizer, cfg.resident_mb, cfg.special_tokens)
+    return TokenStream(text.tokens((0, None)), seq_len)
 
 
 def identity(cfg: DataConfig) -> str:
@@ -183,6 +187,10 @@ def _boundary(cfg: DataConfig, path: Path) -> int:
 
 
 def _learn_tokenizer(cfg: DataConfig, path: Path, boundary: int) -> Tokenizer:
+    if cfg.tokenizer == "source":
+        raise UserError(
+            "data.tokenizer = 'source' is the tokenizer of another model: add --init-from, or choose char or bpe"
+        )
     if cfg.tokenizer == "char":
         return CharTokenizer(frozenset().union(*map(frozenset, _blocks(path))))
     return BPETokenizer.train(_blocks(path, (0, boundary)), cfg.bpe_vocab_size)
@@ -222,6 +230,7 @@ class _Text(NamedTuple):
     sha256: str
     tokenizer: Tokenizer
     resident_mb: int
+    special_tokens: SpecialTokens
 
     def tokens(self, span: Span) -> np.ndarray:
         """The tokens of a part, in memory, or memory-mapped if the text is large."""
@@ -231,19 +240,24 @@ class _Text(NamedTuple):
         return np.concatenate([np.empty(0, dtype), *self._encoded(span, dtype)])
 
     def _encoded(self, span: Span, dtype: np.dtype) -> Iterator[np.ndarray]:
-        place = span[0]
-        for block in _blocks(self.path, span):
-            try:
-                ids = self.tokenizer.encode(block)
-            except UserError as error:
-                where = f", from character {place} on" if place else ""
-                raise UserError(f"corpus {self.path}{where}: {error}") from None
-            place += len(block)
-            yield ids.astype(dtype)
+        place = span[0]  # of the block that is being encoded
+
+        def blocks() -> Iterator[str]:
+            nonlocal place
+            for block in _blocks(self.path, span):
+                yield block
+                place += len(block)
+
+        try:
+            for ids in self.tokenizer.encode_blocks(blocks(), self.special_tokens):
+                yield ids.astype(dtype)
+        except UserError as error:
+            where = f", from character {place} on" if place else ""
+            raise UserError(f"corpus {self.path}{where}: {error}") from None
 
     def _mapped(self, span: Span, dtype: np.dtype) -> np.ndarray:
         """The token file of a part, which the first call writes."""
-        made_of = json.dumps([self.sha256, self.tokenizer.to_dict(), span])
+        made_of = json.dumps([self.sha256, self.tokenizer.to_dict(), span, self.special_tokens])
         key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
         target = sources.data_dir() / "tokens" / f"{self.path.stem}-{key}.bin"
         if not target.exists():

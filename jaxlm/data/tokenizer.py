@@ -1,20 +1,19 @@
-"""Text to token ids and back: by characters, byte-level BPE, the alphabet of speech transcripts, or ids as text."""
+"""Text to token ids and back: by characters, the alphabet of speech transcripts, or ids as text; `bpe` has the rest."""
 
 import json
 import operator
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
+from jaxlm.config.sampling import SpecialTokens
+from jaxlm.data.bpe import BPETokenizer
 from jaxlm.data.files import check_utf8
 from jaxlm.errors import UserError
-
-if TYPE_CHECKING:
-    import tokenizers  # where it is not needed, a command starts without it
 
 
 @runtime_checkable
@@ -33,14 +32,31 @@ class Tokenizer(Protocol):
     def pad_token(self) -> int | None:
         """The id that fills up a row and is never a target; None where the data have no rows."""
 
-    def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """The ids of a text, int32."""
+    def encode(self, text: str, special_tokens: SpecialTokens = "id") -> Int[np.ndarray, " n"]:
+        """The ids of a text that goes on, int32: with the tokens that begin a text, without those that end one.
+
+        Args:
+          special_tokens: what the spelling of a special token becomes. Only imported tokenizers have special tokens.
+        """
+
+    def encode_blocks(
+        self, blocks: Iterable[str], special_tokens: SpecialTokens = "text"
+    ) -> Iterator[Int[np.ndarray, " n"]]:
+        """The ids of a whole text that comes in blocks, whatever their size, with the tokens that begin and end it."""
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids."""
 
+    @property
+    def byte_tokens(self) -> frozenset[int]:
+        """Ids of single bytes of a character, whose text depends on the ids beside them."""
+
     def token_bytes(self) -> Int[np.ndarray, " V"] | None:
-        """Bytes of UTF-8 text that each id stands for; None if the ids stand for no text."""
+        """Bytes of UTF-8 text that each id stands for; None if that is not known."""
+
+    @property
+    def added_bytes(self) -> int:
+        """How many bytes the targets of a whole text stand for beyond the text's own: a space or an end put there."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types from which `from_dict` builds the same tokenizer."""
@@ -51,6 +67,8 @@ class CharTokenizer:
 
     eos_token: None = None
     pad_token: None = None
+    byte_tokens: frozenset[int] = frozenset()
+    added_bytes: int = 0
 
     def __init__(self, chars: Iterable[str]) -> None:
         self.chars = "".join(sorted(set(chars)))
@@ -61,7 +79,7 @@ class CharTokenizer:
         """Number of characters."""
         return len(self.chars)
 
-    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+    def encode(self, text: str, special_tokens: SpecialTokens = "id") -> Int[np.ndarray, " n"]:
         """The ids of a text, int32.
 
         Raises:
@@ -79,6 +97,12 @@ class CharTokenizer:
             )
         return ids.astype(np.int32)
 
+    def encode_blocks(
+        self, blocks: Iterable[str], special_tokens: SpecialTokens = "text"
+    ) -> Iterator[Int[np.ndarray, " n"]]:
+        """The ids of a text that comes in blocks."""
+        return map(self.encode, blocks)
+
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids."""
         return "".join(self.chars[i] for i in ids)
@@ -92,63 +116,11 @@ class CharTokenizer:
         return {"type": "char", "chars": self.chars}
 
 
-class BPETokenizer:
-    """Byte-level byte-pair encoding as in GPT-2: it encodes any text, and nothing is unknown."""
-
-    eos_token: None = None
-    pad_token: None = None
-
-    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
-        self._tokenizer = tokenizer
-        self._tokenizer.encode_special_tokens = True  # text that looks like a special token is encoded as text
-        self._vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-
-    @classmethod
-    def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Learns merges from text; there are fewer than `vocab_size` ids if the text runs out of pairs."""
-        import tokenizers
-
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(blocks, trainer)
-        return cls(tokenizer)
-
-    @property
-    def vocab_size(self) -> int:
-        """The largest id plus one."""
-        return self._vocab_size
-
-    def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """The ids of a text, int32."""
-        return np.asarray(self._tokenizer.encode(text).ids, np.int32)
-
-    def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
-
-    def token_bytes(self) -> Int[np.ndarray, " V"]:
-        """Bytes of each token; an id without a token has none."""
-        counts = np.zeros(self._vocab_size, np.int32)
-        for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            counts[i] = len(token)  # byte-level BPE spells each byte as one character
-        for i, added in self._tokenizer.get_added_tokens_decoder().items():
-            counts[i] = len(added.content.encode())
-        return counts
-
-    def to_dict(self) -> dict[str, Any]:
-        """{"type": "bpe", "tokenizer": the JSON of the tokenizers library}."""
-        return {"type": "bpe", "tokenizer": json.loads(self._tokenizer.to_str())}
-
-
 class TranscriptTokenizer:
     """The alphabet of English speech transcripts: 0..25 A-Z, 26 apostrophe, 27 space, 28 <eos>, 29 <pad>."""
 
+    byte_tokens: frozenset[int] = frozenset()
+    added_bytes: int = 0
     _CHARACTERS = string.ascii_uppercase + "' "
 
     def __init__(self) -> None:
@@ -171,7 +143,7 @@ class TranscriptTokenizer:
         """29, which fills up a row."""
         return len(self._CHARACTERS) + 1
 
-    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+    def encode(self, text: str, special_tokens: SpecialTokens = "id") -> Int[np.ndarray, " n"]:
         """The ids of the characters of a transcript, int32, without <eos> or <pad>.
 
         Raises:
@@ -182,6 +154,12 @@ class TranscriptTokenizer:
         except UserError as error:
             hint = "; write letters in upper case" if set(text) & set(string.ascii_lowercase) else ""
             raise UserError(f"{error}{hint}") from None
+
+    def encode_blocks(
+        self, blocks: Iterable[str], special_tokens: SpecialTokens = "text"
+    ) -> Iterator[Int[np.ndarray, " n"]]:
+        """The ids of a text that comes in blocks."""
+        return map(self.encode, blocks)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids; <eos> and <pad> are spelled out."""
@@ -201,6 +179,8 @@ class IdTokenizer:
 
     eos_token: None = None
     pad_token: None = None
+    byte_tokens: frozenset[int] = frozenset()
+    added_bytes: int = 0
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -210,7 +190,7 @@ class IdTokenizer:
         """Number of ids."""
         return self._vocab_size
 
-    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+    def encode(self, text: str, special_tokens: SpecialTokens = "id") -> Int[np.ndarray, " n"]:
         """The ids of a text, int32.
 
         Raises:
@@ -220,11 +200,24 @@ class IdTokenizer:
         for word in words:
             digits = word.isascii() and word.isdigit()
             if not digits or len(word) > 9 or int(word) >= self.vocab_size:
+                shown = word if len(word) <= 40 else f"{word[:40]}..."
+                what = "outside the vocabulary" if digits else "not a token id"
                 raise UserError(
-                    f"{word!r} is {'outside the vocabulary' if digits else 'not a token id'}: this tokenizer reads ids "
-                    f"from 0 to {self.vocab_size - 1} with spaces between them, such as '0 {self.vocab_size - 1}'"
+                    f"{shown!r} is {what}: this tokenizer reads ids from 0 to {self.vocab_size - 1} "
+                    f"with spaces between them, such as '0 {self.vocab_size - 1}'"
                 )
         return np.array(words, np.int32)
+
+    def encode_blocks(
+        self, blocks: Iterable[str], special_tokens: SpecialTokens = "text"
+    ) -> Iterator[Int[np.ndarray, " n"]]:
+        """The ids of a text that comes in blocks, which may cut an id in two."""
+        cut = ""
+        for block in blocks:
+            text = cut + block
+            cut = "" if text[-1:].isspace() else text.rsplit(maxsplit=1)[-1]
+            yield self.encode(text[: len(text) - len(cut)])
+        yield self.encode(cut)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Each id after a space, so that texts can be joined."""
@@ -249,37 +242,13 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
         case "char":
             return CharTokenizer(data["chars"])
         case "bpe":
-            return _bpe(data["tokenizer"])
+            return BPETokenizer.from_json(data["tokenizer"])
         case "transcript":
             return TranscriptTokenizer()
         case "ids":
             return IdTokenizer(operator.index(data["vocab_size"]))
         case other:
             raise UserError(f"tokenizer type {other!r} is unknown: expected 'char', 'bpe', 'transcript' or 'ids'")
-
-
-def from_hugging_face(data: dict[str, Any]) -> BPETokenizer:
-    """The tokenizer of Hugging Face's tokenizer.json, without its truncation and padding of texts.
-
-    What its post-processor puts in front of a text, such as <|begin_of_text|>, is put in front here too.
-
-    Raises:
-      UserError: it is not a byte-level BPE. In other kinds the text of a token depends on the tokens before it, so
-        texts cannot be joined.
-    """
-    for part, needed in (("model", "BPE"), ("decoder", "ByteLevel")):
-        entry = data.get(part)
-        kind = entry.get("type") if isinstance(entry, dict) else entry
-        if kind != needed:
-            raise UserError(f"its {part} is of type {kind!r}, only {needed!r} is supported")
-    return _bpe({**data, "truncation": None, "padding": None})
-
-
-def _bpe(data: dict[str, Any]) -> BPETokenizer:
-    """The tokenizer of a JSON of the tokenizers library."""
-    import tokenizers
-
-    return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(data)))
 
 
 def load(path: Path) -> Tokenizer:
@@ -294,22 +263,24 @@ def load(path: Path) -> Tokenizer:
         raise UserError(f"{path} does not hold a tokenizer ({error}): restore it, or train again") from None
 
 
-def prompt_ids(text: str, tokenizer: Tokenizer, name: str = "prompt") -> Int[np.ndarray, " n"]:
-    """The ids that a model reads for a text, int32; <eos> comes first if the tokenizer's rows begin with it.
+def prompt_ids(
+    text: str, tokenizer: Tokenizer, name: str = "prompt", special_tokens: SpecialTokens = "id"
+) -> Int[np.ndarray, " n"]:
+    """The ids that a model reads for a text that goes on, int32; what begins a text or a row stands in front.
 
     Args:
       name: what a refusal calls the text.
+      special_tokens: as in `Tokenizer.encode`.
 
     Raises:
-      UserError: the text is empty (and no <eos> precedes it), is not UTF-8, or has characters outside the vocabulary.
+      UserError: the text is empty (and no token precedes it), is not UTF-8, or has characters outside the vocabulary.
     """
-    if not text and tokenizer.eos_token is None:
-        raise UserError(f"{name} is empty: give at least one character")
     check_utf8(text, name)
     frame = [] if tokenizer.eos_token is None else [tokenizer.eos_token]
-    ids = np.concatenate([np.array(frame, np.int32), tokenizer.encode(text)])
+    ids = np.concatenate([np.array(frame, np.int32), tokenizer.encode(text, special_tokens)])
     if not len(ids):
-        raise UserError(f"{name} {text!r} has no token: give other text")
+        what = f"{text!r} has no token: give other text" if text else "is empty: give at least one character"
+        raise UserError(f"{name} {what}")
     return ids
 
 

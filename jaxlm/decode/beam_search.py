@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlm.config import SamplingParams
 from jaxlm.decode.capacity import cache_capacities, plan_capacity, power_of_two
 from jaxlm.decode.checks import check_count
+from jaxlm.decode.filters import FilterValues
 from jaxlm.decode.prefill import apply_cached, start
 from jaxlm.decode.request import check_prompts
 from jaxlm.errors import UserError
@@ -48,7 +49,7 @@ class _State(NamedTuple):
     cache: row b * W + w belongs to live hypothesis w of prompt b.
     token: the last token of each live hypothesis, which the next step feeds.
     live: hypotheses without a stop token, by log-probability. Places from `step` on hold what was there last.
-    finished: the best hypotheses that have ended with the stop token, by score (with the length penalty).
+    finished: the best hypotheses that have ended with a stop token, by score (with the length penalty).
     step: new tokens of each live hypothesis.
     """
 
@@ -67,7 +68,7 @@ def beam_search(
     max_new_tokens: int,
     beam_width: int,
     length_penalty: float = 1.0,
-    stop_token: int | None = None,
+    stop_token: int | Sequence[int] | None = None,
     forbidden_tokens: Sequence[int] = (),
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
 ) -> Beams:
@@ -91,32 +92,29 @@ def beam_search(
     check_count("beam_width", beam_width)
     if not 0 <= length_penalty < float("inf"):
         raise UserError(f"length_penalty = {length_penalty}: give a finite number of at least 0")
-    options = SamplingParams(
-        max_new_tokens=max_new_tokens, stop_token=stop_token, forbidden_tokens=tuple(forbidden_tokens)
-    )
+    stop = tuple(stop_token) if isinstance(stop_token, Sequence) else stop_token
+    options = SamplingParams(max_new_tokens=max_new_tokens, stop_token=stop, forbidden_tokens=tuple(forbidden_tokens))
     options.check_vocabulary(model.cfg.vocab_size)
     prompts = check_prompts(model.cfg.vocab_size, prompt, prompt_lengths, num_samples=beam_width)
     plan = plan_capacity(model.cfg, prompts.longest, max_new_tokens, on_overflow="roll")
     model, params = unrolled(model, params)
     capacity = cache_capacities(model.cfg, params, prompts.rows, prompts.longest, plan)[-1]
     begin = start(model, params, prompts, capacity)
-    stop = np.asarray(-1 if stop_token is None else stop_token, np.int32)
-    forbidden = np.zeros(model.cfg.vocab_size, bool)
-    forbidden[list(options.forbidden_tokens)] = True
+    values = FilterValues.of(options, model.cfg.vocab_size)
     best = _search(
         model,
         params,
         begin.cache,
         begin.token,
         np.asarray(length_penalty, np.float64),
-        stop,
-        forbidden,
+        values.stops,
+        values.forbidden,
         max_new_tokens,
         places=power_of_two(max_new_tokens),
         width=beam_width,
     )
     tokens = best.tokens[:, :, :max_new_tokens]
-    return Beams(tokens, best.scores, jnp.cumprod(tokens != stop, axis=-1).sum(axis=-1))
+    return Beams(tokens, best.scores, jnp.cumprod(~jnp.asarray(values.stops)[tokens], axis=-1).sum(axis=-1))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "places", "width"))
@@ -126,7 +124,7 @@ def _search(
     cache: Cache,
     token: Int[Array, " R"],
     penalty: Float[Array, ""],
-    stop_token: Int[Array, ""],
+    stops: Bool[Array, " V"],
     forbidden: Bool[Array, " V"],
     steps: Int[Array, ""],
     *,
@@ -162,10 +160,10 @@ def _search(
         tokens = jnp.take_along_axis(state.live.tokens, parent[..., None], axis=1)
         # The new token fills all places from here on: later ones overwrite it, and a stop token is to be repeated.
         tokens = jnp.where(jnp.arange(places)[None, None] >= state.step, token[..., None], tokens)
-        stops = token == stop_token
-        scores = jnp.where(stops, with_penalty(log_probs, state.step + 1), -jnp.inf)
+        ends = stops[token]
+        scores = jnp.where(ends, with_penalty(log_probs, state.step + 1), -jnp.inf)
         finished = best_of(state.finished, Hypotheses(tokens, scores))
-        log_probs, chosen = jax.lax.top_k(jnp.where(stops, -jnp.inf, log_probs), width)
+        log_probs, chosen = jax.lax.top_k(jnp.where(ends, -jnp.inf, log_probs), width)
         choose = functools.partial(jnp.take_along_axis, indices=chosen, axis=1)
         # A hypothesis goes on from its parent's cache; one parent may have several children, another none.
         rows = rearrange(jnp.arange(batch)[:, None] * width + choose(parent), "B W -> (B W)")

@@ -54,14 +54,15 @@ class FilterValues(NamedTuple):
     min_p: Float[Array | np.ndarray, ""]
     repetition_penalty: Float[Array | np.ndarray, ""]
     forbidden: Bool[Array | np.ndarray, " V"]
-    stop_token: Int[Array | np.ndarray, ""]
-    """-1 = none."""
+    stops: Bool[Array | np.ndarray, " V"]
+    """Tokens that end a row."""
 
     @classmethod
     def of(cls, sampling: SamplingParams, vocab_size: int) -> "FilterValues":
         """The values that a request asks for, floats in float64: the program rounds them to the type of the logits."""
-        forbidden = np.zeros(vocab_size, bool)
+        forbidden, stops = np.zeros(vocab_size, bool), np.zeros(vocab_size, bool)
         forbidden[list(sampling.forbidden_tokens)] = True
+        stops[list(sampling.stop_tokens)] = True
         return cls(
             temperature=np.asarray(sampling.temperature or 1.0, np.float64),
             top_k=np.asarray(sampling.top_k or 1, np.int32),
@@ -69,7 +70,7 @@ class FilterValues(NamedTuple):
             min_p=np.asarray(sampling.min_p or 0.0, np.float64),
             repetition_penalty=np.asarray(sampling.repetition_penalty, np.float64),
             forbidden=forbidden,
-            stop_token=np.asarray(-1 if sampling.stop_token is None else sampling.stop_token, np.int32),
+            stops=stops,
         )
 
 

@@ -46,7 +46,7 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     num_samples: int = 1,
-    stop_token: int | None = None,
+    stop_token: int | Sequence[int] | None = None,
     forbidden_tokens: Sequence[int] = (),
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
     capacity: int | None = None,
@@ -64,7 +64,7 @@ def generate(
       prompt: [B, P] token ids, P >= 1.
       key: a `jax.random.key`, or [R] of them, one for each row.
       num_samples: rows sampled for each prompt; the prompt is run once.
-      stop_token: id that ends a row.
+      stop_token: id that ends a row, or several.
       prompt_lengths: [B] real tokens of each right-padded prompt; None = all P.
       capacity: tokens the cache holds; None = min(prompt + new, max_seq_len). Past it, with on_overflow="continue", a
         model without a position table rolls: it is the one whose every window is min(W, capacity). A learned table
@@ -96,7 +96,7 @@ def generate(
         on_overflow=on_overflow,
     )
     blocks = generate_blocks(model, params, request, MAX_STEPS)
-    return join_blocks(blocks, request.max_new_tokens, int(request.values.stop_token))
+    return join_blocks(blocks, request.max_new_tokens, request.values.stops)
 
 
 def predict(
@@ -186,10 +186,10 @@ def _advance(
     def one_step(state: State, noise: Float[Array, "R V"] | None):
         logits, cache = apply_cached(model, params, state.token, state.cache)
         token = sample_token(logits, noise, state.seen, flags, values)
-        token = jnp.where(state.done, values.stop_token, token)  # a row that is done keeps its place in the batch
+        token = jnp.where(state.done, state.token, token)  # a row that is done keeps its place and its stop token
         log_prob = jnp.where(state.done, 0, target_log_probs(logits, token))
         seen = None if state.seen is None else state.seen.at[jnp.arange(rows), token].set(True)
-        done = state.done | (token == values.stop_token)
+        done = state.done | values.stops[token]
         return State(cache, token, seen, done, state.step + 1), (token, log_prob)
 
     def one_block(carry):

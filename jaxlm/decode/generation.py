@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class TokenBlock(NamedTuple):
@@ -29,12 +29,12 @@ class Generation(NamedTuple):
     lengths: Int[Array, " R"]
 
 
-def join_blocks(blocks: Iterable[TokenBlock], max_new_tokens: int, stop_token: int) -> Generation:
-    """All blocks together. Where they end early every row has stopped, and the stop token fills the rest."""
+def join_blocks(blocks: Iterable[TokenBlock], max_new_tokens: int, stops: Bool[Array | np.ndarray, " V"]) -> Generation:
+    """All blocks together. Where they end early every row has stopped, and its stop token fills the rest."""
     parts = list(blocks)
     tokens = np.concatenate([part.tokens for part in parts], axis=1)
     log_probs = np.concatenate([part.log_probs for part in parts], axis=1)
     missing = ((0, 0), (0, max_new_tokens - tokens.shape[1]))
-    tokens, log_probs = np.pad(tokens, missing, constant_values=stop_token), np.pad(log_probs, missing)
-    lengths = np.cumprod(tokens != stop_token, axis=1, dtype=np.int32).sum(axis=1, dtype=np.int32)
+    tokens, log_probs = np.pad(tokens, missing, mode="edge"), np.pad(log_probs, missing)
+    lengths = np.cumprod(~np.asarray(stops)[tokens], axis=1, dtype=np.int32).sum(axis=1, dtype=np.int32)
     return Generation(jnp.asarray(tokens), jnp.asarray(log_probs), jnp.asarray(lengths))

@@ -131,6 +131,8 @@ def request_from(
     Raises:
       UserError: as `make_request`.
     """
+    if isinstance(sampling.get("stop_token"), Sequence):
+        sampling["stop_token"] = tuple(sampling["stop_token"])
     if "seed" in sampling:
         raise UserError(f"seed = {sampling['seed']} is for the command: give key=jax.random.key({sampling['seed']})")
     params = SamplingParams(forbidden_tokens=tuple(forbidden_tokens), **sampling)

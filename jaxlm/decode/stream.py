@@ -40,8 +40,8 @@ def stream(
 ) -> Iterator[Int[np.ndarray, " R"]]:
     """The tokens of `generate`, one [R] array a step, as they come; it ends when every row is done.
 
-    A row is done after its stop token, or after the token with which its new text contains a stop string; from then on
-    it holds the stop token, or -1 where there is none. Tokens come in scans of up to 8 steps.
+    A row is done after a stop token, or after the token with which its new text contains a stop string; from then on it
+    holds the smallest stop token, or -1 where there is none. Tokens come in scans of up to 8 steps.
 
     Args:
       stop_strings: texts that end a row; the last token may reach beyond one.
@@ -56,28 +56,37 @@ def stream(
     if stop_strings:
         if tokenizer is None or "" in stop_strings:
             raise UserError(f"stop_strings = {list(stop_strings)!r}: give a tokenizer, and no empty string")
-        texts = [TextStream(tokenizer.decode, stop_strings) for _ in range(request.prompts.rows)]
+        texts = [
+            TextStream(tokenizer.decode, stop_strings, tokenizer.byte_tokens, ids[:length].tolist())
+            for ids, length in zip(request.prompts.ids, request.prompts.lengths, strict=True)
+            for _ in range(request.prompts.num_samples)
+        ]
     blocks = generate_blocks(model, params, request, 1)
-    return (step.tokens for step in steps_until_stop(blocks, int(request.values.stop_token), texts))
+    stop_tokens = np.flatnonzero(request.values.stops).tolist()
+    return (step.tokens for step in steps_until_stop(blocks, stop_tokens, texts))
 
 
-def steps_until_stop(blocks: Iterable[TokenBlock], stop_token: int, texts: Sequence[TextStream] = ()) -> Iterator[Step]:
-    """The blocks step by step, until every row has its stop token or a stop string.
+def steps_until_stop(
+    blocks: Iterable[TokenBlock], stop_tokens: Sequence[int], texts: Sequence[TextStream] = ()
+) -> Iterator[Step]:
+    """The blocks step by step, until every row has a stop token or a stop string.
 
     Args:
-      stop_token: -1 = none.
+      stop_tokens: ids that end a row.
       texts: the text of each row, which knows its stop strings; none = no stop strings, and no pieces.
     """
-    done = np.array(False)
+    fill = min(stop_tokens, default=-1)
+    done, last = np.array(False), np.array(fill)
     for block in blocks:
         for tokens, log_probs in zip(block.tokens.T, block.log_probs.T, strict=True):
-            tokens, log_probs = np.where(done, stop_token, tokens), np.where(done, 0, log_probs)
-            at_stop_token = tokens == stop_token  # as it is in every row that is done
+            tokens, log_probs = np.where(done, last, tokens), np.where(done, 0, log_probs)
+            at_stop_token = np.isin(tokens, (*stop_tokens, fill))  # as every row is that is done
             pieces = [""] * len(tokens)
             for row, text in enumerate(texts):
                 if not at_stop_token[row]:
                     pieces[row] = text.push(int(tokens[row]))
             yield Step(tokens, log_probs, pieces)
-            done = at_stop_token | np.array([text.stopped for text in texts] or False)
+            stopped = np.array([text.stopped for text in texts] or False)
+            done, last = at_stop_token | stopped, np.where(stopped, fill, tokens)
             if done.all():
                 return

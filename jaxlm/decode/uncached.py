@@ -34,7 +34,7 @@ def generate_naive(model: LanguageModel, params: Params, prompt: Tokens, **argum
     """
     request = request_from(model.cfg, prompt, **arguments)
     blocks = recompute(model, params, request, (), request.max_new_tokens)
-    return join_blocks(blocks, request.max_new_tokens, int(request.values.stop_token))
+    return join_blocks(blocks, request.max_new_tokens, request.values.stops)
 
 
 def recompute(
@@ -56,7 +56,8 @@ def recompute(
     for row, length in enumerate(lengths):
         history[row, length : length + new.shape[1]] = new[row]
     step = new.shape[1]
-    done = (new == values.stop_token).any(axis=1)
+    stops = np.asarray(values.stops)
+    done = stops[new].any(axis=1)
     context = min(capacity, history.shape[1]) if cfg.has_position_table else None
     while step < request.max_new_tokens and not done.all():
         history, log_probs, end = _recompute(
@@ -75,7 +76,7 @@ def recompute(
         taken = int(end) - step
         places = lengths[:, None] + step + np.arange(taken)[None]
         tokens = np.take_along_axis(np.asarray(history), places, axis=1)
-        done = done | (tokens == values.stop_token).any(axis=1)
+        done = done | stops[tokens].any(axis=1)
         yield TokenBlock(tokens, np.take_along_axis(np.asarray(log_probs), places, axis=1))
         step += taken
 
@@ -127,11 +128,11 @@ def _recompute(
             keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
             filtered = filter_logits(filtered / values.temperature.astype(filtered.dtype), flags, values)
             token = jax.vmap(jax.random.categorical)(keys, filtered)
-        token = jnp.where(done, values.stop_token, token.astype(jnp.int32))
+        token = jnp.where(done, history[row, length - 1], token.astype(jnp.int32))  # its stop token again
         log_prob = jnp.where(done, 0, target_log_probs(logits, token))
         history = history.at[row, length].set(token)
         log_probs = log_probs.at[row, length].set(log_prob)
-        return history, log_probs, done | (token == values.stop_token), step + 1
+        return history, log_probs, done | values.stops[token], step + 1
 
     def is_unfinished(carry) -> Bool[Array, ""]:
         _, _, done, step = carry

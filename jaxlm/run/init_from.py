@@ -1,4 +1,4 @@
-"""Going on from another run: its weights and its vocabulary begin a new run, with a new optimizer at step 0."""
+"""Going on from another model: its weights and its vocabulary begin a new run, with a new optimizer at step 0."""
 
 import dataclasses
 import hashlib
@@ -14,12 +14,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxlm.config import ExperimentConfig, ModelConfig, presets
 from jaxlm.config.base import difference
 from jaxlm.data import tokenizer as tokenizers
-from jaxlm.data.corpus import learn_tokenizer
-from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.data.corpus import Corpus, learn_tokenizer, load_corpus
+from jaxlm.data.tokenizer import IdTokenizer, Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layer_stack import stack_params, unstack_params
-from jaxlm.run.folder import Run, read_config
+from jaxlm.run.folder import Run, load_run, read_config
+from jaxlm.run.foreign_model import is_hugging_face, read_model
 from jaxlm.types import Params
 
 POSITIONS = "position_embedding"
@@ -35,19 +36,58 @@ SHOWN = 6
 """A refusal names at most so many parameters."""
 
 
-def default_config(path: Path, preset: str | None) -> ExperimentConfig:
-    """What `jaxlm train [PRESET] --init-from RUN` changes: the settings of the preset, or else those of the run.
+def open_source(source: str | Path | Run) -> Run:
+    """The model to go on from: a run in memory or its folder, or a Hugging Face folder.
 
-    The model's settings and the kind of tokenizer are the run's in any case.
+    Raises:
+      UserError: as `load_run` and `foreign_model.read_model`.
+      CheckError: every checkpoint of the run is damaged.
+    """
+    if isinstance(source, Run):
+        return source
+    return read_model("hf", Path(source)) if is_hugging_face(Path(source)) else load_run(source)
+
+
+def default_config(source: Path | Run, preset: str | None) -> ExperimentConfig:
+    """What `jaxlm train [PRESET] --init-from SOURCE` changes: the settings of the preset, or else those of the source.
+
+    The model's settings and the kind of tokenizer are the source's in any case.
+
+    Args:
+      source: the folder of a run, or a model that is open already.
 
     Raises:
       UserError: the folder is not a run, or the preset is unknown.
     """
-    run = read_config(path)
+    run = source.config if isinstance(source, Run) else read_config(source)
     base = run if preset is None else dataclasses.replace(presets.preset(preset), model=run.model)
-    kind = _kind(tokenizers.load(path / "tokenizer.json"))
+    kind = _kind(source.tokenizer if isinstance(source, Run) else tokenizers.load(source / "tokenizer.json"))
     data = dataclasses.replace(base.data, tokenizer=kind, bpe_vocab_size=run.data.bpe_vocab_size)
     return dataclasses.replace(base, data=data)
+
+
+def with_source_settings(config: ExperimentConfig, source: Run) -> ExperimentConfig:
+    """The config with the source's kind of tokenizer for "source", and its stop tokens unless others are given."""
+    data, sample = config.data, config.sample
+    if data.tokenizer == "source":
+        data = dataclasses.replace(data, tokenizer=_kind(source.tokenizer))
+    if sample.stop_token is None:
+        sample = dataclasses.replace(sample, stop_token=source.config.sample.stop_token)
+    return dataclasses.replace(config, data=data, sample=sample)
+
+
+def source_corpus(config: ExperimentConfig, source: Run) -> Corpus:
+    """The data of a config as the source's tokenizer reads them.
+
+    Raises:
+      UserError: as `load_corpus`.
+    """
+    try:
+        return load_corpus(config.data, config.model.max_seq_len, source.tokenizer)
+    except UserError as error:
+        if not isinstance(source.tokenizer, IdTokenizer):
+            raise
+        raise UserError(f"{error}; {source.path} has no tokenizer.json of its own, so its texts are ids") from None
 
 
 def check_tokenizer(config: ExperimentConfig, source: Run) -> None:

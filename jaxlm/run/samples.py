@@ -38,7 +38,7 @@ def generate_samples(run: Run, cfg: SampleConfig, show: Callable[[str], None] | 
     """Continues the prompt of `cfg` `num_samples` times; `cfg` and the run decide every token.
 
     On transcripts <eos> precedes every prompt, an empty one too, <pad> is never generated, and the next <eos> ends a
-    sample unless cfg.stop_token names another token. Ids beyond those of the tokenizer are never generated.
+    sample unless cfg.stop_token names others. Ids beyond those of the tokenizer are never generated.
 
     Args:
       show: called with the prompt, once everything is checked, and with each piece of the first sample as it comes.
@@ -47,26 +47,32 @@ def generate_samples(run: Run, cfg: SampleConfig, show: Callable[[str], None] | 
       UserError: a prompt that `prompt_ids` refuses, a value that `generate` refuses.
     """
     tokenizer = run.tokenizer
-    stop_token = tokenizer.eos_token if cfg.stop_token is None else cfg.stop_token
+    stop_tokens = cfg.stop_tokens
+    if cfg.stop_token is None and tokenizer.eos_token is not None:
+        stop_tokens = (tokenizer.eos_token,)
     padding = () if tokenizer.pad_token is None else (tokenizer.pad_token,)
     without_text = range(tokenizer.vocab_size, run.model.cfg.vocab_size)
     forbidden = (*cfg.forbidden_tokens, *padding, *without_text)
+    prompt = prompt_ids(cfg.prompt, tokenizer, special_tokens=cfg.special_tokens)
     request = make_request(
         run.model.cfg,
-        prompt_ids(cfg.prompt, tokenizer)[None],
-        dataclasses.replace(cfg, stop_token=stop_token, forbidden_tokens=forbidden),
+        prompt[None],
+        dataclasses.replace(cfg, stop_token=stop_tokens, forbidden_tokens=forbidden),
         key=jax.random.key(cfg.seed),
         num_samples=cfg.num_samples,
     )
     if show is not None:
         show(cfg.prompt)
-    rows = [_Row(TextStream(tokenizer.decode, cfg.stop)) for _ in range(cfg.num_samples)]
+    texts = [
+        TextStream(tokenizer.decode, cfg.stop, tokenizer.byte_tokens, prompt.tolist()) for _ in range(cfg.num_samples)
+    ]
+    rows = [_Row(text) for text in texts]
     blocks = generate_blocks(run.model, run.params, request, 1)
-    for step in steps_until_stop(blocks, int(request.values.stop_token), [row.text_stream for row in rows]):
+    for step in steps_until_stop(blocks, stop_tokens, texts):
         for row, token, log_prob, piece in zip(
             rows, step.tokens.tolist(), step.log_probs.tolist(), step.pieces, strict=True
         ):
-            row.add(token, log_prob, piece, stop_token)
+            row.add(token, log_prob, piece, stop_tokens)
         if show is not None and step.pieces[0]:
             show(step.pieces[0])
     for row in rows:
@@ -88,11 +94,11 @@ class _Row:
     pieces: list[str] = dataclasses.field(default_factory=list)
     finished: Literal["stop_token", "stop_string", "length"] = "length"
 
-    def add(self, token: int, log_prob: float, piece: str, stop_token: int | None) -> None:
+    def add(self, token: int, log_prob: float, piece: str, stop_tokens: tuple[int, ...]) -> None:
         """Adds the next token, unless the sample has ended."""
         if self.finished != "length":
             return
-        if token == stop_token:
+        if token in stop_tokens:
             self.finished = "stop_token"
             return
         self.tokens.append(token)

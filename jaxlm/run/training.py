@@ -23,8 +23,15 @@ from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.ops.matmul import matmul_precision
 from jaxlm.optim import build_optimizer, skipped_steps
 from jaxlm.run import checkpoint, hooks
-from jaxlm.run.folder import Run, check_data, check_vocabulary, load_run, new_folder, read_record, write_config
-from jaxlm.run.init_from import check_tokenizer, fitting_params, source_entry
+from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, write_config
+from jaxlm.run.init_from import (
+    check_tokenizer,
+    fitting_params,
+    open_source,
+    source_corpus,
+    source_entry,
+    with_source_settings,
+)
 from jaxlm.run.metrics import MetricsFile, Row, read_rows
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.progress import Progress
@@ -84,7 +91,7 @@ def train(
     resume: bool = False,
     keep_warmup: bool = False,
     *,
-    init_from: str | Path | None = None,
+    init_from: str | Path | Run | None = None,
     extend_positions: bool = False,
 ) -> Outcome:
     """Trains a model and writes the run folder `out`; with `resume`, continues from its latest sound checkpoint.
@@ -96,9 +103,9 @@ def train(
     Args:
       keep_warmup: use optim.warmup_steps as it is. Otherwise the warm-up of a preset shrinks with train.steps.
       init_from: a run whose weights (of the checkpoint that `jaxlm.load_run` opens) and tokenizer the new run begins
-        with; optimizer and step are new. Its parameters must have the names, shapes and types of `config.model`, and
-        `config.data` is read with its tokenizer. Checkpoint 0 holds what the run began with, and config.json names the
-        source.
+        with, or a Hugging Face folder; optimizer and step are new, and its stop tokens stay. Its parameters must have
+        the names, shapes and types of `config.model`, and `config.data` is read with its tokenizer. Checkpoint 0 holds
+        what the run began with, and config.json names the source.
       extend_positions: with init_from, a `config.model.max_seq_len` beyond its learned position table adds rows of
         zeros. Otherwise that is refused. A shorter max_seq_len keeps the first rows.
 
@@ -118,15 +125,15 @@ def train(
         raise UserError(f"config = {config!r} is not an ExperimentConfig: give one, such as jaxlm.preset('tiny')")
     out = Path(out)
     if resume and (init_from is not None or extend_positions):
-        option = "--model.extend-positions" if init_from is None else f"--init-from {init_from}"
+        path = init_from.path if isinstance(init_from, Run) else init_from
+        option = "--model.extend-positions" if init_from is None else f"--init-from {path}"
         raise UserError(f"{option} is for a new run, and --resume goes on with an old one: leave one out")
     if init_from is None and extend_positions:
         raise UserError("--model.extend-positions is for the weights of another run: add --init-from, or leave it out")
     if resume:
         session = resumed_session(config, out)
     else:
-        source = None if init_from is None else Path(init_from)
-        session = new_session(config, out, keep_warmup, source, extend_positions)
+        session = new_session(config, out, keep_warmup, init_from, extend_positions)
     with _signals() as received, matmul_precision(session.config.train.matmul_precision):
         return _run(session, received)
 
@@ -135,7 +142,7 @@ def new_session(
     config: ExperimentConfig,
     out: Path,
     keep_warmup: bool = False,
-    init_from: Path | None = None,
+    init_from: str | Path | Run | None = None,
     extend_positions: bool = False,
 ) -> Session:
     """Checks a config and its data, and creates the run folder.
@@ -151,7 +158,7 @@ def new_session(
     if not keep_warmup:
         config = shrink_warmup(config)
     if init_from is not None:
-        return _session_from(load_run(init_from), config, out, extend_positions)
+        return _session_from(open_source(init_from), config, out, extend_positions)
     corpus = load_corpus(config.data, config.model.max_seq_len)
     session = _session(_fit_vocabulary(config, corpus.tokenizer.vocab_size), out, corpus)
     with new_folder(out, session.config, corpus.tokenizer, corpus.sha256):
@@ -161,10 +168,11 @@ def new_session(
 
 def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_positions: bool) -> Session:
     """As `new_session`, with the weights and the vocabulary of a run. They are saved as checkpoint 0."""
+    config = with_source_settings(config, source)
     check_tokenizer(config, source)
     config = _fit_vocabulary(config, source.config.model.vocab_size)
     params = fitting_params(source, config.model, extend_positions)
-    corpus = load_corpus(config.data, config.model.max_seq_len, source.tokenizer)
+    corpus = source_corpus(config, source)
     session = _session(config, out, corpus, params)
     with new_folder(out, session.config, corpus.tokenizer, corpus.sha256, init_from=source_entry(source)) as folder:
         checkpoint.save(folder / "checkpoints", session.state, None, config.train.keep)
@@ -278,7 +286,7 @@ def fit_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConf
       UserError: the prompt is the user's own and has characters outside the vocabulary.
     """
     try:
-        prompt_ids(config.sample.prompt, tokenizer)
+        prompt_ids(config.sample.prompt, tokenizer, special_tokens=config.sample.special_tokens)
     except UserError:
         if config.sample.prompt != SampleConfig().prompt:
             raise

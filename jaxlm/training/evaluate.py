@@ -78,7 +78,7 @@ def check_converged(losses: dict[str, float]) -> None:
 def count_bytes(split: Split, tokenizer: Tokenizer) -> int | None:
     """Bytes of the UTF-8 text that the targets of a split spell; None if they spell none."""
     token_bytes = tokenizer.token_bytes()
-    return None if token_bytes is None else num_bytes(split, token_bytes) or None
+    return None if token_bytes is None else max(num_bytes(split, token_bytes) - tokenizer.added_bytes, 0) or None
 
 
 def text_measures(loss: float, targets: int, text_bytes: int | None) -> dict[str, float]:

@@ -5,12 +5,18 @@ import json
 import jax
 import numpy as np
 import pytest
-from foreign_folders import GPT2, LLAMA, word_tokenizer, write
+import tokenizers
+from foreign_folders import GPT2, LLAMA, weights, word_tokenizer, write
+from foreign_tokenizers import gpt2_tokenizer, llama2_tokenizer
 from support import command
 
 from jaxlm import convert
+from jaxlm.convert.stop_tokens import stop_tokens
 from jaxlm.errors import UserError
 from jaxlm.run.folder import load_run
+from jaxlm.run.import_weights import import_run
+
+WORD_PIECE = {"type": "WordPiece", "prefix": "##", "cleanup": True}
 
 
 @pytest.fixture
@@ -119,6 +125,10 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, gpt2, monkeypatch)
         ([], "--from"),
         (["--from", "hf", "--tokenizer", "nowhere.json"], "nowhere.json is not a tokenizer"),
         (["--from", "nanogpt"], "ckpt.pt is not a file"),
+        (
+            ["--from", "hf", "--activation", "gelu"],
+            "--activation gelu is for nanogpt, and the config.json of hf says it",
+        ),
     ],
 )
 def test_wrong_options_are_named(tmp_path, gpt2, arguments, words):
@@ -167,7 +177,7 @@ def test_ids_are_taken_where_they_are_asked_for(tmp_path, gpt2):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({**word_tokenizer(), "decoder": {"type": "Metaspace"}}, "decoder is of type 'Metaspace', only 'ByteLevel'"),
+        ({**word_tokenizer(), "decoder": WORD_PIECE}, "decoder is of type 'WordPiece', which cannot give a text piece"),
         ({**word_tokenizer(), "decoder": None}, "decoder is of type None"),
         ({**word_tokenizer(), "model": {"type": "Unigram"}}, "model is of type 'Unigram', only 'BPE'"),
         ({"type": "ids", "vocab_size": 38}, "has ids up to 37, the model up to 36"),
@@ -195,3 +205,105 @@ def test_a_trained_run_keeps_to_its_tokenizer(tmp_path, gpt2):
     (out / "tokenizer.json").write_text('{"type": "ids", "vocab_size": 36}')
     with pytest.raises(UserError, match="has 36 entries, the model 37"):
         load_run(out)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [(gpt2_tokenizer(), "naïve café\n"), (llama2_tokenizer(), "the cat 🦜")],
+    ids=["gpt2", "llama2"],
+)
+def test_published_tokenizers_are_read_and_their_special_tokens_are_ids(tmp_path, tokenizer, text):
+    larger = {"transformer.wte.weight": np.random.default_rng(1).standard_normal((340, 15), np.float32)}
+    source = write(tmp_path / "source", {**GPT2, "vocab_size": 340}, weights(GPT2) | larger)
+    out = tmp_path / "new"
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, stdout, stderr = command("convert", source, out, "--from", "hf", "--json")
+    assert (code, stderr, json.loads(stdout)["tokenizer"]) == (0, "", "bpe")
+    loaded, library = load_run(out).tokenizer, tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
+    name = tokenizer["added_tokens"][-1]["content"]
+    ids = loaded.encode(text + name).tolist()
+    assert ids == library.encode(text + name).ids[: len(ids)]
+    assert ids[-1] == library.token_to_id(name)
+    arguments = ("sample", out, "--prompt", name, "--max-new-tokens", 1, "--json", "--repetition-penalty", 1.5)
+    for special_tokens in ("id", "text"):
+        code, stdout, _ = command(*arguments, "--special-tokens", special_tokens)
+        assert (code, json.loads(stdout)["sample"]["special_tokens"]) == (0, special_tokens)
+        assert json.loads(stdout)["texts"][0].startswith(name)
+
+
+def test_an_imported_run_is_measured_on_a_text_and_its_special_tokens(tmp_path):
+    larger = {"transformer.wte.weight": np.random.default_rng(1).standard_normal((340, 15), np.float32)}
+    source = write(tmp_path / "source", {**GPT2, "vocab_size": 340}, weights(GPT2) | larger)
+    (source / "tokenizer.json").write_text(json.dumps(llama2_tokenizer()))
+    assert command("convert", source, tmp_path / "new", "--from", "hf")[0] == 0
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat</s>" * 40 + ".")
+    arguments = ("eval", tmp_path / "new", "--data.path", text, "--json")
+    for special_tokens in ("text", "id"):
+        code, stdout, _ = command(*arguments, "--data.special-tokens", special_tokens)
+        found, ids = json.loads(stdout), load_run(tmp_path / "new").tokenizer.encode(text.read_text(), special_tokens)
+        assert (code, found["targets"]) == (0, len(ids))  # without <s>, with </s>
+        assert (ids == 2).sum() == (40 if special_tokens == "id" else 0)
+        # Of all bytes of the text, whatever stands around it; <s> is no target, and </s> at the end is no text.
+        nats = found["bits_per_byte"] * np.log(2) * (15 * 40 + 1)
+        np.testing.assert_allclose(nats, found["loss"] * found["targets"], rtol=1e-9)
+    assert json.loads(command(*arguments)[1])["targets"] > found["targets"]  # text, unless told otherwise
+    said = command(*arguments[:2], "--task", "prediction", "--prompts", text, "--data.special-tokens", "id")[2]
+    assert "--data.special-tokens id is not read beside --prompts" in said
+
+
+# Stop tokens
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "stops"),
+    [
+        (5, None, 5),
+        ([5, 7], None, (5, 7)),
+        (None, [7, 5, 7], (7, 5)),
+        (3, {"eos_token_id": [5, 7]}, (5, 7)),
+        (3, {"max_length": 20}, 3),
+        (3, {"eos_token_id": None}, 3),
+        (None, None, None),
+    ],
+)
+def test_a_run_remembers_the_tokens_that_end_its_models_texts(tmp_path, config, generation, stops):
+    source, out = write(tmp_path / "source", {**GPT2, "eos_token_id": config}), tmp_path / "new"
+    if generation is not None:
+        content = generation if isinstance(generation, dict) else {"eos_token_id": generation}
+        (source / "generation_config.json").write_text(json.dumps(content))
+    assert command("convert", source, out, "--from", "hf")[0] == 0
+    sample = load_run(out).config.sample
+    assert sample.stop_token == stops
+    assert stop_tokens(source) == sample.stop_tokens
+
+
+def test_a_sample_ends_before_each_stop_token(tmp_path):
+    source, out = write(tmp_path / "source", GPT2), tmp_path / "out"
+    assert command("convert", source, out, "--from", "hf")[0] == 0
+    asked = ("--prompt", "3 5", "--temperature", 3, "--num-samples", 6, "--max-new-tokens", 12, "--json")
+    free = [one["tokens"] for one in json.loads(command("sample", out, *asked)[1])["samples"]]
+    stops = [free[0][2], free[1][4]]
+    write(source, {**GPT2, "eos_token_id": stops})
+    assert command("convert", source, tmp_path / "stops", "--from", "hf")[0] == 0
+    samples = json.loads(command("sample", tmp_path / "stops", *asked)[1])["samples"]
+    for one, tokens in zip(samples, free, strict=True):
+        length = next((place for place, token in enumerate(tokens) if token in stops), 12)
+        assert one["tokens"] == tokens[:length]
+        assert one["text"] == "".join(f" {token}" for token in tokens[:length])
+        assert one["finished"] == ("length" if length == 12 else "stop_token")
+    assert {one["finished"] for one in samples[:2]} == {"stop_token"}
+    off = command("sample", tmp_path / "stops", *asked, "--stop-token", "None")
+    assert [one["tokens"] for one in json.loads(off[1])["samples"]] == free
+
+
+def test_an_end_outside_the_vocabulary_is_told_and_a_wrong_one_refused(tmp_path):
+    source = write(tmp_path / "source", {**GPT2, "eos_token_id": [50256, 3]})
+    words = r"eos_token_id = \[50256, 3\] names ids outside the vocabulary of 37, which never end a text"
+    with pytest.warns(UserWarning, match=words):
+        import_run("hf", source, tmp_path / "new")
+    assert load_run(tmp_path / "new").config.sample.stop_token == 3
+    (source / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    code, _, stderr = command("convert", source, tmp_path / "other", "--from", "hf")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "generation_config.json: eos_token_id = '</s>' is neither an id nor a list of ids" in stderr

@@ -30,7 +30,7 @@ from jaxlm.errors import UserError
         ({"repetition_penalty": float("inf")}, "repetition_penalty = inf is out of range"),
         ({"forbidden_tokens": (3, -1)}, r"forbidden_tokens = \(3, -1\) holds a negative id"),
         ({"forbidden_tokens": ("a",)}, "forbidden_tokens = .* has the wrong type"),
-        ({"stop_token": -1}, "stop_token = -1 is too small: give at least 0"),
+        ({"stop_token": -1}, "stop_token = -1 is negative: give ids from 0 on"),
         ({"seed": -1}, "seed = -1 is out of range"),
         ({"seed": 2**31}, "seed = 2147483648 is out of range"),
     ],

@@ -1,9 +1,14 @@
+import json
+
 import numpy as np
 import pytest
+import tokenizers
+from foreign_tokenizers import llama2_tokenizer
 
 from jaxlm.config import DataConfig
 from jaxlm.data.corpus import identity, load_corpus, load_unsplit
-from jaxlm.data.tokenizer import CharTokenizer, TranscriptTokenizer
+from jaxlm.data.hugging_face import from_hugging_face
+from jaxlm.data.tokenizer import CharTokenizer, IdTokenizer, TranscriptTokenizer
 
 
 @pytest.fixture
@@ -110,6 +115,37 @@ def test_a_missing_file_and_an_unknown_dataset_are_named(tmp_path):
         corpus_of(tmp_path / "nothing.txt")
     with pytest.raises(ValueError, match="dataset 'wikitext' is unknown: choose one of librispeech, tinyshakespeare"):
         load_corpus(DataConfig(dataset="wikitext"), 7)
+
+
+@pytest.mark.parametrize("special_tokens", ["text", "id"])
+@pytest.mark.parametrize("block", [7, 1 << 24])
+@pytest.mark.parametrize("resident_mb", [256, 0])
+def test_a_text_is_encoded_as_one_whatever_the_blocks(text_file, monkeypatch, special_tokens, block, resident_mb):
+    """Its beginning and its end stand there once, in a text and in each split of it."""
+    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", block)
+    monkeypatch.setattr("jaxlm.data.bpe.MARGIN", 40)
+    data = llama2_tokenizer()
+    library = tokenizers.Tokenizer.from_str(json.dumps(data))
+    library.encode_special_tokens = special_tokens == "text"
+    text = "the naïve café</s> 你好 cat\n" * 60
+    cfg = DataConfig(path=str(text_file(text)), special_tokens=special_tokens, resident_mb=resident_mb)
+    whole = load_unsplit(cfg, 7, from_hugging_face(data))
+    assert whole.tokens.tolist() == library.encode(text).ids
+    corpus = load_corpus(cfg, 7, from_hugging_face(data))
+    place = int(0.9 * len(text))
+    assert corpus.train.tokens.tolist() == library.encode(text[:place]).ids
+    assert corpus.val.tokens.tolist() == library.encode(text[place:]).ids
+    assert [(whole.tokens == token).sum() for token in (1, 2)] == [1, 1 if special_tokens == "text" else 61]
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 24])
+def test_no_block_cuts_an_id_in_two(text_file, monkeypatch, block):
+    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", block)
+    path = text_file("123 45\n6 1000 " * 5 + "1234567")
+    split = load_unsplit(DataConfig(path=str(path)), 3, IdTokenizer(2_000_000))
+    assert split.tokens.tolist() == [123, 45, 6, 1000] * 5 + [1234567]
+    corpus = load_corpus(DataConfig(path=str(path), val_fraction=0.92), 3, IdTokenizer(2_000_000))
+    assert (corpus.train.tokens.tolist(), len(corpus.val)) == ([123, 45], 19)
 
 
 # Transcripts ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm.data.hugging_face import from_hugging_face
 from jaxlm.data.tokenizer import (
     BPETokenizer,
     CharTokenizer,
@@ -12,7 +13,6 @@ from jaxlm.data.tokenizer import (
     Tokenizer,
     TranscriptTokenizer,
     from_dict,
-    from_hugging_face,
     load,
     prompt_ids,
 )

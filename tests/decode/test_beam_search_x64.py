@@ -28,7 +28,8 @@ def every_text(model, params, prompt, count, stop_token, penalty):
     log_probs = np.take_along_axis(log_probs, texts[..., None], axis=-1)[..., 0]
     scores = {}
     for text, each in zip(texts.tolist(), log_probs, strict=True):
-        size = text.index(stop_token) + 1 if stop_token in text else count
+        ends = [place + 1 for place, token in enumerate(text) if token in np.atleast_1d(stop_token)]
+        size = min(ends, default=count)
         scores[tuple(text[:size])] = each[:size].sum() / size**penalty
     return scores
 
@@ -50,6 +51,19 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_texts_in_order(penalty):
             assert tokens.tolist() == [*text, *[stop] * (count - len(text))]
             assert length == len(text) - (text[-1] == stop)
             assert abs(rank - expected[text]) < FLOAT64
+
+
+def test_each_of_several_stop_tokens_ends_a_hypothesis():
+    model, params = built(SMALL)
+    prompt, count, stop = np.array([[1, 0, 2]]), 4, [2, 0]
+    found = beam_search(model, params, prompt, max_new_tokens=count, beam_width=9, stop_token=stop)
+    expected = every_text(model, params, prompt, count, stop, 1.0)
+    assert len(expected) == 9
+    for text, tokens, rank in zip(
+        sorted(expected, key=expected.get, reverse=True), found.tokens[0], found.scores[0], strict=True
+    ):
+        assert tokens.tolist() == [*text, *[text[-1]] * (count - len(text))]
+        assert abs(rank - expected[text]) < FLOAT64
 
 
 @pytest.mark.parametrize(("forbidden", "texts"), [([0], 5), ([2], 16), ([1, 2], 1), ([0, 1], 1)])

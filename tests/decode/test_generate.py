@@ -61,6 +61,23 @@ def test_a_finished_row_stays_finished():
     assert int(out.lengths[0]) <= 3
 
 
+@pytest.mark.parametrize("several", [list, tuple])
+def test_each_of_several_stop_tokens_ends_a_row(several):
+    free = np.asarray(sampled(PROMPT, num_samples=4).tokens)
+    stops = [int(free[0, 3]), int(free[2, 1])]
+    assert stops[0] != stops[1]
+    out = sampled(PROMPT, num_samples=4, stop_token=several(stops))
+    for row, unstopped, length, log_probs in zip(out.tokens, free, out.lengths, out.log_probs, strict=True):
+        places = [place for place, token in enumerate(unstopped) if token in stops]
+        expected = min(places, default=9)
+        assert int(length) == expected
+        np.testing.assert_array_equal(row[: expected + 1], unstopped[: expected + 1])
+        assert (np.asarray(row[expected + 1 :]) == unstopped[min(expected, 8)]).all()
+        assert (np.asarray(log_probs[expected + 1 :]) == 0).all()
+    assert {int(row[-1]) for row, length in zip(out.tokens, out.lengths, strict=True) if length < 9} == set(stops)
+    np.testing.assert_array_equal(sampled(PROMPT, num_samples=4, stop_token=several([])).tokens, free)
+
+
 def test_extremes_still_take_the_likeliest():
     greedy = sampled(PROMPT, temperature=0).tokens
     np.testing.assert_array_equal(sampled(PROMPT, top_p=1e-50).tokens, greedy)
@@ -132,6 +149,8 @@ def test_the_repetition_penalty_knows_the_prompt_and_the_new_tokens():
         ({"forbidden_tokens": [3, 11]}, "forbidden_tokens holds 11: the vocabulary has 0 to 10"),
         ({"forbidden_tokens": range(11)}, "forbidden_tokens holds all 11 tokens"),
         ({"stop_token": 11}, "stop_token = 11: the vocabulary has 0 to 10"),
+        ({"stop_token": [3, 11]}, r"stop_token = \(3, 11\): the vocabulary has 0 to 10"),
+        ({"stop_token": [3, -1]}, r"stop_token = \(3, -1\) is negative: give ids from 0 on"),
     ],
 )
 def test_options_of_sampling_are_checked(change, words):

@@ -43,6 +43,7 @@ FILTERS = [
     {"top_k": 5, "top_p": 0.8, "min_p": 0.1},
     {"repetition_penalty": 1.7, "forbidden_tokens": (1, 4), "stop_token": 2},
     {"temperature": 0, "repetition_penalty": 1.3, "stop_token": 2},
+    {"stop_token": (2, 7)},
 ]
 
 
@@ -95,7 +96,7 @@ def test_a_capacity_that_holds_everything_changes_nothing_and_a_smaller_one_is_a
 def test_a_learned_table_goes_on_from_the_latest_tokens_of_its_capacity_also_in_a_ragged_batch():
     cfg = dataclasses.replace(CFG, position="learned", window=None, max_seq_len=20)
     model, params = built(cfg)
-    arguments = {"max_new_tokens": 16, "key": KEY, "prompt_lengths": [9, 2], "capacity": 12, "stop_token": 2}
+    arguments = {"max_new_tokens": 16, "key": KEY, "prompt_lengths": [9, 2], "capacity": 12, "stop_token": (2, 6)}
     with pytest.warns(PositionTableWarning, match=r"prompt 9 \+ 16 new tokens pass .*capacity 12, max_seq_len = 20"):
         out = generate(model, params, random_tokens(cfg, 2, 9), **arguments)
     with pytest.warns(PositionTableWarning, match="capacity 12"):

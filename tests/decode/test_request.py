@@ -65,9 +65,10 @@ def test_prompts_of_the_wrong_type_are_named():
 
 
 def test_options_of_sampling_are_those_of_sampling_params():
-    request = request_from(CFG, PROMPT, key=KEY, max_new_tokens=3, top_k=3, forbidden_tokens=[1, 2], stop_token=4)
+    request = request_from(CFG, PROMPT, key=KEY, max_new_tokens=3, top_k=3, forbidden_tokens=[1, 2], stop_token=[4, 2])
     assert request.max_new_tokens == 3
-    assert (request.flags.top_k_ceiling, request.flags.forbidden, int(request.values.stop_token)) == (4, True, 4)
+    assert (request.flags.top_k_ceiling, request.flags.forbidden) == (4, True)
+    assert np.flatnonzero(request.values.stops).tolist() == [2, 4]
     assert np.flatnonzero(request.values.forbidden).tolist() == [1, 2]
     with pytest.raises(TypeError, match="top_q"):
         request_from(CFG, PROMPT, key=KEY, max_new_tokens=3, top_q=0.5)

@@ -82,7 +82,7 @@ def test_steps_end_when_every_row_has_a_stop_token_or_a_stop_string():
     tokens = np.array([[0, 1, 2, 3, 0, 1], [0, 4, 0, 0, 0, 0], [1, 0, 1, 4, 2, 3]])
     blocks = (TokenBlock(part, -1.0 - part) for part in (tokens[:, :4], tokens[:, 4:5], tokens[:, 5:]))
     texts = [TextStream(tokenizer.decode, ["ét", "he e"]) for _ in range(3)]
-    steps = list(steps_until_stop(blocks, 4, texts))
+    steps = list(steps_until_stop(blocks, [4], texts))
     assert len(steps) == 4  # of 6: all are done then
     assert np.stack([step.tokens for step in steps], axis=1).tolist() == [[0, 1, 2, 3], [0, 4, 4, 4], [1, 0, 1, 4]]
     assert [step.log_probs.tolist() for step in steps][2:] == [[-3, 0, -2], [-4, 0, -5]]
@@ -92,5 +92,22 @@ def test_steps_end_when_every_row_has_a_stop_token_or_a_stop_string():
 
 
 def test_without_stop_strings_no_text_is_decoded():
-    steps = list(steps_until_stop([TokenBlock(np.array([[3, 5, 5]]), np.zeros((1, 3)))], 5))
+    steps = list(steps_until_stop([TokenBlock(np.array([[3, 5, 5]]), np.zeros((1, 3)))], [5]))
     assert [(step.tokens.tolist(), step.pieces) for step in steps] == [([3], [""]), ([5], [""])]
+
+
+def test_each_of_several_stop_tokens_ends_a_row_of_the_stream():
+    model, params = built(CFG)
+    free = np.asarray(sampled(PROMPT).tokens)
+    stops = [int(free[0, 2]), int(free[1, 4])]
+    out = sampled(PROMPT, stop_token=stops)
+    streamed = np.stack(list(stream(model, params, PROMPT, max_new_tokens=9, key=KEY, stop_token=stops)), axis=1)
+    np.testing.assert_array_equal(streamed, out.tokens[:, : streamed.shape[1]])
+    assert streamed.shape[1] == int(out.lengths.max()) + 1 < 9
+
+
+def test_a_row_ended_by_a_stop_string_holds_the_smallest_stop_token():
+    blocks = [TokenBlock(np.array([[1, 2, 8], [3, 7, 7], [3, 3, 8]]), np.zeros((3, 3)))]
+    texts = [TextStream(LETTERS.decode, [string]) for string in ("b", "zz", "zz")]
+    steps = list(steps_until_stop(blocks, [8, 7], texts))
+    assert np.stack([step.tokens for step in steps], axis=1).tolist() == [[1, 7, 7], [3, 7, 7], [3, 3, 8]]

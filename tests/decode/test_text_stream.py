@@ -1,9 +1,11 @@
 """The text of tokens that come one at a time."""
 
 import pytest
+from foreign_tokenizers import llama2_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from jaxlm.data.hugging_face import from_hugging_face
 from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer
 from jaxlm.decode.text_stream import WINDOW, TextStream
 
@@ -134,3 +136,44 @@ def test_the_first_bytes_of_a_character_are_no_stop_string():
     assert not stream.stopped
     assert (stream.push(0x80), stream.stopped) == ("", False)
     assert (stream.push(0x41), stream.stopped) == ("", True)  # now no later byte completes it
+
+
+SPACED = {metaspace: from_hugging_face(llama2_tokenizer(metaspace)) for metaspace in (False, True)}
+"""Tokenizers that drop the space in front of a text, and have tokens for single bytes."""
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+@given(
+    tokens=st.lists(st.integers(0, SPACED[False].vocab_size - 1) | st.sampled_from(range(3, 259)), max_size=40),
+    text=st.text("the ca你🦜"),
+)
+@example(tokens=SPACED[False].encode(" cat")[2:].tolist(), text="the")
+@example(tokens=SPACED[False].encode("你好")[2:].tolist(), text="你" * 9)
+@example(tokens=[*SPACED[False].encode("你")[2:].tolist(), 231], text="")
+@example(tokens=SPACED[False].encode("🦜" * 9 + "the cat sat")[2:].tolist(), text="the cat")
+def test_pieces_are_what_the_tokens_add_to_the_text_of_the_prompt(metaspace, tokens, text):
+    tokenizer = SPACED[metaspace]
+    prompt = tokenizer.encode(text).tolist()
+    stream = TextStream(tokenizer.decode, (), tokenizer.byte_tokens, prompt)
+    pieces = [*(stream.push(token) for token in tokens), stream.finish()]
+    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
+    if whole.startswith(before):  # else bytes that are no character have spoiled the prompt's
+        assert "".join(pieces) == whole[len(before) :]
+    for end in range(len(tokens)):
+        assert whole.endswith("".join(pieces[end + 1 :]))
+
+
+def test_bytes_that_follow_one_another_come_together():
+    tokenizer = SPACED[False]
+    tokens = tokenizer.encode("a你好 cat")[2:].tolist()
+    stream = TextStream(tokenizer.decode, (), tokenizer.byte_tokens, tokenizer.encode("the").tolist())
+    pieces = [*(stream.push(token) for token in tokens), stream.finish()]
+    assert [piece for piece in pieces if piece] == ["a", "你好 cat"]
+    assert len(tokens) == 8
+
+
+def test_a_stop_string_may_begin_with_the_space_of_the_first_token():
+    tokenizer = SPACED[False]
+    stream = TextStream(tokenizer.decode, [" cat"], prompt=tokenizer.encode("the").tolist())
+    stream.push(int(tokenizer.encode("the cat")[-1]))
+    assert stream.stopped

@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from foreign_tokenizers import llama2_tokenizer
 from support import built
 from tolerances import FLOAT32
 
 from jaxlm.config import ExperimentConfig, ModelConfig, SampleConfig
 from jaxlm.config.base import to_dict
+from jaxlm.data.hugging_face import from_hugging_face
 from jaxlm.data.tokenizer import BPETokenizer, TranscriptTokenizer
 from jaxlm.decode.generate import generate
 from jaxlm.decode.text_stream import WINDOW
@@ -30,6 +32,7 @@ def untrained_run(tokenizer, path=Path("runs/none")):
     return Run(path, ExperimentConfig(preset="test", model=cfg), model, params, tokenizer, 7, "")
 
 
+SAME = {"key": jax.random.key(3), "temperature": 1.5}
 FREE = SampleConfig(prompt="the thé", max_new_tokens=24, temperature=1.5, seed=3)
 
 
@@ -77,6 +80,21 @@ def test_a_sample_may_end_before_bytes_that_spell_nothing():
     assert min(min(one.tokens) for one in samples) >= 0
 
 
+@pytest.mark.parametrize("special_tokens", ["id", "text"])
+def test_a_tokenizer_with_spaces_in_front_continues_the_text_of_its_prompt(special_tokens):
+    tokenizer, shown = from_hugging_face(llama2_tokenizer()), []
+    run = untrained_run(tokenizer)
+    cfg = dataclasses.replace(FREE, prompt="the café</s>", special_tokens=special_tokens, num_samples=3)
+    samples = generate_samples(run, cfg, shown.append)
+    assert "".join(shown) == cfg.prompt + samples[0].text
+    prompt = tokenizer.encode(cfg.prompt, special_tokens).tolist()
+    assert (2 in prompt) == (special_tokens == "id")
+    out = generate(run.model, run.params, np.array([prompt]), max_new_tokens=24, **SAME, num_samples=3)
+    for one, tokens in zip(samples, out.tokens.tolist(), strict=True):
+        assert one.tokens == tokens
+        assert one.text == tokenizer.decode(prompt + tokens)[len(tokenizer.decode(prompt)) :]
+
+
 def test_transcripts_begin_after_an_eos_end_before_the_next_and_hold_no_padding():
     run = untrained_run(TranscriptTokenizer())
     cfg = SampleConfig(prompt="", max_new_tokens=40, temperature=3.0, num_samples=16)
@@ -98,15 +116,15 @@ def test_every_option_reaches_the_sampler(monkeypatch):
 
     monkeypatch.setattr("jaxlm.run.samples.make_request", request)
     values = {"top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.5, "temperature": 0.7}
-    own = {"prompt": "AB", "seed": 9, "max_new_tokens": 11, "num_samples": 4, "stop": ("C",)}
+    own = {"prompt": "AB", "seed": 9, "max_new_tokens": 11, "num_samples": 4, "stop": ("C",), "special_tokens": "text"}
     cfg = SampleConfig(forbidden_tokens=(3, 4), **values, **own)
     with pytest.raises(InterruptedError):
         generate_samples(untrained_run(TranscriptTokenizer()), cfg)
-    special = {"forbidden_tokens": (3, 4, 29), "stop_token": 28}
+    special = {"forbidden_tokens": (3, 4, 29), "stop_token": (28,)}
     assert asked == {**values, **own, **special, "ids": [[28, 0, 1]], "key": [0, 9], "rows": 4}
     with pytest.raises(InterruptedError):
         generate_samples(untrained_run(TranscriptTokenizer()), dataclasses.replace(cfg, stop_token=27))
-    assert asked["stop_token"] == 27  # in place of <eos>
+    assert asked["stop_token"] == (27,)  # in place of <eos>
 
 
 def test_the_work_for_a_token_does_not_grow_with_the_sample(monkeypatch):

@@ -27,7 +27,7 @@ _LATER = (
         "query_pre_attn_scalar",
         "attention_scale",
         lambda scalar: scalar**-0.5,
-        lambda cfg: cfg.resolved.head_dim if cfg.attention_scale is None else cfg.attention_scale**-2,
+        lambda cfg: cfg.resolved.head_dim if cfg.attention_scale is None else round(cfg.attention_scale**-2),
         default=256,
     ),
     Same("attn_logit_softcapping", "attention_softcap", default=None),

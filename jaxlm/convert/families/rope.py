@@ -19,7 +19,7 @@ class Rope:
 
     Args:
       theta: the base where none is given.
-      part: the part of each head that is rotated where none is given.
+      part: the part of each head that is rotated where none is given; None = the family rotates whole heads.
       older: the older names of base and part.
       kinds: the types of scaling that the family's code has.
     """
@@ -27,7 +27,7 @@ class Rope:
     def __init__(
         self,
         theta: float = 10000.0,
-        part: float = 1.0,
+        part: float | None = None,
         older: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
         kinds: tuple[str, ...] = tuple(KINDS),
     ) -> None:
@@ -39,7 +39,9 @@ class Rope:
         original = fields.optional("original_max_position_embeddings", None)
         options = _options(fields)
         theta = _agreed(fields, options, "rope_theta", theta, self.theta)
-        part = _agreed(fields, options, "partial_rotary_factor", part, self.part)
+        part = _agreed(fields, options, "partial_rotary_factor", part, self.part or 1.0)
+        if self.part is None and part != 1:
+            fields.refuse("rope_parameters.partial_rotary_factor", part, "transformers rotates whole heads here")
         length = fields.seen("max_position_embeddings")
         kind = options.get("rope_type") or options.get("type")
         if kind in KINDS and kind not in self.kinds:
@@ -51,7 +53,8 @@ class Rope:
         """See Field."""
         layer = cfg.layer_settings[0]
         width = cfg.rotary_dim or cfg.resolved.head_dim
-        part = {} if self.part == 1 and width == cfg.resolved.head_dim else {"partial_rotary_factor": _part(cfg, width)}
+        whole = self.part is None and width == cfg.resolved.head_dim
+        part = {} if whole else {"partial_rotary_factor": _part(cfg, width)}
         written = {"rope_theta": layer.rope_theta, **part, **write_scaling(cfg, layer.rope_factor)}
         older = {self.older[0]: layer.rope_theta} | ({self.older[1]: part["partial_rotary_factor"]} if part else {})
         return {"rope_parameters": written, **older}

@@ -25,4 +25,5 @@ STABLELM = Family(
     top=decoder.TOP,
     layer=decoder.LAYER,
     block=decoder.ATTENTION | decoder.MLP | decoder.NORMS,
+    zero_biases=True,
 )

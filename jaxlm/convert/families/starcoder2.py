@@ -24,4 +24,5 @@ STARCODER2 = Family(
     top=decoder.TOP,
     layer=decoder.LAYER,
     block=decoder.ATTENTION | decoder.NORMS | {"mlp.c_fc": "mlp/up", "mlp.c_proj": "mlp/down"},
+    zero_biases=True,
 )
