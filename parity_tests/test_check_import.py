@@ -167,7 +167,7 @@ def test_a_wrong_field_is_tried_and_named(llama_folder, changes, layer, cause):
     with imported_as(llama_folder, **changes) as wrong:
         report = parity.check_import(wrong, parts=())
     assert (report.first.layer, report.first.inputs_agree) == (layer, True)
-    assert report.first.causes[0] == f"{cause} (tried: torchref then gives the source's)"
+    assert report.first.causes[0] == f"{cause} (tried: torchref then gives the source's values)"
 
 
 def test_an_old_nanogpt_with_tanh_gelu_is_named(nanogpt_folder):
