@@ -1,5 +1,7 @@
 """`jaxlm.parity.check`: what it refuses, and when it stops averaging rounding errors."""
 
+import re
+
 import numpy as np
 import pytest
 from cases import SMALL
@@ -8,7 +10,7 @@ from conversions import random_params
 from jaxlm import parity
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
-from jaxlm.parity import comparison, measure
+from jaxlm.parity import comparison, measure, models, updates
 
 BIGRAM = ModelConfig(family="bigram", vocab_size=5, max_seq_len=9)
 
@@ -66,3 +68,18 @@ def test_rounding_is_given_up_after_a_bounded_number_of_batches(monkeypatch):
     read.clear()
     assert not parity.check(cfg, random_params(cfg), np.ones((1, 5), int), parts=("gradients",)).passed
     assert len(read) == 4 * comparison.MORE[-1]
+
+
+def test_a_large_model_is_read_in_one_row_and_its_first_layers_updated(monkeypatch):
+    monkeypatch.setattr(models, "LARGE", 0)
+    named = []
+    monkeypatch.setattr(updates, "judge", lambda *of, **how: named.append(of[1]) or measure.judge(*of, **how))
+    for window, layers in ((None, {"block_0"}), ((None, 3), {"block_0", "block_1"})):
+        cfg = ModelConfig(**{**SMALL, "num_layers": 3, "window": window})
+        report = parity.check(cfg, random_params(cfg), parts=("updates",))
+        assert report.passed, report
+        assert next(row for row in report.rows if row.quantity == "logits").shape[0] == 1
+        assert len({row.name.split()[0] for row in report.rows if row.quantity == "update"}) == 5
+        assert {part for name in named for part in re.findall(r"block_\d", name)} == layers
+        assert any("final_norm" in name for name in named)
+        named.clear()

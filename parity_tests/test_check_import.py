@@ -1,24 +1,33 @@
 """`jaxlm parity --reference`: imported models against their own library's modules, and what is refused."""
 
 import contextlib
+import copy
 import dataclasses
+import functools
+import hashlib
 import json
 import shutil
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 from unittest import mock
 
+import family_models
 import numpy as np
 import pytest
+import safetensors.torch  # noqa: F401  before family_models changes what torch.float32 is
 import torch
 import transformers
 from foreign import gpt2, llama, save_nanogpt
-from support import command
+from support import command, refused
 
-from jaxlm import parity
+from jaxlm import convert, parity
+from jaxlm.convert.families.family import shapes
 from jaxlm.errors import UserError
 from jaxlm.parity import source
 from jaxlm.parity.float64 import float64_throughout
+from jaxlm.run.init_from import params_sha256
 
 MODEL_PY = Path(__file__).with_name("nanogpt_model.py")
 
@@ -66,9 +75,18 @@ def quantities(report):
 # What is the same
 
 
-def test_the_command_compares_a_gpt2_with_transformers(gpt2_folder):
-    code, out, err = command("parity", "--reference", "hf", gpt2_folder, "--json", "--draws", 1)
+def test_the_command_compares_a_gpt2_with_transformers_and_writes_a_report(gpt2_folder, tmp_path):
+    arguments = ("parity", "--reference", "hf", gpt2_folder, "--json", "--draws", 1, "--report", tmp_path / "proof")
+    code, out, err = command(*arguments)
     assert code == 0, err
+    proof = json.loads((tmp_path / "proof" / "report.json").read_text())
+    weights = (gpt2_folder / "model.safetensors").read_bytes()
+    assert proof["files_sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert proof["parameters_sha256"] == params_sha256(convert.from_hf(gpt2_folder)[1])
+    assert (proof["reference"], proof["versions"]["jax"]) == ("transformers", proof["jax"])
+    assert proof["rows"] == json.loads(out)["rows"]
+    assert "block_0/attention" in (tmp_path / "proof" / "index.html").read_text()
+    assert "proof has report.json and index.html already" in refused(*arguments)
     found = json.loads(out)
     assert found["passed"] is True
     assert found["transformers"] == transformers.__version__
@@ -149,7 +167,7 @@ def test_a_wrong_field_is_tried_and_named(llama_folder, changes, layer, cause):
     with imported_as(llama_folder, **changes) as wrong:
         report = parity.check_import(wrong, parts=())
     assert (report.first.layer, report.first.inputs_agree) == (layer, True)
-    assert report.first.causes[0] == f"{cause} (tried: torchref then gives the source's)"
+    assert report.first.causes[0] == f"{cause} (tried: torchref then gives the source's values)"
 
 
 def test_an_old_nanogpt_with_tanh_gelu_is_named(nanogpt_folder):
@@ -184,6 +202,42 @@ def test_a_gradient_in_the_wrong_layout_is_caught(gpt2_folder):
     report = parity.check_import(dataclasses.replace(opened, entries=turned), parts=("gradients",))
     assert report.first.quantity == "gradient"
     assert "attention" in report.first.layer
+
+
+# Families
+
+
+@functools.cache
+def family_source(case):
+    """A small model of a family in float32, saved and imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        family_models.model(case, dtype=torch.float32).save_pretrained(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # names fields that change nothing
+            opened = source.open_source(folder)
+        models = [opened.build("float32"), opened.build("float64")]
+        return dataclasses.replace(opened, build=lambda dtype: copy.deepcopy(models[dtype == "float64"]))
+
+
+@pytest.mark.parametrize("case", list(family_models.CASES))
+def test_every_layer_of_a_family_has_its_counterpart(case):
+    """Each module that the family names is there, so nothing is left out in silence."""
+    opened = family_source(case)
+    network = source.TransformersNetwork(opened, opened.cfg, shapes(opened.cfg))
+    modules = dict(network.model.named_modules())
+    assert set(network._layers) <= set(modules)
+    paths = [path for entry in opened.entries for path in entry.paths]
+    assert sorted(paths) == sorted(shapes(opened.cfg))
+    for i in range(opened.cfg.num_layers):
+        assert {f"block_{i}", f"block_{i}/attention", f"block_{i}/mlp"} <= set(network._layers.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(family_models.CASES))
+def test_a_family_is_the_same_as_in_transformers(case):
+    report = parity.check_import(family_source(case), draws=1)
+    assert report.passed, report
+    assert report.worst("logits").float64_rel < 1e-11
 
 
 # Refusals

@@ -169,7 +169,7 @@ def judge(
       scale: the size of the other tensors of its kind. A tensor below ZERO times that is judged by `scale`, and in
         float64 a difference of ULPS units in the last place of `scale` is rounding.
       unit: the size of the tensor that this one is a small change of. Rounding errors are divided by the larger of
-        this and the tensor's own size.
+        this and the tensor's own size; in float64, too, ULPS units in the last place of `unit` are rounding.
 
     The verdict: float64 results must agree to FLOAT64 of their largest value. If they do, the results in `dtype` are
     held to ROUNDING and ULPS.
@@ -184,8 +184,8 @@ def judge(
         size = scale
     size = max(size, np.finfo(np.float64).tiny)
     unit = max(size, unit)
-    # Float64's own rounding of sums whose terms, of size `scale`, cancel.
-    float64_limit = max(FLOAT64 * size, ULPS * np.finfo(np.float64).eps * scale)
+    # Float64's own rounding of sums whose terms, of size `scale`, cancel, or of what a small change is added to.
+    float64_limit = max(FLOAT64 * size, ULPS * np.finfo(np.float64).eps * max(scale, unit))
     eps = float(jnp.finfo(dtype).eps)
     ulps = BFLOAT16_ULPS if jnp.dtype(dtype) == jnp.bfloat16 else ULPS
     jax_error = torch_error = float64_rel = None

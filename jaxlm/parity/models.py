@@ -47,8 +47,9 @@ def check(
     """Compares `jaxlm.build_model(cfg)` with `torchref.build_model(cfg)` under the same parameters.
 
     It compares the output of every layer, the logits, the loss (with weights), the gradient of every parameter, three
-    steps of each optimizer from identical gradients, cached decoding past the wrap of its window, and greedy tokens.
-    Products are taken at the highest precision.
+    steps of each optimizer from identical gradients, cached decoding past the wrap of its window, greedy tokens, and
+    the logits of one row each of 512 and 2,048 tokens, as far as the context goes, and of the last 64 positions beyond
+    that. Products are taken at the highest precision.
 
     Float64 decides what is a bug: there only another formula differs by more than 1e-10 of a tensor's largest value.
     The report then names the first layer to differ, with likely causes, tried where they can be. In the config's own
@@ -57,7 +58,8 @@ def check(
 
     Args:
       tokens: token ids to read [B, T + 1], T >= 2; None = random ones, as many as the context or 131 and three windows,
-        in 3 rows, or for bfloat16 in as many as 4,096 tokens need: sums over fewer hide that they are kept in bfloat16.
+        in 3 rows (1 for a model of more than 67 million parameters), or for bfloat16 in as many as 4,096 tokens need:
+        sums over fewer hide that they are kept in bfloat16.
       prompt: ids [B, P] that greedy sampling continues; None = the first half of the tokens.
       seed: of the random tokens and of the weights of the loss.
       draws: random batches over which rounding errors are averaged; None = 3, or 1 for bfloat16. Unused with tokens.

@@ -1,6 +1,7 @@
 """One network in both frameworks, its layers under the same names."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -185,7 +186,7 @@ class TorchNetwork:
         """The same as `JaxNetwork.decode`."""
         import torch
 
-        model = self._with_capacity(capacity)
+        model = self.with_capacity(capacity).model
         model.clear_cache()
         for chunk in chunks:
             with torch.no_grad(), hooked(model) as values:
@@ -197,7 +198,7 @@ class TorchNetwork:
         """The same as `JaxNetwork.greedy`."""
         import torchref
 
-        model = self._with_capacity(capacity)
+        model = self.with_capacity(capacity).model
         return to_array(torchref.generate(model, to_tensor(prompt).long(), new, 0.0, use_kv_cache=True))
 
     def logits(self, tokens: np.ndarray, first: int = 0) -> np.ndarray:
@@ -211,18 +212,20 @@ class TorchNetwork:
         self.model.clear_cache()
         return to_array(logits)
 
-    def _with_capacity(self, capacity: int) -> Any:
-        """The model whose layers keep at most so many keys, with the same tensors as weights."""
+    def with_capacity(self, capacity: int) -> "TorchNetwork":
+        """The network whose layers keep at most so many keys, with the same tensors as weights."""
         import torchref
 
         if capacity == self.cfg.max_seq_len:
-            return self.model
+            return self
         changes: dict[str, Any] = {"max_seq_len": capacity}
         if self.cfg.rope_scaling != "none":
             changes["rope_original_len"] = self.cfg.rope_original_len or self.cfg.max_seq_len
-        model = torchref.build_model(dataclasses.replace(self.cfg, **changes)).eval()
-        model.load_state_dict(self.model.state_dict(), assign=True)
-        return model
+        network = copy.copy(self)
+        network.cfg = dataclasses.replace(self.cfg, **changes)
+        network.model = torchref.build_model(network.cfg).eval()
+        network.model.load_state_dict(self.model.state_dict(), assign=True)
+        return network
 
 
 @runtime_checkable

@@ -45,9 +45,10 @@ def compare_padding(comparison: Comparison) -> PartResult:
     windows = np.resize(comparison.batches.first(1)[0].windows, (ROWS, comparison.batches.length))
     alone = [Piece("a padded batch", windows, _lengths(windows.shape[1]))]
     rows: list[Row] = []
-    for networks, pieces in ((comparison.networks, alone), (comparison.decoding_networks, _cached_pieces(windows))):
-        in_jax = _jax_values(networks.each.most_exact_jax, pieces, with_cache=pieces is not alone)
-        torch_network = networks.each.most_exact_torch
+    each, capacity = comparison.networks.each, comparison.capacity
+    for pieces, slots in ((alone, None), (_cached_pieces(windows), capacity)):
+        in_jax = _jax_values(each.most_exact_jax, pieces, slots)
+        torch_network = each.most_exact_torch if slots is None else each.most_exact_torch.with_capacity(slots)
         in_torch = _torch_values(torch_network, pieces)
         for i, piece in enumerate(pieces):
             events = [
@@ -88,8 +89,8 @@ def _cached_pieces(windows: np.ndarray) -> list[Piece]:
     ]
 
 
-def _jax_values(network: JaxNetwork, pieces: list[Piece], with_cache: bool) -> list[Values]:
-    """The real tokens' values of each piece, the rows one after another."""
+def _jax_values(network: JaxNetwork, pieces: list[Piece], capacity: int | None) -> list[Values]:
+    """The real tokens' values of each piece, the rows one after another; through a cache, unless capacity is None."""
 
     def apply(params: Any, tokens: Any, cache: Any, lengths: Any) -> Any:
         return network.model.apply({"params": params}, tokens, cache=cache, lengths=lengths)
@@ -97,7 +98,7 @@ def _jax_values(network: JaxNetwork, pieces: list[Piece], with_cache: bool) -> l
     results = []
     with computing(network.cfg.dtype):
         run = jax.jit(traced(apply))
-        cache = network.model.init_cache(ROWS, network.cfg.max_seq_len) if with_cache else None
+        cache = None if capacity is None else network.model.init_cache(ROWS, capacity)
         for piece in pieces:
             lengths = None if piece.tokens.shape[1] == 1 else piece.lengths.astype(np.int32)
             (_, cache), trace = run(network.params, piece.tokens.astype(np.int32), cache, lengths)
@@ -162,8 +163,8 @@ def _tried(network: TorchNetwork, pieces: list[Piece], at: int, event: Event, in
 
 def _greedy(comparison: Comparison, windows: np.ndarray) -> list[Row]:
     """Greedy tokens after prompts of several lengths in one batch, and after each alone, with their probabilities."""
-    each = comparison.decoding_networks.each
-    in_jax, in_torch, cfg = each.most_exact_jax, each.most_exact_torch, comparison.cfg
+    each, cfg = comparison.networks.each, comparison.cfg
+    in_jax, in_torch = each.most_exact_jax, each.most_exact_torch.with_capacity(comparison.capacity)
     prompt = windows[:, : windows.shape[1] // 2 + 1]
     new = min(NEW_TOKENS, cfg.within_reach(prompt.shape[1] + NEW_TOKENS) - prompt.shape[1])
     if new < 1:
@@ -178,7 +179,7 @@ def _greedy(comparison: Comparison, windows: np.ndarray) -> list[Row]:
             key=jax.random.key(0),
             temperature=0.0,
             prompt_lengths=lengths,
-            capacity=in_jax.cfg.max_seq_len,
+            capacity=comparison.capacity,
         )
     alone = [_greedy_row(in_torch, row[None, :real], new) for row, real in zip(prompt, lengths, strict=True)]
     tokens, log_probs = (np.concatenate(rows) for rows in zip(*alone, strict=True))

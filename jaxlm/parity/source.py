@@ -76,8 +76,14 @@ class SourceNetwork:
     begins_anywhere = True
 
     def __init__(self, source: Source, cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        import torch
+
         self.cfg, self._source, self._shapes = cfg, source, shapes
         self.model = source.build(cfg.dtype).eval()
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.padding_idx = None  # it would leave a gradient out
+        self._heads_first: dict[str, bool] = {}
         self._layers = {self._own_name(theirs): ours for ours, theirs in source.modules.items() if theirs}
 
     def forward(self, windows: np.ndarray, weights: np.ndarray, with_grads: bool = True) -> Pass:
@@ -95,7 +101,9 @@ class SourceNetwork:
                 loss.backward()
         grads = self._gradients() if with_grads else {}
         self.model.zero_grad(set_to_none=True)
-        return Pass(_shaped(values), to_array(logits), to_array(loss), to_array(plain), grads)
+        return Pass(
+            self._tokens_first(values, windows.shape[1] - 1), to_array(logits), to_array(loss), to_array(plain), grads
+        )
 
     def decode(self, chunks: Sequence[np.ndarray], capacity: int) -> Iterator[tuple[Values, np.ndarray]]:
         """The same as `JaxNetwork.decode`, but no key is forgotten: `capacity` must hold all tokens."""
@@ -106,7 +114,8 @@ class SourceNetwork:
             with _exactly(self.cfg.dtype), torch.no_grad(), hooked(self.model, self._layers) as values:
                 logits, state = self._continued(to_tensor(chunk).long(), state)
             read = slice(-chunk.shape[1], None)  # a source without a cache reads everything again
-            yield {event: value[:, read] for event, value in _shaped(values).items()}, to_array(logits)
+            placed = self._tokens_first(values, chunk.shape[1])
+            yield {event: value[:, read] for event, value in placed.items()}, to_array(logits)
 
     def greedy(self, prompt: np.ndarray, new: int, capacity: int) -> np.ndarray:
         """The same as `JaxNetwork.greedy`."""
@@ -126,6 +135,15 @@ class SourceNetwork:
 
         with _exactly(self.cfg.dtype), torch.no_grad():
             return to_array(self._placed(to_tensor(tokens).long(), first))
+
+    def _tokens_first(self, values: Values, length: int) -> Values:
+        """The values as [B, T, ...]: some norms of queries and keys read [B, heads, T, width]."""
+        placed = {}
+        for event, value in values.items():
+            if value.ndim == 4 and value.shape[1] != value.shape[2]:
+                self._heads_first[event.layer] = value.shape[2] == length
+            placed[event] = value.swapaxes(1, 2) if self._heads_first.get(event.layer) else value
+        return placed
 
     def _own_name(self, name: str) -> str:
         """The name that a module, or a parameter, of the file has in the module."""
@@ -198,11 +216,6 @@ class NanoGPTNetwork(SourceNetwork):
 
     def _placed(self, tokens, first):
         return self._continued(tokens, None)[0]
-
-
-def _shaped(values: Values) -> Values:
-    """The values as [B, T, features] where the source has the features of each head apart."""
-    return {event: value for event, value in values.items() if value.ndim >= 2}
 
 
 def _open_hf(folder: Path) -> Source:

@@ -59,7 +59,8 @@ def _gradients(comparison: Comparison, batch: Inputs) -> Params:
 def _updated(comparison: Comparison, tree: Params) -> Params:
     """Of a tree of unrolled layers, what the optimizers update."""
     layers = _layers(comparison)
-    return {name: part for name, part in tree.items() if int(name.rpartition("block_")[2] or 0) < layers}
+    later = {f"block_{i}" for i in range(layers, comparison.cfg.num_layers)}
+    return {name: part for name, part in tree.items() if name not in later}
 
 
 def _layers(comparison: Comparison) -> int:

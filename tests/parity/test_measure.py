@@ -68,6 +68,10 @@ def test_what_is_zero_in_theory_is_judged_by_its_kind():
 def test_small_changes_are_judged_by_what_they_change():
     assert verdict(8 * ULP) == "rounding"
     assert verdict(8 * ULP, unit=3 * np.abs(TRUTH).max()) == "same"
+    size = np.abs(TRUTH).max()
+    assert verdict(0, 0, 8e-10 * size) == "DIFFERS"
+    assert verdict(0, 0, 8e-10 * size, unit=1e6 * size) == "same"  # 4 units in the last place are 8.9e-10
+    assert verdict(0, 0, 9e-10 * size, unit=1e6 * size) == "DIFFERS"
 
 
 def test_other_shapes_and_types_differ():
