@@ -102,6 +102,8 @@ def test_a_cut_file_and_another_content(tmp_path, new):
     assert "cannot be read as a PyTorch checkpoint" in refused(open_tensors, tmp_path)
     torch.save([1], file, _use_new_zipfile_serialization=new)
     assert "does not hold a dict of tensors" in refused(open_tensors, tmp_path)
+    torch.save({1: torch.ones(1)}, file, _use_new_zipfile_serialization=new)
+    assert "has the key 1, which is no name of a tensor" in refused(open_tensors, tmp_path)
 
 
 def test_a_model_of_torch_is_never_in_memory_twice(tmp_path):

@@ -11,6 +11,7 @@ from jaxlm.cli.options import CheckpointOptions, parse_options
 from jaxlm.cli.output import print_json, print_table
 from jaxlm.config import SamplingParams
 from jaxlm.config.base import check_at_least, to_dict
+from jaxlm.config.sampling import SpecialTokens
 from jaxlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ class _EvalOptions(CheckpointOptions):
     """Another text to evaluate with the run's tokenizer, or the run's own data if they have moved."""
     val_path: Annotated[Path | None, tyro.conf.arg(name="data.val-path")] = None
     """The run's own held-out transcripts, if they have moved."""
+    special_tokens: Annotated[SpecialTokens | None, tyro.conf.arg(name="data.special-tokens")] = None
+    """What <|endoftext|> and the like in the text become: id, their one token each; text, the tokens of their
+    characters; None = as the run read its own data, text for one that was imported."""
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -104,6 +108,9 @@ def _evaluate(path: Path, options: _EvalOptions) -> dict[str, Any]:
     from jaxlm.run.folder import load_run
 
     run = load_run(path, options.step)
+    if options.special_tokens is not None:
+        data = dataclasses.replace(run.config.data, special_tokens=options.special_tokens)
+        run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
     if options.task == "loss":
         report = _report if sys.stderr.isatty() else None
         return loss.evaluate(run, options.path, options.val_path, report)
@@ -185,6 +192,7 @@ def _check(options: _EvalOptions) -> None:
         raise UserError(f"--temperature {temperature} is not read beside --fit-temperature: leave one out")
     if options.save is not None and len(options.runs) > 1:
         raise UserError(f"--save {options.save} is one file, but there are {len(options.runs)} runs: give one")
-    for name, value in (("path", options.path), ("val-path", options.val_path)):
+    data = {"path": options.path, "val-path": options.val_path, "special-tokens": options.special_tokens}
+    for name, value in data.items():
         if options.prompts is not None and value is not None:
             raise UserError(f"--data.{name} {value} is not read beside --prompts {options.prompts}: leave one out")

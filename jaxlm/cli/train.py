@@ -98,7 +98,7 @@ def _source(path: Path | None) -> "Path | Run | None":
     return read_model("hf", path) if is_hugging_face(path) else path
 
 
-def _defaults(given: Given, source: "Path | Run | None") -> _TrainOptions:
+def _defaults(given: Given, source: "Path | Run | None" = None) -> _TrainOptions:
     """The options of the preset, of the run to continue, or of the model whose weights are taken."""
     name, out = given.get("preset"), given.get("out")
     if given.get("resume"):

@@ -1,5 +1,6 @@
 """Writes a model as a folder of Hugging Face."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -52,32 +53,51 @@ def to_hf(
       UserError: no family holds the model (the message names the fields), parameters that do not fit the config, a
         folder that is not empty or cannot be written.
     """
-    folder = Path(path)
+    folder, size = Path(path), parse_size(shard_size)
     check_new(folder)
-    size = parse_size(shard_size)
     held = holding(cfg, list(FAMILIES.values()))
     written = torch_tensors(held, cfg, params)
     files: dict[str, Any] = {"config.json": held.config}
-    ends = {} if not stop_tokens else {"eos_token_id": stop_tokens[0] if len(stop_tokens) == 1 else [*stop_tokens]}
+    end = None if not stop_tokens else stop_tokens[0] if len(stop_tokens) == 1 else [*stop_tokens]
+    ends = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": None}  # or transformers has numbers of its own
     files["config.json"] |= ends
     files["generation_config.json"] = {"_from_model_config": True, **ends}
     if tokenizer is not None:
         files |= hugging_face_files(tokenizer, stop_tokens, cfg.max_seq_len)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with new_folder(folder) as aside:
         for name, content in files.items():
             (aside / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if card is not None:
             (aside / "README.md").write_text(card, encoding="utf-8")
         write_shards(aside, written.shapes, written.arrays(), size)
-        aside.chmod(0o755)
-        os.replace(aside, folder)
+    return held.family.model_type
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder aside that becomes `folder` when all is written, and vanishes on an error.
+
+    Raises:
+      UserError: `folder` holds something, or cannot be written.
+    """
+    check_new(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield aside
+            aside.chmod(0o777 & ~_umask())
+            os.replace(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose another folder") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return held.family.model_type
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def check_new(folder: Path) -> None:

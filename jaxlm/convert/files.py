@@ -169,10 +169,12 @@ def _read_safetensor(file: Path, name: str) -> np.ndarray:
         raise UserError(f"{file} cannot be read ({error}): it changed while it was read; copy it again") from None
 
 
-def _of_torch(tensors: Mapping[str, Any], source: str) -> dict[str, StoredTensor]:
+def _of_torch(tensors: Mapping[Any, Any], source: str) -> dict[str, StoredTensor]:
     def read(name: str) -> np.ndarray:
         return to_arrays({name: tensors[name]}, source)[name]
 
+    if other := [name for name in tensors if not isinstance(name, str)]:
+        raise UserError(f"{source} has the key {other[0]!r}, which is no name of a tensor: save a dict of tensors")
     types = {name: dtype_name(tensor, name, source) for name, tensor in tensors.items()}
     return {
         name: StoredTensor(tuple(tensors[name].shape), dtype, functools.partial(read, name))

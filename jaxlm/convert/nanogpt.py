@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxlm.config import ModelConfig
+from jaxlm.convert.export import new_folder, torch_tensors
 from jaxlm.convert.families.gpt2 import NANOGPT
+from jaxlm.convert.families.holding import holding
 from jaxlm.convert.files import in_memory
 from jaxlm.convert.foreign import Fields, Tensors
 from jaxlm.convert.hf import read_params
-from jaxlm.convert.tensors import load_torch
+from jaxlm.convert.tensors import import_torch, load_torch, to_tensor
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
@@ -47,19 +49,30 @@ def from_nanogpt(
         )
     fields = Fields(parts[0], f"{path}: model_args")
     tensors = Tensors(in_memory(parts[1], str(path)), NANOGPT.buffers)
-    dropout = fields.optional("dropout", 0.0)
-    cfg = ModelConfig(
-        vocab_size=fields.required("vocab_size"),
-        max_seq_len=fields.required("block_size"),
-        num_layers=fields.required("n_layer"),
-        embed_dim=fields.required("n_embd"),
-        num_heads=fields.required("n_head"),
-        activation=activation,
-        use_bias=fields.required("bias"),
-        dropout=dropout,
-        attention_dropout=dropout,
-        dtype=tensors.dtype,
-        param_dtype=tensors.dtype,
-    )
+    values = NANOGPT.read_config(fields) | {"activation": activation}
+    cfg = ModelConfig(**values, dtype=tensors.dtype, param_dtype=tensors.dtype)
     fields.finish()
     return cfg, read_params(NANOGPT, cfg, tensors)
+
+
+def to_nanogpt(cfg: ModelConfig, params: Params, path: str | os.PathLike[str], step: int = 0) -> None:
+    """Writes a model as a nanoGPT checkpoint, ckpt.pt in a new or empty folder. Needs torch.
+
+    It holds what nanoGPT's sample.py reads; there is no state of an optimizer to go on from.
+
+    Args:
+      step: the checkpoint's iter_num.
+
+    Raises:
+      UserError: nanoGPT cannot hold the model (the message names the fields), parameters that do not fit the config,
+        torch is missing, the folder is not empty or cannot be written.
+    """
+    folder = Path(path)
+    torch = import_torch(f"writing {folder / 'ckpt.pt'}")
+    held = holding(cfg, [NANOGPT])
+    state = {name: to_tensor(array) for name, array in torch_tensors(held, cfg, params).arrays()}
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    args = {name: value for name, value in held.config.items() if name not in ("architectures", "model_type", "dtype")}
+    record = {"model": state, "model_args": args, "iter_num": step, "best_val_loss": None, "config": {}}
+    with new_folder(folder) as aside:
+        torch.save(record, aside / "ckpt.pt")

@@ -118,13 +118,15 @@ class BPETokenizer:
     def token_bytes(self) -> Int[np.ndarray, " V"] | None:
         """Bytes of each token; an id without a token has none. None if text may be unknown."""
         vocabulary, by_bytes = self._tokenizer.get_vocab(with_added_tokens=False), self.byte_tokens
-        if self._tokenizer.model.unk_token in vocabulary and not self._knows_all(vocabulary):
+        if self._tokenizer.model.unk_token in vocabulary and not _knows_all(vocabulary, by_bytes):
             return None
         counts = np.zeros(self._vocab_size, np.int32)
         for token, i in vocabulary.items():
             counts[i] = 1 if i in by_bytes else len(self._spelled(token))
         for i, added in self._tokenizer.get_added_tokens_decoder().items():
             counts[i] = 1 if i in by_bytes else len(added.content.encode())
+            # Some put a space in front of what follows a special token: a byte that is not in the text.
+            counts[i] -= self._sum(counts, f"x{added.content}x") - self._sum(counts, "xx") - counts[i]
         return counts
 
     @property
@@ -136,8 +138,12 @@ class BPETokenizer:
         counts = self.token_bytes()
         if counts is None:
             return 0
-        space = int(counts[self._encoding("x", "text").ids].sum()) - 1 if self.before else 0
+        space = 2 * self._sum(counts, "x") - self._sum(counts, "xx") if self.before else 0
         return space + int(counts[[*self.before[1:], *self.after]].sum())
+
+    def _sum(self, counts: Int[np.ndarray, " V"], text: str) -> int:
+        """The bytes of the ids of a text without what stands around it."""
+        return int(counts[self._encoding(text, "id").ids].sum())
 
     def _spelled(self, token: str) -> bytes | str:
         """The bytes of a token of the vocabulary; byte-level BPE spells each byte as one character."""
@@ -149,13 +155,6 @@ class BPETokenizer:
             if step["type"] == "Metaspace":
                 token = token.replace(step["replacement"], " ")
         return token.encode()
-
-    def _knows_all(self, vocabulary: dict[str, int]) -> bool:
-        """Whether any text has ids: by all bytes on their own, or as the characters of byte-level BPE."""
-        import tokenizers
-
-        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-        return len(self.byte_tokens) == 256 or vocabulary.keys() >= set(alphabet)
 
     def to_dict(self) -> dict[str, Any]:
         """{"type": "bpe", "tokenizer": the JSON of the tokenizers library}."""
@@ -172,6 +171,13 @@ def decoder_steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     if decoder["type"] != "Sequence":
         return [decoder]
     return [step for part in decoder["decoders"] for step in decoder_steps(part)]
+
+
+def _knows_all(vocabulary: dict[str, int], by_bytes: frozenset[int]) -> bool:
+    """Whether any text has ids: by all bytes on their own, or as the characters of byte-level BPE."""
+    import tokenizers
+
+    return len(by_bytes) == 256 or vocabulary.keys() >= set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
 def _first_from(encoding: "tokenizers.Encoding", place: int) -> int:

@@ -8,17 +8,25 @@ from jaxlm.data.tokenizer import CharTokenizer, Tokenizer, TranscriptTokenizer
 from jaxlm.errors import UserError
 
 
-def from_hugging_face(data: dict[str, Any]) -> BPETokenizer:
+def from_hugging_face(data: dict[str, Any]) -> Tokenizer:
     """The tokenizer of Hugging Face's tokenizer.json, without its truncation and padding of texts.
 
+    Those that `hugging_face_files` wrote come back as they were.
+
     Raises:
-      UserError: it is not a byte-pair encoding, or its decoder does more to a text than to join tokens, write spaces
-        for ▁, read bytes such as <0xE4> and drop a space in front: then texts cannot be joined.
+      UserError: it is neither one of these nor a byte-pair encoding, or its decoder does more to a text than to
+        join tokens, write spaces for ▁, read bytes such as <0xE4> and drop a space in front: then texts cannot be
+        joined.
     """
     model = data.get("model")
     kind = model.get("type") if isinstance(model, dict) else model
     if isinstance(model, dict) and kind is None and {"vocab", "merges"} <= model.keys():
         kind = "BPE"  # older files do not say it
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if kind == "WordLevel" and isinstance(vocabulary, dict):
+        for own in (TranscriptTokenizer(), CharTokenizer(text for text in vocabulary if len(text) == 1)):
+            if hugging_face_files(own)["tokenizer.json"] == data:
+                return own
     if kind != "BPE":
         raise UserError(f"its model is of type {kind!r}, only 'BPE' is supported")
     _check_decoder(data.get("decoder"))

@@ -47,6 +47,7 @@ class Batches:
         self, cfg: ModelConfig, tokens: np.ndarray | None, seed: int, draws: int | None, short: bool = False
     ) -> None:
         self._cfg, self._rng = cfg, np.random.default_rng(seed)
+        self.short = short
         if tokens is None:
             tokens = self._rng.integers(0, cfg.vocab_size, _random_shape(cfg, 1 if short else ROWS))
             self.decoded_rows = min(DECODED_ROWS, len(tokens))

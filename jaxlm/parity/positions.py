@@ -43,9 +43,9 @@ def _places(comparison: Comparison) -> list[tuple[int, int]]:
     cfg, read = comparison.cfg, comparison.batches.length
     if cfg.family != "transformer" or cfg.max_seq_len <= read:
         return []
-    most = min(math.isqrt(SCORES // cfg.num_heads), LOGITS // cfg.vocab_size, cfg.max_seq_len)
-    asked = [length for length in (*LENGTHS, cfg.max_seq_len) if length <= LENGTHS[-1]]
-    places = [(0, length) for length in sorted({min(length, most) for length in asked}) if length > read]
+    most = min(math.isqrt(SCORES // cfg.num_heads), LOGITS // cfg.vocab_size, LENGTHS[-1], cfg.max_seq_len)
+    lengths = sorted({min(length, most) for length in (*LENGTHS, cfg.max_seq_len)})
+    places = [(0, length) for length in lengths if length > read]
     if most < cfg.max_seq_len and comparison.networks.each.torch.begins_anywhere:
         places.append((cfg.max_seq_len - LAST, LAST))
     return places

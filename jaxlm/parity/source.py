@@ -77,8 +77,8 @@ class SourceNetwork:
 
     def __init__(self, source: Source, cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.cfg, self._source, self._shapes = cfg, source, shapes
-        self._layers = {theirs: ours for ours, theirs in source.modules.items() if theirs}
         self.model = source.build(cfg.dtype).eval()
+        self._layers = {self._own_name(theirs): ours for ours, theirs in source.modules.items() if theirs}
 
     def forward(self, windows: np.ndarray, weights: np.ndarray, with_grads: bool = True) -> Pass:
         """The same as `JaxNetwork.forward`; the loss without weights is the one that the source computes itself."""
@@ -127,12 +127,16 @@ class SourceNetwork:
         with _exactly(self.cfg.dtype), torch.no_grad():
             return to_array(self._placed(to_tensor(tokens).long(), first))
 
+    def _own_name(self, name: str) -> str:
+        """The name that a module, or a parameter, of the file has in the module."""
+        return name
+
     def _gradients(self) -> dict[str, np.ndarray]:
         import torch
 
         grads: dict[str, np.ndarray] = {}
         for entry in self._source.entries:
-            parameter = self.model.get_parameter(entry.name)
+            parameter = self.model.get_parameter(self._own_name(entry.name))
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             leaves = entry.layout.split(to_array(grad), [self._shapes[path] for path in entry.paths])
             grads |= dict(zip(entry.paths, leaves, strict=True))
@@ -155,6 +159,10 @@ class TransformersNetwork(SourceNetwork):
     """A module of transformers."""
 
     model: Any
+
+    def _own_name(self, name):
+        head = self._source.modules["head"]  # files of GPT-NeoX call it embed_out
+        return f"lm_head{name[len(head) :]}" if name.startswith(head) else name
 
     def _losses(self, tokens, targets):
         logits = self.model(input_ids=tokens, use_cache=False).logits

@@ -1,7 +1,7 @@
 """Updates: do the optimizers of both frameworks take the same steps from identical gradients?"""
 
+import dataclasses
 import functools
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,17 +20,18 @@ from jaxlm.types import Params
 def compare_updates(comparison: Comparison, count: int) -> PartResult:
     """Compares three steps of every optimizer from the gradients of so many batches; one row an optimizer, the worst.
 
-    Both take torch's gradients, of a norm at which one of the three steps is not clipped.
+    Both take torch's gradients, of a norm at which one of the three steps is not clipped. Of a large model they update
+    the parameters outside the layers and those of the first layers, as all layers are alike to an optimizer: its
+    moments would be as large as two models.
     """
-    torch, batches = comparison.networks.each.torch, comparison.batches.first(count)
-    sizes = {
-        path: float(np.max(np.abs(leaf), initial=0)) for path, leaf in flatten_dict(comparison.params, sep="/").items()
-    }
+    batches = comparison.batches.first(count)
+    params = flatten_dict(_updated(comparison, comparison.params), sep="/")
+    sizes = {path: float(np.max(np.abs(leaf), initial=0)) for path, leaf in params.items()}
     names = list(optimizer_steps.OPTIMIZERS)
     draws: dict[str, list[dict[str, Distances]]] = {name: [] for name in names}
     for batch in batches:
-        grads = _gradients(torch, batch)
-        for name in names:  # one at a time: its moments are as large as two models
+        grads = _gradients(comparison, batch)
+        for name in names:
             draws[name].append(_distances(comparison, name, grads))
     rows, divergences = [], []
     for name in names:
@@ -47,11 +48,24 @@ def compare_updates(comparison: Comparison, count: int) -> PartResult:
     return PartResult(rows, bug or next(iter(divergences), None))
 
 
-def _gradients(torch: Any, batch: Inputs) -> Params:
+def _gradients(comparison: Comparison, batch: Inputs) -> Params:
     """torch's gradients of a batch, of a norm at which one of the three steps is not clipped."""
+    torch = comparison.networks.each.torch
     with computing(torch.cfg.dtype):
         grads = torch.forward(batch.windows, batch.weights).grads
-    return _of_norm(unflatten_dict(grads, sep="/"), 1.5 * optimizer_steps.CLIP_NORM)
+    return _of_norm(_updated(comparison, unflatten_dict(grads, sep="/")), 1.5 * optimizer_steps.CLIP_NORM)
+
+
+def _updated(comparison: Comparison, tree: Params) -> Params:
+    """Of a tree of unrolled layers, what the optimizers update."""
+    layers = _layers(comparison)
+    return {name: part for name, part in tree.items() if int(name.rpartition("block_")[2] or 0) < layers}
+
+
+def _layers(comparison: Comparison) -> int:
+    """So many of the first layers are updated: of a large model one period of them."""
+    cfg = comparison.asked_cfg
+    return min(len(cfg.layer_period), cfg.num_layers) if comparison.batches.short else cfg.num_layers
 
 
 def _distances(comparison: Comparison, name: str, grads: Params) -> dict[str, Distances]:
@@ -73,19 +87,22 @@ def _divergence(comparison: Comparison, name: str, row: Row) -> Divergence:
         return Divergence("update", layer, True, where, causes.HINTS["rounding"], "rounding")
     where = f"the update of {path} by {name} differs, {given}"
     each = comparison.networks.each
-    grads = _gradients(each.torch, comparison.batches.first(1)[0])
+    grads = _gradients(comparison, comparison.batches.first(1)[0])
     with computing("float64"):
         in_jax = _step(comparison, name, each.most_exact_jax, grads)[path]
-    tried = causes.of_update(path, name, each.most_exact_torch.cfg, comparison.params, grads, in_jax)
+    cfg = dataclasses.replace(each.most_exact_torch.cfg, num_layers=_layers(comparison))
+    tried = causes.of_update(path, name, cfg, _updated(comparison, comparison.params), grads, in_jax)
     return Divergence("update", layer, True, where, tried)
 
 
 def _step(comparison: Comparison, name: str, network: Network, grads: Params) -> dict[str, np.ndarray]:
     """What an optimizer adds to the parameters, by path; in JAX to layers stacked as they are configured."""
-    dtype, cfg = network.cfg.param_dtype, comparison.asked_cfg
-    params, slopes = (jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for tree in (comparison.params, grads))
+    dtype, layers = network.cfg.param_dtype, _layers(comparison)
+    cfg = dataclasses.replace(comparison.asked_cfg, num_layers=layers)
+    trees = _updated(comparison, comparison.params), grads
+    params, slopes = (jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for tree in trees)
     if isinstance(network, TorchNetwork):
-        return optimizer_steps.torch_updates(name, network.cfg, params, slopes)
+        return optimizer_steps.torch_updates(name, dataclasses.replace(network.cfg, num_layers=layers), params, slopes)
     if not cfg.scan_layers:
         return optimizer_steps.jax_updates(name, params, slopes)
     stacked = optimizer_steps.jax_updates(name, *(stack_params(cfg, tree) for tree in (params, slopes)))

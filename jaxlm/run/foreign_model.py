@@ -17,7 +17,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.build import build_model
 from jaxlm.run.folder import Run
 
-Format = Literal["hf", "nanogpt", "meta", "llama2c"]
+Format = Literal["hf", "nanogpt", "meta", "llama2c", "torchref"]
 Activation = Literal["gelu", "gelu_tanh"]
 IDS = "ids"
 """Given instead of a tokenizer's file: texts are token ids."""
@@ -36,7 +36,8 @@ def read_model(kind: Format, source: Path, tokenizer: Path | None = None, activa
     """Reads a model of another format: preset "imported", step 0, no data; its sample.stop_token is the model's own.
 
     Args:
-      source: what `convert.from_hf` (also ORG/NAME on the Hub), `from_nanogpt`, `from_meta` or `from_llama2c` reads.
+      source: what `convert.from_hf` (also ORG/NAME on the Hub), `from_nanogpt`, `from_meta`, `from_llama2c` or
+        `load_torchref` reads.
       tokenizer: a tokenizer.json of Hugging Face or jaxlm, or "ids"; None = the one in the source's folder, else ids.
       activation: that of a nanoGPT checkpoint, which does not say it; None = gelu.
 
@@ -61,7 +62,8 @@ def read_model(kind: Format, source: Path, tokenizer: Path | None = None, activa
     elif kind == "nanogpt":
         cfg, params = convert.from_nanogpt(source, activation or "gelu")
     else:
-        cfg, params = (convert.from_meta if kind == "meta" else convert.from_llama2c)(source)
+        readers = {"meta": convert.from_meta, "llama2c": convert.from_llama2c, "torchref": convert.load_torchref}
+        cfg, params = readers[kind](source)
     stop = stops[0] if len(stops) == 1 else stops or None
     config = ExperimentConfig(preset="imported", model=cfg, sample=SampleConfig(stop_token=stop))
     text_tokenizer = _tokenizer(source, tokenizer, cfg.vocab_size)

@@ -11,7 +11,13 @@ from jaxlm.run.foreign_model import Activation, Format, read_model
 from jaxlm.run.training import fit_prompt
 from jaxlm.training.step import TrainState
 
-FORMATS: dict[Format, str] = {"hf": "Hugging Face", "nanogpt": "nanoGPT", "meta": "Meta", "llama2c": "llama2.c"}
+FORMATS: dict[Format, str] = {
+    "hf": "Hugging Face",
+    "nanogpt": "nanoGPT",
+    "meta": "Meta",
+    "llama2c": "llama2.c",
+    "torchref": "torchref",
+}
 
 
 def import_run(

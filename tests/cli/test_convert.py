@@ -231,6 +231,27 @@ def test_published_tokenizers_are_read_and_their_special_tokens_are_ids(tmp_path
         assert json.loads(stdout)["texts"][0].startswith(name)
 
 
+def test_an_imported_run_is_measured_on_a_text_and_its_special_tokens(tmp_path):
+    larger = {"transformer.wte.weight": np.random.default_rng(1).standard_normal((340, 15), np.float32)}
+    source = write(tmp_path / "source", {**GPT2, "vocab_size": 340}, weights(GPT2) | larger)
+    (source / "tokenizer.json").write_text(json.dumps(llama2_tokenizer()))
+    assert command("convert", source, tmp_path / "new", "--from", "hf")[0] == 0
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat</s>" * 40 + ".")
+    arguments = ("eval", tmp_path / "new", "--data.path", text, "--json")
+    for special_tokens in ("text", "id"):
+        code, stdout, _ = command(*arguments, "--data.special-tokens", special_tokens)
+        found, ids = json.loads(stdout), load_run(tmp_path / "new").tokenizer.encode(text.read_text(), special_tokens)
+        assert (code, found["targets"]) == (0, len(ids))  # without <s>, with </s>
+        assert (ids == 2).sum() == (40 if special_tokens == "id" else 0)
+        # Of all bytes of the text, whatever stands around it; <s> is no target, and </s> at the end is no text.
+        nats = found["bits_per_byte"] * np.log(2) * (15 * 40 + 1)
+        np.testing.assert_allclose(nats, found["loss"] * found["targets"], rtol=1e-9)
+    assert json.loads(command(*arguments)[1])["targets"] > found["targets"]  # text, unless told otherwise
+    said = command(*arguments[:2], "--task", "prediction", "--prompts", text, "--data.special-tokens", "id")[2]
+    assert "--data.special-tokens id is not read beside --prompts" in said
+
+
 # Stop tokens
 
 

@@ -94,11 +94,12 @@ def test_a_special_token_in_a_text_is_one_id_or_text(kind, spelled, token):
     assert literal[begin : begin + len(as_text)].tolist() == as_text.tolist()
 
 
+@pytest.mark.parametrize("special_tokens", ["id", "text"])
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_bytes_of_targets_are_those_of_the_text(kind):
+def test_bytes_of_targets_are_those_of_the_text(kind, special_tokens):
     tokenizer = from_hugging_face(KINDS[kind])
-    text = TEXT.lstrip()
-    ids = np.concatenate(list(tokenizer.encode_blocks([text])))
+    text = TEXT.lstrip().replace("</s></s>", "</s>").removesuffix("</s>") + "."
+    ids = np.concatenate(list(tokenizer.encode_blocks([text], special_tokens)))
     counts = tokenizer.token_bytes()
     assert counts.shape == (tokenizer.vocab_size,)
     first = 0 if ENDS[kind][0] else counts[ids[0]]  # without <s>, the first token of the text is no target

@@ -46,5 +46,20 @@ GPT2 = Family(
     buffers=r"h\.\d+\.attn\.(masked_)?bias",
     zero_biases=True,
 )
-NANOGPT = dataclasses.replace(GPT2, model_type="nanogpt", architecture="GPT", plain=(), zero_biases=False)
-"""The tensors of nanoGPT; its config is `model_args`."""
+NANOGPT = dataclasses.replace(
+    GPT2,
+    model_type="nanogpt",
+    architecture="GPT",
+    fields=(
+        Same("vocab_size"),
+        Same("block_size", "max_seq_len"),
+        Same("n_layer", "num_layers"),
+        Same("n_embd", "embed_dim"),
+        Same("n_head", "num_heads"),
+        Same("bias", "use_bias"),
+        Same("dropout", "dropout", "attention_dropout", default=0.0),
+    ),
+    plain=(),
+    zero_biases=False,
+)
+"""nanoGPT, whose config is `model_args`."""
