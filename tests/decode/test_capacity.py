@@ -89,7 +89,7 @@ def test_a_cache_begins_about_as_large_as_the_weights_and_grows_in_quarters():
     assert cache_capacities(cfg, {}, 2, 5, plan) == [128, 256, 512, 768, 1024]
     assert cache_capacities(cfg, {}, 2, 1030, plan) == [1536, 2048]
     assert cache_capacities(cfg, many, 2, 5, plan) == [1024]
-    with mock.patch("jax.default_backend", lambda: "gpu"):
+    with mock.patch("jax.default_backend", return_value="gpu"):
         assert cache_capacities(cfg, {}, 2, 5, plan) == [1024]
     assert cache_capacities(cfg, {}, 2, 5, plan_capacity(cfg, 5, 1000, 100)) == [32, 64, 100]  # it rolls from there
     assert cache_capacities(cfg, {}, 2, 5, plan_capacity(cfg, 5, 20)) == [32]
