@@ -24,4 +24,4 @@ def test_padded_rows_are_each_row_alone(name):
     assert {"a padded batch", "a padded prefill"} <= said
     if name != "two places":
         greedy = {"6 greedy tokens after padded prompts", "6 log-probabilities after padded prompts"}
-        assert {"a padded chunk after it", "step 1 after padding", *greedy} <= said or "learned" in name
+        assert {"a padded chunk after it", "step 1 after padding", *greedy} <= said

@@ -22,6 +22,7 @@ FAST = [
     "mask that shows padding",
     "new places in front",
     "norms without their one",
+    "heads written as whole projections",
 ]
 """A few of each kind that `test_given_tokens.py` does not plant."""
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import transformers
-from foreign_tokenizers import gpt2_tokenizer, llama2_tokenizer, llama3_tokenizer
+from foreign_tokenizers import gemma_tokenizer, gpt2_tokenizer, llama2_tokenizer, llama3_tokenizer
 
 from jaxlm.data.hugging_face import from_hugging_face, hugging_face_files
 from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer, IdTokenizer, TranscriptTokenizer, prompt_ids
@@ -20,6 +20,7 @@ KINDS = {
     "llama3": from_hugging_face(llama3_tokenizer()),
     "llama2": from_hugging_face(llama2_tokenizer()),
     "metaspace": from_hugging_face(llama2_tokenizer(metaspace=True)),
+    "gemma": from_hugging_face(gemma_tokenizer()),
 }
 TEXTS = {"char": CHARACTERS, "transcript": "ABCXYZ' "}
 

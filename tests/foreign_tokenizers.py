@@ -10,7 +10,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TEMPLATE = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
 
 
-def _trained(normalizer, pre_tokenizer, special, size):
+def _trained(normalizer, pre_tokenizer, special, size, text=TEXT):
     made = tokenizers.Tokenizer(models.BPE())
     if normalizer is not None:
         made.normalizer = normalizer
@@ -19,7 +19,7 @@ def _trained(normalizer, pre_tokenizer, special, size):
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator([TEXT], trainer)
+    made.train_from_iterator([text], trainer)
     return made
 
 
@@ -33,7 +33,7 @@ def gpt2_tokenizer(**changes):
     return {**data, **changes}
 
 
-def llama3_tokenizer():
+def llama3_tokenizer(text=TEXT, size=300):
     """As of Llama 3: byte-level BPE behind a pattern, and <s> in front of each text."""
     pattern = tokenizers.Regex(
         r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
@@ -42,7 +42,7 @@ def llama3_tokenizer():
         pre_tokenizers.Split(pattern, "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
-    made = _trained(None, pre_tokenizers.Sequence(parts), ["<unk>", "<s>", "</s>"], 300)
+    made = _trained(None, pre_tokenizers.Sequence(parts), ["<unk>", "<s>", "</s>"], size, text)
     made.decoder = decoders.ByteLevel()
     begin = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     made.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), begin])
@@ -69,3 +69,12 @@ def llama2_tokenizer(metaspace=False, post_processor=TEMPLATE):
     data = json.loads(made.to_str())
     data["model"] |= {"vocab": learned["model"]["vocab"], "merges": learned["model"]["merges"]}
     return {**data, "added_tokens": [token for token in learned["added_tokens"] if token["content"] in special]}
+
+
+def gemma_tokenizer():
+    """As of Gemma: as Llama 2, but no space in front, words end with their space, and only <s> is added."""
+    data = llama2_tokenizer(post_processor=processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)]))
+    data["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    cut = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    data["decoder"]["decoders"] = data["decoder"]["decoders"][:3]
+    return {**data, "pre_tokenizer": cut}

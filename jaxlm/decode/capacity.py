@@ -86,7 +86,8 @@ def cache_capacities(cfg: ModelConfig, params: Params, rows: int, longest: int, 
 
     A step reads every slot, filled or not, and all weights. So the first cache is about as large as the weights: a
     smaller one would hardly make a step faster, and needs a program of its own. The last capacity is a power of two
-    (but for a given one, or the end of a position table), so that requests of similar length share programs.
+    (but for a given one, or the end of a position table), so that requests of similar length share programs. On a GPU
+    or TPU it is the only one: there a program takes half a minute to compile (docs/log.md).
     """
     if cfg.family != "transformer":
         return [1]
@@ -103,7 +104,7 @@ def cache_capacities(cfg: ModelConfig, params: Params, rows: int, longest: int, 
     capacities = [c for c in sizes if c >= longest] + [last]
     while len(capacities) > 1 and cache_size(capacities[1]) <= weights:
         capacities.pop(0)
-    return capacities
+    return capacities if jax.default_backend() == "cpu" else capacities[-1:]
 
 
 def power_of_two(n: int) -> int:

@@ -98,7 +98,7 @@ class Attention(nn.Module):
         """What the queries read from one or two parts of keys and values, the tokens' own part last."""
         cfg, own = self.cfg, seen[-1]
         if implementation == "cudnn":
-            return cudnn_attend(queries, own.keys, own.values, window, cfg.attention_scale)
+            return cudnn_attend(queries, own.keys, own.values, window, scale=cfg.attention_scale)
         dropout = None
         if train and cfg.attention_dropout:
             dropout = WeightDropout(cfg.attention_dropout, self.make_rng("dropout"))

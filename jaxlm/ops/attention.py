@@ -158,8 +158,8 @@ def cudnn_attend(
     keys: Float[Array, "B T K H"],
     values: Float[Array, "B T K H"],
     window: int | None,
-    scale: float | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
+    scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """Causal attention of whole sequences by `jax.nn.dot_product_attention`, by default cuDNN's fused kernel.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 if not __package__:  # python parity_tests/planted
     sys.path[0] = str(Path(__file__).parent.parent)
 
+from jaxlm.compilation_cache import kept_programs
 from planted.runner import Answer, ask, tool_of
 from planted.tables import KINDS
 
@@ -72,4 +73,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with kept_programs():  # most of the time goes into compiling
+        sys.exit(main())

@@ -19,7 +19,7 @@ BUGS = [
     bug(
         "RoPE theta ten times too large",
         "The base of the frequencies of RoPE is ten times too large.",
-        ATTENTION, "rope_theta = 100000.0!",
+        ATTENTION, "rope_theta!",
         edit(rope_angles, "rope_frequencies(width, theta, ", "rope_frequencies(width, 10 * theta, "), **ROPE,
     ),
     bug(
@@ -89,7 +89,7 @@ BUGS = [
     bug(
         "scores not divided by sqrt H",
         "Attention scores are not divided by the root of the head width.",
-        ATTENTION, "not divided by the root!",
+        ATTENTION, "attention_scale = 1.0!",
         edit(dot_scores, "scores * _scale_of(queries, scale)", "scores"),
     ),
     bug(

@@ -51,7 +51,7 @@ BUGS = [
     bug(
         "embeddings multiplied by sqrt D",
         "Embedding vectors are multiplied by the root of their width, as in other models.",
-        "embedding", "embedding multiplied by sqrt D!",
+        "embedding", "embedding_scale!",
         edit(LanguageModel._embed, "wide_gradients.look_up(looked_up, tokens)",
              "(cfg.embed_dim**0.5 * wide_gradients.look_up(looked_up, tokens))"), **ROPE,
     ),

@@ -101,7 +101,7 @@ BUGS = [
         "rows that go on after their stop token",
         "A row that has stopped goes on being sampled.",
         "tokens", "rows go on after their stop token!",
-        edit(ONE_STEP, "jnp.where(state.done, values.stop_token, token)", "token"),
+        edit(ONE_STEP, "jnp.where(state.done, state.token, token)", "token"),
     ),
     drawn(
         "a stop that ends all rows",
@@ -114,7 +114,7 @@ BUGS = [
         "The length of a row counts its stop token.",
         "lengths", "the stop token is counted!",
         edit(generation.join_blocks, ".sum(axis=1, dtype=np.int32)",
-             ".sum(axis=1, dtype=np.int32) + (tokens == stop_token).any(axis=1).astype(np.int32)"),
+             ".sum(axis=1, dtype=np.int32) + np.asarray(stops)[tokens].any(axis=1).astype(np.int32)"),
     ),
     drawn(
         "log-probabilities after the temperature",

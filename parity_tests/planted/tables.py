@@ -5,6 +5,7 @@ from planted import (
     cache,
     converters,
     dropout,
+    exports,
     extension,
     gradients,
     lengths,
@@ -29,5 +30,6 @@ KINDS: dict[str, list[Bug]] = {
     "sampling": sampling.BUGS,
     "extension": extension.BUGS,
     "converters": converters.BUGS,
+    "exports": exports.BUGS,
 }
 BUGS: list[Bug] = [bug for bugs in KINDS.values() for bug in bugs]

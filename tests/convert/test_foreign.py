@@ -62,7 +62,8 @@ def test_names_that_fit_nothing_are_told_by_how_they_begin(tmp_path):
         convert.from_hf(write(tmp_path / "mixed", GPT2, mixed))
 
 
-def test_an_adapter_is_refused_by_name():
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    with pytest.raises(UserError, match=rf"file holds a LoRA adapter \({name}\): merge the adapter first"):
-        wrapper([name], "file")
+def test_an_adapter_is_refused_by_name(tmp_path):
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
+    folder = write(tmp_path / "adapter", GPT2, {name: np.zeros((2, 3), np.float32)})
+    with pytest.raises(UserError, match=rf"holds a LoRA adapter \({name}\): merge the adapter first"):
+        convert.from_hf(folder)

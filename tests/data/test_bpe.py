@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import tokenizers
-from foreign_tokenizers import BYTES, gpt2_tokenizer, llama2_tokenizer, llama3_tokenizer
+from foreign_tokenizers import BYTES, gemma_tokenizer, gpt2_tokenizer, llama2_tokenizer, llama3_tokenizer
 
 from jaxlm.data.bpe import BPETokenizer
 from jaxlm.data.hugging_face import from_hugging_face
@@ -35,8 +35,9 @@ KINDS = {
     "llama3": llama3_tokenizer(),
     "llama2": llama2_tokenizer(),
     "metaspace": llama2_tokenizer(metaspace=True),
+    "gemma": gemma_tokenizer(),
 }
-ENDS = {"gpt2": ([], []), "llama3": ([1], []), "llama2": ([1], [2]), "metaspace": ([1], [2])}
+ENDS = {"gpt2": ([], []), "llama3": ([1], []), "llama2": ([1], [2]), "metaspace": ([1], [2]), "gemma": ([1], [])}
 
 
 def reference(data, text, special_tokens, around=True):
@@ -68,6 +69,16 @@ def test_long_words_and_short_texts_in_blocks(monkeypatch, kind, text):
     monkeypatch.setattr("jaxlm.data.bpe.MARGIN", 40)
     parts = from_hugging_face(KINDS[kind]).encode_blocks(in_blocks(text, 50))
     assert np.concatenate(list(parts)).tolist() == reference(KINDS[kind], text, "text")
+
+
+def test_digits_in_groups_of_three_keep_their_groups_in_blocks(monkeypatch):
+    """Where a long number is cut in two, the groups behind would begin elsewhere: there is no sound cut in it."""
+    monkeypatch.setattr("jaxlm.data.bpe.MARGIN", 40)
+    draw = random.Random(0)
+    data = llama3_tokenizer(" ".join(f"{draw.randrange(1000):03}" for _ in range(4000)), size=400)
+    text = " ".join("".join(draw.choices("0123456789", k=draw.choice([5, 500]))) for _ in range(40))
+    parts = from_hugging_face(data).encode_blocks(in_blocks(text, 50))
+    assert np.concatenate(list(parts)).tolist() == reference(data, text, "text")
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -88,6 +89,8 @@ def test_a_cache_begins_about_as_large_as_the_weights_and_grows_in_quarters():
     assert cache_capacities(cfg, {}, 2, 5, plan) == [128, 256, 512, 768, 1024]
     assert cache_capacities(cfg, {}, 2, 1030, plan) == [1536, 2048]
     assert cache_capacities(cfg, many, 2, 5, plan) == [1024]
+    with mock.patch("jax.default_backend", lambda: "gpu"):
+        assert cache_capacities(cfg, {}, 2, 5, plan) == [1024]
     assert cache_capacities(cfg, {}, 2, 5, plan_capacity(cfg, 5, 1000, 100)) == [32, 64, 100]  # it rolls from there
     assert cache_capacities(cfg, {}, 2, 5, plan_capacity(cfg, 5, 20)) == [32]
     per_slot = 2 * 2 * (2 * 4 * 4) + 2 * 2 * 4  # layers x rows x (keys and values of one head of 4) and positions

@@ -80,16 +80,23 @@ def test_a_sample_may_end_before_bytes_that_spell_nothing():
     assert min(min(one.tokens) for one in samples) >= 0
 
 
+@pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("special_tokens", ["id", "text"])
-def test_a_tokenizer_with_spaces_in_front_continues_the_text_of_its_prompt(special_tokens):
+def test_a_tokenizer_with_spaces_in_front_continues_the_text_of_its_prompt(special_tokens, words):
     tokenizer, shown = from_hugging_face(llama2_tokenizer()), []
     run = untrained_run(tokenizer)
+    spelled = [tokenizer._tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)]
+    forbidden = tuple(i for i, token in enumerate(spelled) if words and not token.startswith("▁"))
     cfg = dataclasses.replace(FREE, prompt="the café</s>", special_tokens=special_tokens, num_samples=3)
+    cfg = dataclasses.replace(cfg, forbidden_tokens=forbidden)
     samples = generate_samples(run, cfg, shown.append)
     assert "".join(shown) == cfg.prompt + samples[0].text
     prompt = tokenizer.encode(cfg.prompt, special_tokens).tolist()
     assert (2 in prompt) == (special_tokens == "id")
-    out = generate(run.model, run.params, np.array([prompt]), max_new_tokens=24, **SAME, num_samples=3)
+    out = generate(
+        run.model, run.params, np.array([prompt]), max_new_tokens=24, **SAME, num_samples=3, forbidden_tokens=forbidden
+    )
+    assert all(one.text.startswith(" ") for one in samples) or not words
     for one, tokens in zip(samples, out.tokens.tolist(), strict=True):
         assert one.tokens == tokens
         assert one.text == tokenizer.decode(prompt + tokens)[len(tokenizer.decode(prompt)) :]

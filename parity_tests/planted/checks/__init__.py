@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from planted.checks import dropout, extension, imports, model, padding, sampling, schedule
+from planted.checks import dropout, exports, extension, imports, model, padding, sampling, schedule
 
 CHECKS: dict[str, Callable[..., Any]] = {
     "model": model.check_model,
@@ -13,4 +13,5 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "sampling": sampling.check_sampling,
     "extension": extension.check_extension,
     "imports": imports.check_imports,
+    "exports": exports.check_exports,
 }

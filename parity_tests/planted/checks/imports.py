@@ -7,15 +7,17 @@ changed in jaxlm's import: a change with which it gives transformers' values nam
 import dataclasses
 import functools
 import itertools
+import tempfile
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import family_models
 import huggingface
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.torch  # noqa: F401, before huggingface.in_float64 changes the types it lists
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -24,7 +26,7 @@ from jaxlm.convert import from_hf
 from jaxlm.convert.families import by_model_type
 from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.model.build import build_model
-from jaxlm.parity import Report
+from jaxlm.parity import Report, check_import
 from jaxlm.parity.capture import Event, hooked, traced
 from jaxlm.parity.measure import Results, Row, measure
 from jaxlm.parity.networks import Values, computing
@@ -231,3 +233,21 @@ def _exchanged(leaves: dict[str, np.ndarray], one: str, other: str, words: str) 
     pairs = [(path, path.replace(one, other, 1)) for path in leaves if path.startswith(f"{one}/")]
     if pairs and all(b in leaves and leaves[a].shape == leaves[b].shape for a, b in pairs):
         yield words, {}, {**{a: leaves[b] for a, b in pairs}, **{b: leaves[a] for a, b in pairs}}
+
+
+class Verdict(NamedTuple):
+    """What a tool returns, see README.md."""
+
+    passed: bool
+    layer: str
+    causes: tuple[str, ...]
+
+
+def check_folder(case: str) -> Verdict:
+    """The same by `jaxlm.parity.check_import`, as `jaxlm parity --reference hf` runs it: for `--tool imports=`."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        family_models.model(case, dtype=torch.float32).save_pretrained(folder)
+        report = check_import(folder, draws=1, parts=())
+    first = report.first
+    return Verdict(report.passed, first.layer if first else "", first.causes if first else ())
