@@ -19,6 +19,9 @@ from jaxlm.parity.report import Divergence, PartResult, first_divergence, first_
 ROWS, LATER, STEPS, NEW_TOKENS = 3, 8, 2, 6
 """Rows of the batch; tokens read after the prefill, the last ones singly; and tokens sampled."""
 
+LONGEST = 160
+"""Tokens of a row, at most: blocks of attention begin at 128, and all values of all layers are kept."""
+
 HINTS = (
     "padding seen by the mask: a key of position -1 is nobody's",
     "padding written to the cache or to a recurrent state",
@@ -43,13 +46,14 @@ def compare_padding(comparison: Comparison) -> PartResult:
     A batch without a cache, a prefill, a chunk that holds nothing for one row, single tokens, and greedy tokens after
     prompts of several lengths. Padding holds real token ids, so that whoever reads it is seen.
     """
-    windows = np.resize(comparison.batches.first(1)[0].windows, (ROWS, comparison.batches.length))
-    each, capacity = comparison.networks.each, comparison.capacity
+    given = comparison.batches.first(1)[0].windows[:, :-1]
+    windows = np.resize(given, (ROWS, given.shape[1]))[:, :LONGEST]
+    each, capacity = comparison.networks.each, _capacity(comparison.cfg, windows.shape[1])
     alone = [Piece("a padded batch", windows, _lengths(windows.shape[1]))]
     rows: list[Row] = []
     for pieces, slots in ((alone, None), (_cached_pieces(windows), capacity)):
         in_jax = _jax_values(each.most_exact_jax, pieces, slots)
-        torch_model = each.most_exact_torch._with_capacity(slots or comparison.cfg.max_seq_len)
+        torch_model = each.most_exact_torch._with_capacity(slots or max(comparison.cfg.max_seq_len, windows.shape[1]))
         in_torch = _torch_values(torch_model, pieces)
         for i, piece in enumerate(pieces):
             events = [
@@ -68,6 +72,11 @@ def compare_padding(comparison: Comparison) -> PartResult:
     rows += _greedy(comparison, windows)
     failed_row: Divergence | None = first_failed_row(rows)
     return PartResult(rows, failed_row and dataclasses.replace(failed_row, causes=HINTS))
+
+
+def _capacity(cfg: ModelConfig, width: int) -> int:
+    """Of a cache that overflows, where positions can go on past it."""
+    return cfg.max_seq_len if cfg.has_position_table else max(2, 2 * width // 3)
 
 
 def _lengths(width: int) -> np.ndarray:
@@ -163,7 +172,8 @@ def _tried(cfg: ModelConfig, model: Any, pieces: list[Piece], at: int, event: Ev
 
 def _greedy(comparison: Comparison, windows: np.ndarray) -> list[Row]:
     """Greedy tokens after prompts of several lengths in one batch, and after each alone, with their probabilities."""
-    each, cfg, capacity = comparison.networks.each, comparison.cfg, comparison.capacity
+    each, cfg = comparison.networks.each, comparison.cfg
+    capacity = _capacity(cfg, windows.shape[1])
     in_jax, torch_model = each.most_exact_jax, each.most_exact_torch._with_capacity(capacity)
     prompt = windows[:, : windows.shape[1] // 2 + 1]
     new = min(NEW_TOKENS, cfg.within_reach(prompt.shape[1] + NEW_TOKENS) - prompt.shape[1])
