@@ -38,7 +38,8 @@ def export_run(run: Run, target: Target, out: Path, shard_size: str = SHARD_SIZE
     if target == "torchref":
         convert.save_torchref(cfg, run.params, out)
         return "config.json and model.safetensors of torchref"
-    stops = run.config.sample.stop_tokens
+    own = run.tokenizer.eos_token
+    stops = run.config.sample.stop_tokens or (() if own is None else (own,))
     kind = convert.to_hf(
         cfg, run.params, out, run.tokenizer, stop_tokens=stops, shard_size=shard_size, card=model_card(run, out.name)
     )
