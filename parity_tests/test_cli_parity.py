@@ -48,6 +48,7 @@ def test_a_run_on_its_own_text(trained):
         "gradient",
         "update",
         "decoding",
+        "padding",
     ]
 
 

@@ -39,6 +39,8 @@ def lines(folder: Path, indent: str) -> list[str]:
     files = {path.name: summary(path) for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"}
     commands = [name for name, text in files.items() if text.startswith("`jaxlm ")]
     rows = [f"{indent + '  ' + name:26}{text}" for name, text in files.items() if name not in commands]
+    inner = sorted(path.parent for path in folder.glob("*/__init__.py")) if folder.parent != ROOT else []
+    rows += [line for one in inner for line in lines(one, f"{indent}  ")]
     return [own, *rows, *([f"{indent}  {' '.join(commands)}: one command each"] if commands else [])]
 
 

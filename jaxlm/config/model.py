@@ -244,7 +244,7 @@ class ModelConfig(Validated):
         if self.attention_scale is not None and self.attention_score not in ("dot", "multiplicative"):
             raise UserError(
                 f"attention_scale = {self.attention_scale} is for dot and multiplicative scores, but attention_score = "
-                f"{self.attention_score!r}: leave attention_scale out"
+                f"{self.attention_score!r}: change one"
             )
         if self.qk_norm_over != "head" and not self.qk_norm:
             raise UserError(f"qk_norm_over = {self.qk_norm_over!r} needs qk_norm: give qk_norm = True, or leave it out")

@@ -17,6 +17,7 @@ from jaxlm.parity.decoding import compare_decoding, compare_greedy
 from jaxlm.parity.forward import compare_gradients, compare_layers
 from jaxlm.parity.inputs import Batches
 from jaxlm.parity.networks import Reference, TorchNetwork, computing
+from jaxlm.parity.padding import compare_padding
 from jaxlm.parity.positions import compare_positions
 from jaxlm.parity.report import Report, joined
 from jaxlm.parity.softmax import compare_softmax
@@ -24,8 +25,9 @@ from jaxlm.parity.source import Source, open_source
 from jaxlm.parity.updates import compare_updates
 from jaxlm.types import Params
 
-Part = Literal["gradients", "updates", "decoding", "sampling", "positions"]
-"""What is compared besides activations, logits and losses; sampling is greedy, positions are long contexts."""
+Part = Literal["gradients", "updates", "decoding", "sampling", "positions", "padding"]
+"""What is compared besides activations, logits and losses; sampling is greedy, positions are long contexts, and padding
+is rows of several lengths in one batch."""
 
 SourcePart = Literal["gradients", "decoding", "sampling", "positions"]
 """The same where the other side is another library's model."""
@@ -47,9 +49,9 @@ def check(
     """Compares `jaxlm.build_model(cfg)` with `torchref.build_model(cfg)` under the same parameters.
 
     It compares the output of every layer, the logits, the loss (with weights), the gradient of every parameter, three
-    steps of each optimizer from identical gradients, cached decoding past the wrap of its window, greedy tokens, and
-    the logits of one row each of 512 and 2,048 tokens, as far as the context goes, and of the last 64 positions beyond
-    that. Products are taken at the highest precision.
+    steps of each optimizer from identical gradients, cached decoding past the wrap of its window, greedy tokens, rows
+    of several lengths in one batch, and the logits of one row each of 512 and 2,048 tokens, as far as the context goes,
+    and of the last 64 positions beyond that. Products are taken at the highest precision.
 
     Float64 decides what is a bug: there only another formula differs by more than 1e-10 of a tensor's largest value.
     The report then names the first layer to differ, with likely causes, tried where they can be. In the config's own
@@ -139,6 +141,8 @@ def _compared(
         results.append(comparison.settled(compare_decoding))
     if "sampling" in parts:
         results.append(compare_greedy(comparison, prompt))
+    if "padding" in parts and numbers <= LARGE:
+        results.append(compare_padding(comparison))
     return joined(results)
 
 

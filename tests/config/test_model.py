@@ -26,6 +26,16 @@ def test_any_valid_model_config_survives_json(window, dropout, mlp_dim):
     assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
 
 
+def test_what_differs_by_layer_cycles_over_a_common_period():
+    cfg = ModelConfig(**SIZES, num_layers=7, window=(3, None), rope_theta=(10.0, 20.0, 30.0), rope_factor=2.0)
+    assert len(cfg.layer_period) == 6
+    assert [tuple(layer) for layer in cfg.layer_settings[:4]] == [
+        (3, 10.0, 2.0), (None, 20.0, 2.0), (3, 30.0, 2.0), (None, 10.0, 2.0)
+    ]  # fmt: skip
+    assert cfg.layer_settings[6] == cfg.layer_settings[0]
+    assert ModelConfig(**SIZES).layer_period == ((None, 10000.0, 1.0),)
+
+
 def test_derived_widths():
     cfg = ModelConfig(**SIZES, num_layers=5, embed_dim=12, num_heads=6, num_kv_heads=2, window=(3, None))
     assert cfg.resolved == (2, 2, 2, 48)
@@ -57,6 +67,23 @@ def test_derived_widths():
         ({"window": (1, 2, 3), "scan_layers": True}, "num_layers = 4 is not a multiple of the period 3"),
         ({"dropout": 1.0}, "dropout = 1.0"),
         ({"rope_theta": 0.0}, "rope_theta = 0.0"),
+        ({"rope_theta": ()}, "rope_theta and rope_factor need a number for each layer"),
+        ({"rope_theta": (1e4, -1.0)}, "rope_theta = (10000.0, -1.0)"),
+        (
+            {"rope_theta": (1e4, 1e6), "window": (1, 2, 3), "num_layers": 3, "scan_layers": True},
+            "the period 6 of window",
+        ),
+        ({"position": "rope", "rotary_dim": 5}, "rotary_dim = 5 must be even and at most the head width"),
+        ({"position": "rope", "head_dim": 8, "rotary_dim": 10}, "rotary_dim = 10 must be even"),
+        ({"position": "rope", "rope_factor": 2.0}, "rope_factor = 2.0 needs a rope_scaling"),
+        ({"position": "rope", "rope_scaling": "llama3", "rope_ramp": (4.0, 1.0)}, "rope_ramp = (4.0, 1.0)"),
+        ({"position": "rope", "rope_scaling": "yarn", "rope_theta": 1.0}, "rope_theta = 1.0 is too small"),
+        ({"block_layout": "parallel", "norm_order": "post"}, "block_layout = 'parallel' needs norm_order = 'pre'"),
+        ({"block_layout": "parallel", "mlp_dim": 0}, "and mlp_dim = 0"),
+        ({"attention_scale": 0.0}, "attention_scale = 0.0"),
+        ({"attention_scale": 0.5, "attention_score": "concat"}, "attention_scale = 0.5 is for dot and multiplicative"),
+        ({"qk_norm_over": "projection"}, "qk_norm_over = 'projection' needs qk_norm"),
+        ({"residual_scale": float("inf")}, "residual_scale = inf"),
         ({"norm_eps": -1e-5}, "norm_eps = -1e-05"),
     ],
 )
