@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm.config import ModelConfig
 from jaxlm.convert.tensors import to_array, to_tensor
+from jaxlm.errors import UserError
 from jaxlm.parity import optimizer_steps
 from jaxlm.parity.attention_form import differences, find_form
 from jaxlm.parity.capture import Event
@@ -232,7 +233,11 @@ def _kind(cfg: ModelConfig, event: Event) -> str:
 def _probes(cfg: ModelConfig, params: Params, event: Event) -> Iterator[Probe]:
     """Every trap that could show first at this event."""
     for words, changes in _other_fields(cfg):
-        yield words, dataclasses.replace(cfg, **changes), params
+        try:
+            changed = dataclasses.replace(cfg, **changes)
+        except UserError:  # no model has these values together
+            continue
+        yield words, changed, params
     kernel = f"{event.layer}/kernel"
     leaf = _leaf(params, kernel)
     if leaf is not None and leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]:
@@ -263,6 +268,7 @@ def _other_fields(cfg: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
             "activation": names,
             "norm_eps": (1e-5, 1e-6, 1e-8, 1e-12, 0.0),
             "residual": (True, False),
+            "block_layout": () if cfg.block_layout == "parallel_one_norm" else ("sequential", "parallel"),
             "norm_order": ("pre", "post") if cfg.norm == "none" else (),
             "attention_softcap": (None,),
             "attention_scale": (None, 1.0),

@@ -68,6 +68,13 @@ BUGS = [
         edit(transformer.Block.__call__, "if cfg.residual else", 'if name == "attention" else'),
     ),
     bug(
+        "MLP of a parallel block that reads attention's result",
+        "A block whose MLP should read the block's own input is computed one sublayer after the other.",
+        "block_0", "block_layout = 'sequential'!",
+        edit(transformer.Block.__call__, 'y = Norm(cfg, name="mlp_norm")(x)',
+             'y = Norm(cfg, name="mlp_norm")(x + of_attention)'), block_layout="parallel", **ROPE,
+    ),
+    bug(
         "norm after each sublayer, not before",
         "A model with norms before its sublayers is computed with norms after them.",
         "block_0", "norm before or after",
