@@ -279,8 +279,8 @@ def _other_fields(cfg: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         }
         if cfg.position == "rope":
             period = [layer.rope_theta for layer in cfg.layer_period]
-            nearby = [tuple(theta * by for theta in period) for by in (10, 0.1)]
-            nearby = [one[0] if len(one) == 1 else one for one in nearby]
+            tenfold = [tuple(theta * by for theta in period) for by in (10, 0.1)]
+            nearby = [one[0] if len(one) == 1 else one for one in tenfold]
             fields |= {"rope_layout": ("half", "interleaved"), "rope_theta": (1e4, 5e5, 1e6, *nearby, *set(period))}
             fields |= {"rotary_dim": (None, cfg.resolved.head_dim // 4 * 2 or None), "position": ("none",)}
             fields |= {"rope_factor": (1.0,), "rope_attention_factor": (1.0,)}

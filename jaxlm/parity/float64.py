@@ -12,6 +12,7 @@ def float64_throughout() -> Iterator[None]:
     formulas, unchanged, are as exact as float64. The buffers that it computes when a model is built (the frequencies
     of RoPE) need this, too: build the model in here.
     """
+    import safetensors.torch  # noqa: F401  (its table of types must not be made in here)
     import torch
     from torch.overrides import TorchFunctionMode
 

@@ -18,6 +18,8 @@ from jaxlm.config import ModelConfig
 from jaxlm.convert import from_hf, from_nanogpt
 from jaxlm.convert.families import by_model_type
 from jaxlm.convert.families.gpt2 import NANOGPT
+from jaxlm.convert.files import open_tensors, read_json
+from jaxlm.convert.foreign import wrapper
 from jaxlm.convert.tensors import load_torch, to_array, to_tensor
 from jaxlm.errors import UserError
 from jaxlm.parity.capture import hooked
@@ -226,14 +228,22 @@ def _open_hf(folder: Path) -> Source:
     except ImportError as error:
         raise UserError(f"--reference hf needs {error.name}, which is missing: pip install 'jaxlm[parity]'") from None
     cfg, params = _wide(*from_hf(folder))
-    family = by_model_type(transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type)
+    family = by_model_type(read_json(folder / "config.json")["model_type"])
 
     def build(dtype: str) -> Any:
         import torch
 
-        options = {"attn_implementation": "eager", "local_files_only": True}
-        with _exactly(dtype), _quiet():
-            return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+        files = open_tensors(folder)
+        outer = len(wrapper(files.names, files.where))
+        state = {name[outer:]: to_tensor(files.read(name)) for name in files.names}  # in the files' own types
+        options = {"attn_implementation": "eager", "dtype": getattr(torch, dtype)}
+        try:
+            with _exactly(dtype), _quiet():
+                config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+                made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+                return type(made).from_pretrained(None, config=config, state_dict=state, **options)
+        except Exception as error:  # of many kinds, of a config that transformers refuses
+            raise UserError(f"transformers cannot load {folder}: {_line(error)}") from None
 
     return Source("hf", cfg, params, family.modules(cfg), family.entries(cfg), build)
 

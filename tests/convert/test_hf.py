@@ -28,6 +28,8 @@ def refused(source):
 
 # Configs
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 10}
+
 
 @pytest.mark.parametrize(
     ("base", "changes", "words"),
@@ -39,9 +41,13 @@ def refused(source):
         (LLAMA, {"model_type": "qwen3_moe"}, "model_type = 'qwen3_moe' is a mixture of experts"),
         (LLAMA, {"num_local_experts": 8}, "num_local_experts = 8 is a mixture of experts"),
         (LLAMA, {"model_type": "gemma3"}, "model_type = 'gemma3' reads pictures too"),
-        (GPT2, {"scale_attn_weights": False}, "scale_attn_weights = False is not supported"),
+        (GPT2, {"scale_attn_weights": 2}, "scale_attn_weights = 2 is not supported"),
+        (GPT2, {"num_attention_heads": 5}, "num_attention_heads = 5 is not supported: n_head = 3 means the same"),
         (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True is not supported"),
-        (GPT2, {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn = True is not supported"),
+        (LLAMA, {"rope_parameters": YARN | {"factor": 1.0, "attention_factor": 1.7}}, "attention_factor = 1.7"),
+        (LLAMA, {"model_type": "phi", "num_attention_heads": 0}, "num_attention_heads = 0 is not supported"),
+        (LLAMA, {"model_type": "stablelm", "head_dim": 4}, "head_dim = 4 is not supported"),
+        (LLAMA, {"model_type": "gpt_neox", "head_dim": 4}, "head_dim = 4 is not supported"),
         (GPT2, {"add_cross_attention": True}, "add_cross_attention = True is not supported"),
         (GPT2, {"is_encoder_decoder": True}, "is_encoder_decoder = True is not supported"),
         (GPT2, {"pruned_heads": {"0": [1]}}, "pruned_heads = {'0': [1]} is not supported"),

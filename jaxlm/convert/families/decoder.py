@@ -1,6 +1,6 @@
 """What Llama and the families that descend from it have in common."""
 
-from jaxlm.convert.families.fields import Same
+from jaxlm.convert.families.fields import Rate, Same
 
 SIZES = (
     Same("vocab_size"),
@@ -14,7 +14,7 @@ HEAD_DIM = Same("head_dim", default=None)
 MLP_DIM = Same("intermediate_size", "mlp_dim")
 TIED = Same("tie_word_embeddings", "tie_embeddings", default=True)
 UNTIED = Same("tie_word_embeddings", "tie_embeddings", default=False)
-ATTENTION_DROPOUT = Same("attention_dropout", default=0.0)
+ATTENTION_DROPOUT = Rate("attention_dropout")
 BIASES_OF_ATTENTION = Same("attention_bias", "qkv_bias", "attention_out_bias", default=False)
 
 TOP = {"model.embed_tokens": "embedding", "model.norm": "final_norm", "lm_head": "head"}

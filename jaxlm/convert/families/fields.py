@@ -24,13 +24,20 @@ class Same:
       theirs: its name in config.json.
       ours: names of the fields; none = the same name.
       default: its value where config.json lacks it; REQUIRED = it must be there.
+      alias: another name for the same entry.
     """
 
-    def __init__(self, theirs: str, *ours: str, default: Any = REQUIRED) -> None:
-        self.theirs, self.ours, self.default = theirs, ours or (theirs,), default
+    def __init__(self, theirs: str, *ours: str, default: Any = REQUIRED, alias: str | None = None) -> None:
+        self.theirs, self.ours, self.default, self.alias = theirs, ours or (theirs,), default, alias
 
     def read(self, fields: Fields) -> dict[str, Any]:
         """See Field."""
+        other = None if self.alias is None else fields.optional(self.alias, None)
+        if other is not None:
+            value = fields.optional(self.theirs, other)
+            if value != other:
+                fields.refuse(str(self.alias), other, f"{self.theirs} = {value!r} means the same: make them equal")
+            return dict.fromkeys(self.ours, other)
         needed = self.default is REQUIRED
         value = fields.required(self.theirs) if needed else fields.optional(self.theirs, self.default)
         return dict.fromkeys(self.ours, value)
@@ -38,6 +45,17 @@ class Same:
     def write(self, cfg: ModelConfig) -> dict[str, Any]:
         """See Field."""
         return {self.theirs: resolved(cfg, self.ours[0])}
+
+
+class Rate(Same):
+    """A dropout rate; null means 0."""
+
+    def __init__(self, theirs: str) -> None:
+        super().__init__(theirs, default=0.0)
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """See Field."""
+        return {name: value or 0.0 for name, value in super().read(fields).items()}
 
 
 class Choice:
@@ -105,6 +123,26 @@ class Computed:
         return {self.theirs: self.to_theirs(cfg)}
 
 
+class HeadWidth:
+    """`head_dim` of families whose heads are as wide as the model over their number: another value is refused."""
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """See Field."""
+        width, sizes = (
+            fields.optional("head_dim", None),
+            [fields.seen("hidden_size"), fields.seen("num_attention_heads")],
+        )
+        if width is not None and (
+            not all(isinstance(n, int) and n > 0 for n in sizes) or width != sizes[0] // sizes[1]
+        ):
+            fields.refuse("head_dim", width, "here heads are hidden_size / num_attention_heads wide; leave it out")
+        return {}
+
+    def write(self, cfg: ModelConfig) -> dict[str, Any]:
+        """See Field."""
+        return {}
+
+
 class Dropouts:
     """The rate after each sublayer, that of the embedding, and that of the attention weights.
 
@@ -126,7 +164,7 @@ class Dropouts:
                     "for the embedding and the sublayers; only training uses it",
                     stacklevel=4,
                 )
-        return {"dropout": rate, "attention_dropout": fields.optional(self.attention, self.default) or 0.0}
+        return {"dropout": rate or 0.0, "attention_dropout": fields.optional(self.attention, self.default) or 0.0}
 
     def write(self, cfg: ModelConfig) -> dict[str, Any]:
         """See Field."""
@@ -137,9 +175,12 @@ class Dropouts:
 class Window:
     """`sliding_window`: one window for all layers, or none."""
 
+    def __init__(self, default: int | None = None) -> None:
+        self.default = default
+
     def read(self, fields: Fields) -> dict[str, Any]:
         """See Field."""
-        return {"window": fields.optional("sliding_window", None)}
+        return {"window": fields.optional("sliding_window", self.default)}
 
     def write(self, cfg: ModelConfig) -> dict[str, Any]:
         """See Field."""
@@ -191,8 +232,9 @@ class LayerTypes:
         windows = cfg.layer_windows
         size = next((window for window in windows if window is not None), None)
         types = [self.FULL if window is None else self.SLIDING for window in windows]
-        used = {} if self.used is None else {self.used: size is not None}
-        return {"sliding_window": size, "layer_types": types, **used}
+        if self.used is None:  # transformers needs a number even if no layer has a window
+            return {"sliding_window": size or cfg.max_seq_len, "layer_types": types}
+        return {"sliding_window": size, "layer_types": types, self.used: size is not None}
 
 
 def resolved(cfg: ModelConfig, name: str) -> Any:
@@ -202,6 +244,8 @@ def resolved(cfg: ModelConfig, name: str) -> Any:
         return value
     if name in cfg.resolved._fields:
         return getattr(cfg.resolved, name)
+    if name == "attention_scale":
+        return cfg.resolved.head_dim**-0.5
     return cfg.use_bias if name.endswith("_bias") else value
 
 

@@ -9,6 +9,8 @@ from jaxlm.convert.families.rope import LayeredRope, Rope
 
 _ALWAYS = decoder.RMS | {"norm_unit_offset": True}
 _TANH = {"gelu_pytorch_tanh": "geglu_tanh", **GATES}
+_LEGACY = {"gelu_pytorch_tanh": "geglu_tanh", "gelu_python": "geglu", **GATES, "gelu": "geglu_tanh"}
+"""Gemma 1's first releases say "gelu" and mean the tanh form; transformers reads them so."""
 _SHARED = (
     *decoder.SIZES,
     Same("num_key_value_heads", "num_kv_heads", default=None),
@@ -30,15 +32,13 @@ _LATER = (
         lambda cfg: cfg.resolved.head_dim if cfg.attention_scale is None else round(cfg.attention_scale**-2),
         default=256,
     ),
-    Same("attn_logit_softcapping", "attention_softcap", default=None),
-    Same("final_logit_softcapping", "final_softcap", default=None),
 )
 
 GEMMA = Family(
     model_type="gemma",
     architecture="GemmaForCausalLM",
     always=_ALWAYS,
-    fields=(*_SHARED, Choice("hidden_act", "activation", "gelu_pytorch_tanh", _TANH), Rope()),
+    fields=(*_SHARED, Choice("hidden_act", "activation", "gelu_pytorch_tanh", _LEGACY), Rope()),
     top=decoder.TOP,
     layer=decoder.LAYER,
     block=decoder.ATTENTION | decoder.MLP | decoder.NORMS,
@@ -49,7 +49,14 @@ GEMMA2 = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
     always=_ALWAYS | {"norm_order": "sandwich"},
-    fields=(*_SHARED, *_LATER, _EVEN, Rope()),
+    fields=(
+        *_SHARED,
+        *_LATER,
+        Same("attn_logit_softcapping", "attention_softcap", default=50.0),
+        Same("final_logit_softcapping", "final_softcap", default=30.0),
+        _EVEN,
+        Rope(),
+    ),
     top=decoder.TOP,
     layer=decoder.LAYER,
     block=decoder.ATTENTION | decoder.MLP | decoder.FOUR_NORMS,
@@ -60,7 +67,13 @@ GEMMA3 = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
     always=_ALWAYS | {"norm_order": "sandwich", "qk_norm": True},
-    fields=(*_SHARED, *_LATER, _FIVE_OF_SIX, LayeredRope(_FIVE_OF_SIX)),
+    fields=(
+        *_SHARED,
+        *_LATER,
+        Same("final_logit_softcapping", "final_softcap", default=None),  # transformers does not cap the scores
+        _FIVE_OF_SIX,
+        LayeredRope(_FIVE_OF_SIX),
+    ),
     top=decoder.TOP,
     layer=decoder.LAYER,
     block=decoder.ATTENTION | decoder.QK_NORMS | decoder.MLP | decoder.FOUR_NORMS,

@@ -14,14 +14,14 @@ class AttentionTypes:
 
     def read(self, fields: Fields) -> dict[str, Any]:
         """See Field."""
-        size, count = fields.optional("window_size", 256), fields.seen("num_layers")
+        size, count = fields.optional("window_size", 256), fields.seen("num_layers", fields.seen("num_hidden_layers"))
         types = fields.optional("attention_types", [[["global", "local"], 12]])
-        fields.ignore(["attention_layers"])  # the same, written out
         try:
             kinds = list(itertools.chain.from_iterable(list(names) * times for names, times in types))
         except (TypeError, ValueError):
             kinds = []
-        if len(kinds) != count or not set(kinds) <= {"global", "local"}:
+        kinds = fields.optional("attention_layers", kinds)  # the same, written out; transformers prefers it
+        if not isinstance(kinds, list) or len(kinds) != count or any(one not in ("global", "local") for one in kinds):
             fields.refuse("attention_types", types, f"give global or local for each of the {count} layers")
         return {"window": scalar(shortest_period([size if kind == "local" else None for kind in kinds]))}
 
@@ -40,9 +40,9 @@ GPT_NEO = Family(
     fields=(
         Same("vocab_size"),
         Same("max_position_embeddings", "max_seq_len"),
-        Same("num_layers"),
+        Same("num_layers", alias="num_hidden_layers"),
         Same("hidden_size", "embed_dim"),
-        Same("num_heads"),
+        Same("num_heads", alias="num_attention_heads"),
         Same("intermediate_size", "mlp_dim", default=None),
         AttentionTypes(),
         Choice("activation_function", "activation", "gelu_new", ACTIVATIONS),

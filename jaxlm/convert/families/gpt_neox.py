@@ -2,7 +2,7 @@
 
 from jaxlm.convert.families import decoder
 from jaxlm.convert.families.family import QKV, Family
-from jaxlm.convert.families.fields import ACTIVATIONS, Choice, Dropouts, Same
+from jaxlm.convert.families.fields import ACTIVATIONS, Choice, Dropouts, HeadWidth, Same
 from jaxlm.convert.families.rope import Rope
 
 GPT_NEOX = Family(
@@ -11,6 +11,7 @@ GPT_NEOX = Family(
     always={"position": "rope", "init": "normal"},
     fields=(
         *decoder.SIZES,
+        HeadWidth(),
         decoder.MLP_DIM,
         Choice("hidden_act", "activation", "gelu", {"gelu": "gelu", **ACTIVATIONS}),
         Same("layer_norm_eps", "norm_eps", default=1e-5),

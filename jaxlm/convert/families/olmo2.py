@@ -12,6 +12,7 @@ OLMO2 = Family(
     fields=(
         *decoder.SIZES,
         decoder.GROUPS,
+        decoder.HEAD_DIM,
         decoder.MLP_DIM,
         Choice("hidden_act", "activation", "silu", GATES),
         Same("rms_norm_eps", "norm_eps", default=1e-5),

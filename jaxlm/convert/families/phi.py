@@ -47,7 +47,7 @@ PHI3 = Family(
         Same("rms_norm_eps", "norm_eps", default=1e-5),
         decoder.UNTIED,
         Dropouts("resid_pdrop", "embd_pdrop", "attention_dropout"),
-        Rope(part=1.0, kinds=("default", "linear", "llama3")),
+        Rope(part=1.0, kinds=("default",)),
         Window(),
     ),
     top=decoder.TOP,

@@ -107,8 +107,11 @@ def rotary_dim(fields: Fields, part: Any) -> int | None:
         return None
     width = fields.seen("head_dim")
     if width is None:
-        width = fields.seen("hidden_size") // fields.seen("num_attention_heads")
-    if not isinstance(part, float | int) or not 0 < part <= 1:
+        model, heads = fields.seen("hidden_size"), fields.seen("num_attention_heads")
+        if not all(isinstance(size, int) and size > 0 for size in (model, heads)):
+            fields.refuse("num_attention_heads", heads, "give a whole number above 0, and hidden_size too")
+        width = model // heads
+    if isinstance(part, bool) or not isinstance(part, float | int) or not 0 < part <= 1:
         fields.refuse("partial_rotary_factor", part, "give a number above 0 up to 1")
     return int(width * part)
 
@@ -177,6 +180,8 @@ def _scaling(fields: Fields, where: str, options: dict[str, Any], length: Any, o
     if kind == "yarn":
         values["rope_ramp"] = (float(number("beta_slow", 1) or 1), float(number("beta_fast", 32) or 32))
         values["rope_attention_factor"] = _attention_factor(values["rope_factor"], options)
+        if values["rope_factor"] == 1 and values["rope_attention_factor"] not in (None, 1.0):
+            fields.refuse(f"{where}.attention_factor", values["rope_attention_factor"], "with factor = 1 give 1")
         if options.pop("truncate", True) is not True:
             fields.refuse(f"{where}.truncate", False, "jaxlm's ramp begins and ends at whole numbers")
     if kind == "default":

@@ -2,7 +2,7 @@
 
 from jaxlm.convert.families import decoder
 from jaxlm.convert.families.family import Family
-from jaxlm.convert.families.fields import GATES, Choice, Dropouts, Fixed, Same
+from jaxlm.convert.families.fields import GATES, Choice, Dropouts, Fixed, HeadWidth, Same
 from jaxlm.convert.families.rope import Rope
 
 STABLELM = Family(
@@ -12,6 +12,7 @@ STABLELM = Family(
     fields=(
         *decoder.SIZES,
         decoder.GROUPS,
+        HeadWidth(),
         decoder.MLP_DIM,
         Choice("hidden_act", "activation", "silu", GATES),
         Same("layer_norm_eps", "norm_eps", default=1e-5),

@@ -12,6 +12,7 @@ STARCODER2 = Family(
     fields=(
         *decoder.SIZES,
         Same("num_key_value_heads", "num_kv_heads", default=2),
+        decoder.HEAD_DIM,
         decoder.MLP_DIM,
         Choice("hidden_act", "activation", "gelu_pytorch_tanh", {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS}),
         Same("norm_epsilon", "norm_eps", default=1e-5),
