@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import planting
 import pytest
 from foreign import gpt2, llama
+from planted.bugs import edit, planted
 
 from jaxlm import parity
 from jaxlm.config import ModelConfig
@@ -16,7 +16,7 @@ ROPE = ModelConfig(**SMALL, position="rope", max_seq_len=600)
 
 
 def check(cfg, *edits):
-    with planting.planted(edits):
+    with planted(edits):
         return parity.check(cfg, parity.random_params(cfg), draws=1, parts=("positions",))
 
 
@@ -27,14 +27,14 @@ def lengths(report):
 @pytest.mark.parametrize(
     ("edit", "position"),
     [
-        (planting.edit(rope_angles, "positions.astype(dtype)", "positions.astype(jnp.bfloat16).astype(dtype)"), 257),
+        (edit(rope_angles, "positions.astype(dtype)", "positions.astype(jnp.bfloat16).astype(dtype)"), 257),
         pytest.param(
-            planting.edit(rope_angles, "positions.astype(dtype)", "(positions % 512).astype(dtype)"),
+            edit(rope_angles, "positions.astype(dtype)", "(positions % 512).astype(dtype)"),
             512,
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            planting.edit(rope_angles, "positions.astype(dtype)", "jnp.minimum(positions, 489).astype(dtype)"),
+            edit(rope_angles, "positions.astype(dtype)", "jnp.minimum(positions, 489).astype(dtype)"),
             490,
             marks=pytest.mark.slow,
         ),
@@ -54,7 +54,7 @@ def test_a_bug_at_late_positions_is_caught_and_its_layer_named(edit, position):
 def test_a_bug_at_the_last_positions_of_a_long_context_is_caught():
     """Beyond 2,048 tokens the last positions alone are read."""
     cfg = dataclasses.replace(ROPE, max_seq_len=5000)
-    late = planting.edit(rope_angles, "positions.astype(dtype)", "jnp.minimum(positions, 4950).astype(dtype)")
+    late = edit(rope_angles, "positions.astype(dtype)", "jnp.minimum(positions, 4950).astype(dtype)")
     report = check(cfg, late)
     failed = [row.name for row in report.rows if row.verdict == "DIFFERS"]
     assert failed == ["at the last 64 of 5000 positions"]

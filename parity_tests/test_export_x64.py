@@ -5,8 +5,8 @@ import json
 import math
 
 import jax
-import nanogpt_model
 import numpy as np
+import own_nanogpt
 import pytest
 import torch
 import transformers
@@ -33,7 +33,7 @@ def test_nanogpts_own_class_computes_the_same(tmp_path, bias):
     params = random_params(cfg)
     convert.to_nanogpt(cfg, params, tmp_path / "out", step=7)
     record = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=True)
-    theirs = nanogpt_model.GPT(nanogpt_model.GPTConfig(**record["model_args"])).double().eval()
+    theirs = own_nanogpt.GPT(own_nanogpt.GPTConfig(**record["model_args"])).double().eval()
     theirs.load_state_dict(record["model"], strict=True)
     tokens = tokens_for(cfg)
     given = torch.tensor(tokens)

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "eval": (evaluate, "RUN...", "Measure runs on held-out data: the exact loss, or a task"),
     "runs": (runs, "[FOLDER]", "List the runs in a folder: steps, losses, the settings that differ"),
     "attend": (attend, "RUN", "Draw the attention maps of every layer and head over a text"),
-    "parity": (parity, "[RUN]", "Compare a model with PyTorch, layer by layer, and name the first difference"),
+    "parity": (parity, "[RUN|DIR]", "Compare a model with PyTorch, layer by layer, and name the first difference"),
     "convert": (convert, "SRC DST", "Make a run of a model of Hugging Face, nanoGPT, Meta or llama2.c"),
     "prepare": (prepare, "DATASET", "Download a dataset into the local cache and check it"),
     "presets": (presets, "", "List the named configurations"),

@@ -118,16 +118,16 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, gpt2, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--from", "torchref"], "--from torchref is not there yet"),
-        (["--from", "jaxlm"], "--from jaxlm is not there yet"),
-        (["--from", "hf", "--to", "hf"], "--to hf is not there yet"),
+        (["--from", "torchref"], "has no torchref: give a folder that convert --to torchref wrote"),
+        (["--from", "jaxlm"], "--from is needed: give another format than --to jaxlm"),
+        (["--from", "hf", "--to", "hf"], "--from is needed: give another format than --to hf"),
         (["--from", "keras"], "invalid choice 'keras'"),
         ([], "--from"),
         (["--from", "hf", "--tokenizer", "nowhere.json"], "nowhere.json is not a tokenizer"),
         (["--from", "nanogpt"], "ckpt.pt is not a file"),
         (
             ["--from", "hf", "--activation", "gelu"],
-            "--activation gelu is for nanogpt, and the config.json of hf says it",
+            "--activation gelu is for --from nanogpt; hf says it: leave it out",
         ),
     ],
 )

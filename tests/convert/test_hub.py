@@ -86,7 +86,7 @@ for name in sys.argv[1:]:
 
 
 def ask(settings, *arguments, code=("-c", ASK), **more):
-    environment = {**os.environ, **settings, **more}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", **settings, **more}  # other tests go offline
     done = subprocess.run([sys.executable, *code, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
