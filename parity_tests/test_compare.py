@@ -317,6 +317,7 @@ def compare_attention(names=NAMES, **fields):
     [
         ({"layout": "interleaved"}, "rope_layout = 'interleaved' in JAX, 'half' in torch"),
         ({"theta": 5e5}, "rope_theta = 500000.0 in JAX, 10000.0 in torch"),
+        ({"theta": 513.0}, "rope_theta = 513.0 in JAX, 10000.0 in torch"),
         ({"window": 2}, "window = 2 in JAX, None in torch"),
         ({"window": 7}, "window = 7 in JAX, None in torch"),
         ({"rotated": False}, "rope_layout = None in JAX, 'half' in torch"),

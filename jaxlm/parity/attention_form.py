@@ -15,6 +15,9 @@ THETAS = (1e4, 5e5, 1e6, 1e5, 1e3, 1e2, 1e7)
 CLOSE = 2.0**8
 """Units in the last place, of the largest value, within which a result is the same."""
 
+POWERS = 141
+"""Bases from 10 to 10^8 among which one that nobody would guess is looked for first."""
+
 FIRST_ROWS = 3
 """Queries with which heads and RoPE are tried; they see the same keys in any window but the smallest."""
 
@@ -55,7 +58,8 @@ def find_form(values: dict[Event, np.ndarray], layer: str, separator: str) -> At
     limit = CLOSE * float(np.finfo(roles["o"].dtype).eps) * float(np.abs(roles["o"]).max())
     q, k, v, result = (roles[role].astype(np.float64) for role in "qkvo")
     length = q.shape[1]
-    for form in _forms(q.shape[2], k.shape[2]):
+    first = (q[:, :FIRST_ROWS], k, v, result[:, :FIRST_ROWS])
+    for form in itertools.chain(_forms(q.shape[2], k.shape[2]), _of_any_base(*first, limit)):
         rows = min(FIRST_ROWS, length)
         if np.abs(_attended(form, q[:, :rows], k, v) - result[:, :rows]).max() > limit:
             continue
@@ -94,6 +98,31 @@ def _forms(query_width: int, key_width: int) -> Iterator[AttentionForm]:
         for (layout, theta), causal in itertools.product(ropes if head_dim % 2 == 0 else ropes[:1], (True, False)):
             for window in (None, *range(1, FIRST_ROWS)) if causal else (None,):
                 yield AttentionForm(head_dim, layout, theta, causal, window)
+
+
+def _of_any_base(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, result: np.ndarray, limit: float
+) -> Iterator[AttentionForm]:
+    """Forms with a base of RoPE that nobody would guess: that which fits the first rows, to three digits."""
+
+    def error(form: AttentionForm, power: float) -> float:
+        return float(np.abs(_attended(dataclasses.replace(form, rope_theta=10**power), q, k, v) - result).max())
+
+    widths = (width for width in range(k.shape[2], 1, -1) if k.shape[2] % width == 0 and width % 2 == 0)
+    for head_dim, layout in itertools.product(widths, ("half", "interleaved")):
+        form = AttentionForm(head_dim, layout, 1.0, causal=True, window=None)
+        powers = np.linspace(1, 8, POWERS)
+        best = powers[np.argmin([error(form, power) for power in powers])]
+        low, high = best - powers[1] + powers[0], best + powers[1] - powers[0]
+        for _ in range(60):  # the error has one valley in so short a piece
+            third = (high - low) / 3
+            low, high = (
+                (low, high - third) if error(form, low + third) < error(form, high - third) else (low + third, high)
+            )
+        if error(form, low) <= limit:
+            rounded = float(f"{10**low:.3g}")
+            exact = error(form, float(np.log10(rounded))) <= limit
+            yield dataclasses.replace(form, rope_theta=rounded if exact else float(10**low))
 
 
 def _attended(form: AttentionForm, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:

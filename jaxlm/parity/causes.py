@@ -160,6 +160,8 @@ def of_foreign(
     if ours is not None and theirs is not None and ours != theirs:
         tried = [f"{words} (tried on the projections of this layer)" for words in differences(ours, theirs)]
         return (*tried, *HINTS["attention"])
+    if (ours is None) != (theirs is None):  # attention, of which one side is none of the known forms
+        return HINTS["attention"]
     if event.side == "in":
         # The layers before agree: whatever stands between the last of them and this input is different. If that is a
         # known activation in both, it maps one captured value to the other.
