@@ -70,6 +70,7 @@ def test_rounding_is_given_up_after_a_bounded_number_of_batches(monkeypatch):
     assert len(read) == 4 * comparison.MORE[-1]
 
 
+@pytest.mark.slow
 def test_a_large_model_is_read_in_one_row_and_its_first_layers_updated(monkeypatch):
     monkeypatch.setattr(models, "LARGE", 0)
     named = []

@@ -101,6 +101,7 @@ def test_the_command_compares_a_gpt2_with_transformers_and_writes_a_report(gpt2_
     assert "update" not in {row["quantity"] for row in found["rows"]}
 
 
+@pytest.mark.slow
 def test_a_llama_in_half_precision_is_compared_in_float32(tmp_path):
     model = llama(num_hidden_layers=1, tie_word_embeddings=True).to(torch.bfloat16)
     model.save_pretrained(tmp_path)

@@ -51,6 +51,7 @@ def test_a_bug_at_late_positions_is_caught_and_its_layer_named(edit, position):
     assert "positions taken modulo a length, or cut at one" in first.causes
 
 
+@pytest.mark.slow
 def test_a_bug_at_the_last_positions_of_a_long_context_is_caught():
     """Beyond 2,048 tokens the last positions alone are read."""
     cfg = dataclasses.replace(ROPE, max_seq_len=5000)
@@ -62,7 +63,7 @@ def test_a_bug_at_the_last_positions_of_a_long_context_is_caught():
     assert lengths(report) == ["of 512 tokens", "of 2048 tokens", *failed]
 
 
-@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("make", [llama, pytest.param(gpt2, marks=pytest.mark.slow)])
 def test_a_source_is_read_at_its_last_positions(tmp_path, monkeypatch, make):
     changes = {"n_positions": 700} if make is gpt2 else {"max_position_embeddings": 700}
     make(**changes).save_pretrained(tmp_path)
@@ -73,6 +74,7 @@ def test_a_source_is_read_at_its_last_positions(tmp_path, monkeypatch, make):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_read():
     assert lengths(check(ROPE)) == ["of 512 tokens", "of 600 tokens"]
     assert lengths(check(dataclasses.replace(ROPE, position="learned", max_seq_len=200))) == ["of 200 tokens"]

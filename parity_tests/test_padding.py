@@ -16,7 +16,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+FAST = ("learned positions, float32", "rope and windows")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CASES])
 def test_padded_rows_are_each_row_alone(name):
     report = check_padding(CASES[name])
     assert report.passed, report

@@ -51,10 +51,11 @@ def test_matmul():
         ("silu", torch.nn.functional.silu),
         ("swiglu", torch.nn.functional.silu),
         ("geglu", torch.nn.functional.gelu),
+        ("geglu_tanh", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
     ],
 )
 def test_activations(name, theirs):
-    assert {"swiglu", "geglu"} == set(GATED)
+    assert {"swiglu", "geglu", "geglu_tanh"} == set(GATED)
     assert_same_value_and_gradients(ACTIVATIONS[name], theirs, [3 * x for x in arrays((5, 7))])
 
 

@@ -73,7 +73,14 @@ def test_activations_are_torchs(name, theirs):
     assert_same_value_and_gradients(ACTIVATIONS[name], theirs, normal(5, 7, scale=3))
 
 
-@pytest.mark.parametrize(("name", "gate"), [("swiglu", functional.silu), ("geglu", functional.gelu)])
+@pytest.mark.parametrize(
+    ("name", "gate"),
+    [
+        ("swiglu", functional.silu),
+        ("geglu", functional.gelu),
+        ("geglu_tanh", lambda x: functional.gelu(x, approximate="tanh")),
+    ],
+)
 def test_gated_mlps_multiply_what_the_gate_lets_through(name, gate):
     def theirs(p, x):
         hidden = gate(functional.linear(x, p["gate.weight"], p["gate.bias"]))

@@ -144,7 +144,7 @@ BUGS = [
         "mistral", "window without the query's own key",
         "A window is read as one key less, as if it did not count the query itself.",
         ATTENTION, "window!",
-        edit(Window.read, 'fields.optional("sliding_window", self.default)', 'fields.optional("sliding_window", None) - 1'),
+        edit(Window.read, '"sliding_window", self.default)', '"sliding_window", self.default) - 1'),
     ),
     imported(
         "gemma3", "theta of the other layers",

@@ -70,6 +70,7 @@ def test_the_cache_shrinks_exactly_with_the_heads_it_holds():
     assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0])
 
 
+@pytest.mark.slow
 def test_activations_shrink_with_recomputation_and_grow_with_the_depth():
     def kept(**fields):
         return activation_bytes_per_sequence(variant(**fields))

@@ -9,6 +9,7 @@ from jaxlm.cli.info import fold_blocks
 from jaxlm.ops import canary
 
 
+@pytest.mark.slow
 def test_a_large_preset_shows_its_summary_first_and_its_blocks_once():
     code, out, _ = command("info", "gpt2-124m")
     assert code == 0

@@ -215,7 +215,7 @@ def test_a_file_that_goes_while_it_is_read(tmp_path):
 # Memory
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "msgpack"])
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("msgpack", marks=pytest.mark.slow)])
 def test_a_model_is_never_in_memory_twice(tmp_path, kind):
     tensors = {f"{i}.bias": np.full((25, 1000, 250), i, np.float32) for i in range(8)}
     file = save(tmp_path, tensors=tensors) if kind == "safetensors" else save_flax(tmp_path, tensors)

@@ -113,6 +113,7 @@ def test_what_is_not_there_is_named(tmp_path):
     assert "params.json cannot be read (No such file or directory)" in refused(convert.from_meta, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_export_is_never_in_memory_twice(tmp_path):
     sizes = {**SIZES, "dim": 516, "hidden_dim": 1000, "n_layers": 20, "vocab_size": 1000}
     file = llama2c.write(tmp_path / "model.bin", sizes, llama2c.weights(sizes), 1, True)

@@ -118,6 +118,7 @@ def test_predict_gives_the_logits_of_greedy_feedback():
         np.testing.assert_allclose(logits[row], full, atol=FLOAT64)
 
 
+@pytest.mark.slow
 def test_more_tokens_than_a_call_of_the_compiled_loop_returns():
     cfg = dataclasses.replace(CFG, max_seq_len=300)
     model, params = built(cfg)
