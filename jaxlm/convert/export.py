@@ -3,8 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from jaxlm.convert.families import FAMILIES
 from jaxlm.convert.families.family import shapes
 from jaxlm.convert.families.holding import Held, holding
 from jaxlm.convert.shards import SHARD_SIZE, parse_size, write_shards
+from jaxlm.data.files import staged
 from jaxlm.data.hugging_face import hugging_face_files
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import UserError
@@ -81,23 +80,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
       UserError: `folder` holds something, or cannot be written.
     """
     check_new(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            yield aside
-            aside.chmod(0o777 & ~_umask())
-            os.replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another folder") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with staged(folder, "choose another folder") as aside:
+        aside.mkdir(parents=True)
+        yield aside
 
 
 def check_new(folder: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from jaxlm.errors import UserError
+from jaxlm.convert.export import check_new
 from jaxlm.run import checkpoint
 from jaxlm.run.folder import Run, load_run, new_folder
 from jaxlm.run.foreign_model import Activation, Format, read_model
@@ -35,8 +35,7 @@ def import_run(
     Raises:
       UserError: `out` is not an empty or new folder, the model cannot be converted, or the tokenizer does not fit.
     """
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UserError(f"{out} already holds something: choose another DST")
+    check_new(out)
     read = read_model(kind, source, tokenizer, activation)
     config, origin = fit_prompt(read.config, read.tokenizer), {"format": FORMATS[kind], "name": source.resolve().name}
     with new_folder(out, config, read.tokenizer, None, source=origin) as aside:

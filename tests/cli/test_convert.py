@@ -93,7 +93,7 @@ def test_what_is_there_is_left_alone(tmp_path, gpt2, place):
         out.symlink_to(tmp_path / "nowhere")
     before = sorted(tmp_path.rglob("*"))
     code, _, stderr = command("convert", gpt2, out, "--from", "hf")
-    assert (code, stderr) == (2, f"jaxlm: error: {out} already holds something: choose another DST\n")
+    assert (code, stderr) == (2, f"jaxlm: error: {out} already holds something: choose another folder\n")
     assert sorted(tmp_path.rglob("*")) == before
 
 
