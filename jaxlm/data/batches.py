@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxlm.data.shards import ShardedTokens
 from jaxlm.errors import UserError
 
 EVAL_GROUPS = 64
@@ -25,6 +26,12 @@ ROWS_FIX = "give more transcripts, another --data.val-fraction, or --data.val-pa
 COUNT_BLOCK = 1 << 22
 """Tokens whose bytes are counted at once; bounds the memory it takes."""
 
+Read: TypeAlias = Callable[[tuple[slice, ...]], np.ndarray]
+"""Reads a part of a block of windows [steps, B, T + 1], given a slice of each axis, and nothing else of it."""
+
+Put: TypeAlias = Callable[[tuple[int, ...], np.dtype, Read], Array]
+"""Puts a block of windows onto the devices, given its shape, its type and how to read a part of it."""
+
 
 def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: int, places: int) -> Int[Array, " B"]:
     """Where the windows of a step's batch begin: `size` places in 0 .. places - 1, from (seed, step) alone.
@@ -32,7 +39,8 @@ def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: i
     The windows of a run are numbered from 0, and window i begins at the fraction frac(offset + i * golden ratio) of
     the text: an additive recurrence (Weyl sequence). Every stretch of it covers the text evenly; the seed gives the
     offset. Independent draws leave some text out and repeat other text; at equal steps they train a little worse
-    (docs/log.md). The sequence repeats after 2^32 windows.
+    (docs/log.md). The sequence repeats after 2^32 windows. From 2^31 places
+    on `_host_starts` alone is used.
     """
     offset = _offset(seed)
     window = jnp.asarray(step, jnp.uint32) * np.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
@@ -50,10 +58,32 @@ def _offset(seed: Int[Array, ""] | int) -> Array:
 
 
 def _host_starts(offset: int, steps: np.ndarray, size: int, places: int) -> Int[np.ndarray, "steps B"]:
-    """`batch_starts` of some steps in NumPy: cutting windows here must not wait for what the device computes."""
+    """`batch_starts` of some steps in NumPy: cutting windows here must not wait for what the device computes.
+
+    From 2^31 places on, fractions have 64 binary digits instead of 32, of which the offset gives the first 32.
+    """
     windows: np.ndarray = steps.astype(np.uint64)[:, None] * np.uint64(size) + np.arange(size, dtype=np.uint64)
+    if places >= 1 << 31:
+        # 2^64 over the golden ratio; products of NumPy's uint64 are modulo 2^64.
+        long = windows * np.uint64(0x9E3779B97F4A7C15) + (np.uint64(offset) << np.uint64(32))
+        return _high_product(long, places).astype(np.int64)
     fractions = (windows * np.uint64(0x9E3779B9) + np.uint64(offset)) & np.uint64(0xFFFFFFFF)
     return (fractions * np.uint64(places) >> np.uint64(32)).astype(np.int64)
+
+
+def _high_product(fractions: np.ndarray, places: int) -> np.ndarray:
+    """floor(fractions * places / 2^64) of uint64 by 32-bit halves, as NumPy has no 128-bit product."""
+    half, low_bits = np.uint64(32), np.uint64(0xFFFFFFFF)
+    high, low = fractions >> half, fractions & low_bits
+    places_high, places_low = np.uint64(places >> 32), np.uint64(places & 0xFFFFFFFF)
+    middle = high * places_low + (low * places_low >> half)
+    other = low * places_high + (middle & low_bits)
+    return high * places_high + (middle >> half) + (other >> half)
+
+
+def put_whole(shape: tuple[int, ...], dtype: np.dtype, read: Read) -> Array:
+    """Reads a whole block and puts it onto the default device."""
+    return jax.device_put(read((slice(None),) * len(shape)))
 
 
 def target_weights(windows: Int[Array, "B T1"], pad_token: int) -> Float[Array, "B T"]:
@@ -91,9 +121,11 @@ class TokenStream:
     """One sequence of tokens. A batch cuts its windows anywhere; evaluation cuts them side by side."""
 
     tokens: Any
-    """[n] unsigned integers: a NumPy array, a memory-mapped file, or a JAX array on the device."""
+    """[n] unsigned integers: a NumPy array, a memory-mapped file, `ShardedTokens`, or a JAX array on the device."""
     seq_len: int = dataclasses.field(metadata={"static": True})
     """T, the targets of a window."""
+    document_end: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """The token that ends each document of a prepared corpus, and stands nowhere else; None = one text."""
 
     def __len__(self) -> int:
         """Tokens."""
@@ -111,7 +143,13 @@ class TokenStream:
 
     def head(self, size: int) -> "TokenStream":
         """The first `size` tokens."""
-        return dataclasses.replace(self, tokens=self.tokens[:size])
+        is_sharded = isinstance(self.tokens, ShardedTokens)
+        return dataclasses.replace(self, tokens=self.tokens.part(0, size) if is_sharded else self.tokens[:size])
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the tokens are in files, which may be larger than the device's memory."""
+        return isinstance(self.tokens, np.memmap | ShardedTokens)
 
     def targets(self) -> Iterator[Integer[np.ndarray, " n"]]:
         """All targets, some at a time."""
@@ -127,24 +165,33 @@ class TokenStream:
         """None: all targets count alike."""
         return
 
-    def feed(self, seed: int, batch_size: int, num_steps: int) -> Callable[[int], BatchSource]:
-        """What the device reads, by first step: the whole stream, or the windows of `num_steps` steps of a mapped file.
+    def feed(self, seed: int, batch_size: int, num_steps: int, put: Put = put_whole) -> Callable[[int], BatchSource]:
+        """What the device reads, by first step: the whole stream, or the windows of `num_steps` steps of mapped files.
 
-        A mapped file may be larger than the device's memory, so its windows are cut here. There are always equally
+        Mapped files may be larger than the device's memory, so their windows are cut here. There are always equally
         many, so that the loop is compiled once.
+
+        Args:
+          put: how the windows get onto the devices. A process of many reads its own rows alone there.
         """
-        if not isinstance(self.tokens, np.memmap):
+        if not self.is_mapped:
             resident = dataclasses.replace(self, tokens=jnp.asarray(self.tokens))
             return lambda first: resident
 
-        offset, places = int(_offset(seed)), len(self.tokens) - self.seq_len
+        offset, places, length = int(_offset(seed)), len(self.tokens) - self.seq_len, self.seq_len + 1
 
-        def read(first: int) -> WindowBlock:
+        def windows(first: int) -> WindowBlock:
             starts = _host_starts(offset, np.arange(first, first + num_steps), batch_size, places)
-            block = self.tokens[starts[..., None] + np.arange(self.seq_len + 1)]
-            return WindowBlock(*jax.device_put((block, np.int32(first))))
 
-        return read
+            def read(index: tuple[slice, ...]) -> np.ndarray:
+                mine, (start, stop, _) = starts[index[:2]], index[2].indices(length)
+                cut = [self.tokens[int(place) + start : int(place) + stop] for place in mine.flat]
+                return np.stack(cut).reshape(*mine.shape, stop - start)
+
+            block = put((num_steps, batch_size, length), self.tokens.dtype, read)
+            return WindowBlock(block, jax.device_put(np.int32(first)))
+
+        return windows
 
     def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:
         """Windows of seq_len targets from position 0 on, the shorter remainder included: every target once.
@@ -168,15 +215,15 @@ class TokenStream:
         """Refuses a split too short to train on, or too long to address.
 
         Raises:
-          UserError: fewer than seq_len + 1 tokens, or more than 2^31 - 1.
+          UserError: fewer than seq_len + 1 tokens, or more than 2^31 - 1 that are not in files.
         """
         if len(self) <= self.seq_len:
             raise UserError(
                 f"the training split has {len(self)} tokens, shorter than one context of max_seq_len = {self.seq_len} "
                 "and its next token: give more text, or a smaller --model.max-seq-len"
             )
-        if len(self) > np.iinfo(np.int32).max:
-            raise UserError(f"the training split has {len(self)} tokens: at most 2^31 - 1 can be addressed")
+        if len(self) > np.iinfo(np.int32).max and not self.is_mapped:
+            raise UserError(f"the training split has {len(self)} tokens: at most 2^31 - 1 can be addressed in memory")
 
     def check_evaluation(self, name: str = "the validation split", fix: str = VAL_FRACTION_FIX) -> None:
         """Refuses a split without a target.
@@ -230,8 +277,8 @@ class PaddedRows:
         """0 on padding; the others count alike, and their mean over the batch is 1."""
         return target_weights(windows, self.pad_token)
 
-    def feed(self, seed: int, batch_size: int, num_steps: int) -> Callable[[int], BatchSource]:
-        """What the device reads, by first step: always all rows, which are small."""
+    def feed(self, seed: int, batch_size: int, num_steps: int, put: Put = put_whole) -> Callable[[int], BatchSource]:
+        """What the device reads, by first step: always all rows, which are small; so `put` has nothing to do."""
         resident = dataclasses.replace(self, rows=jnp.asarray(self.rows))
         return lambda first: resident
 

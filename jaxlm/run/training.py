@@ -14,7 +14,7 @@ import optax
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
 from jaxlm.config.base import difference
 from jaxlm.data import tokenizer as tokenizers
-from jaxlm.data.corpus import Corpus, load_corpus
+from jaxlm.data.corpus import Corpus, load_corpus, with_own_tokenizer
 from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
@@ -155,6 +155,7 @@ def new_session(
         is_run = (out / "config.json").exists()
         fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
         raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
+    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     if not keep_warmup:
         config = shrink_warmup(config)
     if init_from is not None:
@@ -186,6 +187,7 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
       UserError: as `train`.
       CheckError: every checkpoint is damaged.
     """
+    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     record = read_record(out)
     stored_config, sha256 = record.config, record.corpus_sha256
     if sha256 is None:

@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxlm.config import ExperimentConfig
-from jaxlm.data.batches import EvalBatch, Split, num_bytes
+from jaxlm.data.batches import EvalBatch, Split, TokenStream, num_bytes
+from jaxlm.data.bpe import BPETokenizer
 from jaxlm.data.corpus import Corpus
+from jaxlm.data.document_tokens import document_bytes
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError
 from jaxlm.model.layers import LanguageModel
@@ -77,6 +79,9 @@ def check_converged(losses: dict[str, float]) -> None:
 
 def count_bytes(split: Split, tokenizer: Tokenizer) -> int | None:
     """Bytes of the UTF-8 text that the targets of a split spell; None if they spell none."""
+    if isinstance(split, TokenStream) and split.document_end is not None and isinstance(tokenizer, BPETokenizer):
+        token_bytes = document_bytes(tokenizer, split.document_end)
+        return None if token_bytes is None else num_bytes(split, token_bytes) or None
     token_bytes = tokenizer.token_bytes()
     return None if token_bytes is None else max(num_bytes(split, token_bytes) - tokenizer.added_bytes, 0) or None
 
