@@ -47,7 +47,8 @@ def encode_document(tokenizer: BPETokenizer, text: str, end_of_text: int | None)
 def document_bytes(tokenizer: BPETokenizer, end_of_text: int) -> Int[np.ndarray, " V"] | None:
     """Bytes of the text of a document that each id stands for; None if that is not known.
 
-    The tokens around a text stand for none. A space that the tokenizer puts in front is taken back at the end.
+    The tokens around a text stand for none. A space that the tokenizer puts in front is taken back at the end; some
+    (Metaspace) put none before a text that begins with one, and such a document counts one byte too few.
     """
     counts = tokenizer.token_bytes()
     if counts is None:

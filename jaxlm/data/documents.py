@@ -164,7 +164,9 @@ def _text_documents(source: Source, cfg: PrepareConfig, offset: int) -> Iterator
     separator = None if cfg.separator is None else cfg.separator.encode()
     with source.path.open("rb") as file:
         file.seek(offset)
-        read: Callable[[], bytes] = functools.partial(file.read if separator is None else file.readline, READ)
+        read: Callable[[], bytes] = functools.partial(file.read, READ)
+        if separator is not None:  # a part of a longer line must not look like it
+            read = functools.partial(file.readline, max(READ, len(separator) + 3))
         at_end = False
 
         def document() -> Iterator[str]:

@@ -87,6 +87,9 @@ def prepare_corpus(
     """
     sources = find_sources(cfg)
     _check_documents(sources, cfg)
+    if tokenizer is not None and end_of_text not in (ids := sorted(special_ids(tokenizer).values())):
+        known = ", ".join(map(str, ids))
+        raise UserError(f"end_of_text = {end_of_text} is no special token of the tokenizer: give one of {known}")
     plan = _plan(cfg, sources, tokenizer, end_of_text)
     _begin(out, plan)
     tokenizer, end_of_text = _tokenizer(out, cfg, sources, tokenizer, end_of_text)

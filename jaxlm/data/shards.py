@@ -30,9 +30,12 @@ BLOCK = 1 << 23
 
 
 class ShardedTokens:
-    """Arrays of tokens as one sequence, which is never in memory as a whole."""
+    """Arrays of tokens as one sequence, which is never in memory as a whole.
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+    An array has a length, a dtype and slices that are NumPy arrays; only for places it also takes an array of them.
+    """
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
         self._arrays = [array for array in arrays if len(array)]
         self._starts = [0, *itertools.accumulate(map(len, self._arrays))]
         self.dtype = arrays[0].dtype
@@ -133,6 +136,9 @@ def open_prepared(path: Path) -> PreparedCorpus:
         raise UserError(f"{path} is not a prepared corpus, or not finished: give its `jaxlm prepare` command again")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path} has the format {manifest.get('format')!r}, not {FORMAT!r}: prepare the corpus again")
+    for name in ("tokenizer_sha256", "end_of_text", "dtype", "documents", "tokens", "shards"):
+        if name not in manifest:
+            raise UserError(f"{path / MANIFEST} has no {name!r}: restore it, or prepare the corpus again")
     _check_file(path / TOKENIZER, manifest["tokenizer_sha256"])
     tokenizer = tokenizers.load(path / TOKENIZER)
     assert isinstance(tokenizer, BPETokenizer)
