@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 from foreign_tokenizers import gpt2_tokenizer, llama2_tokenizer, llama3_tokenizer
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxlm.data import document_tokens, documents
@@ -16,12 +16,13 @@ from jaxlm.data.document_tokens import cuts_at_spaces, document_bytes, encode_do
 from jaxlm.data.documents import Source
 from jaxlm.data.hugging_face import from_hugging_face
 
-LEARNED = BPETokenizer.train_on_documents(["the cat sat on the mat;\n\n the dog  sat\n", "naïve café"] * 9, 290)
+SPACES = "ab   1\n\n\nb    a \n \n ab.  b\n\n  1"
+LEARNED = BPETokenizer.train_on_documents(["the cat sat on the mat;\n\n the dog  sat\n", "naïve café", SPACES] * 9, 320)
 
 
 def test_a_learned_tokenizer_has_an_end_of_text_that_no_text_becomes():
     assert special_ids(LEARNED) == {"<|endoftext|>": 0}
-    assert LEARNED.vocab_size <= 290
+    assert LEARNED.vocab_size <= 320
     text = "cat<|endoftext|>dog"
     ids = encode_document(LEARNED, text, 0).tolist()
     assert (ids.count(0), ids[-1]) == (1, 0)
@@ -40,6 +41,7 @@ def test_which_tokenizers_may_be_cut(tokenizer, expected):
     )
 
 
+@example(text="ab    ab\n \n ab   1\n\n\nb    a")
 @given(text=st.text(st.sampled_from("ab1' \n\t.é你\u00a0\u2028\x1c\r"), max_size=60))
 def test_pieces_have_the_tokens_of_the_whole(text):
     source = Source("a.txt", Path("a.txt"), 0, 0)
