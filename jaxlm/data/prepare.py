@@ -1,17 +1,12 @@
-"""From documents to token shards: worker processes tokenize, one writes; a run that was killed goes on where it was."""
+"""From documents to token shards on disk; work that was interrupted goes on where it was."""
 
-import collections
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,20 +15,18 @@ import numpy as np
 from jaxlm.config.prepare import PrepareConfig
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.bpe import END_OF_TEXT, BPETokenizer
-from jaxlm.data.document_tokens import cuts_at_spaces, encode_document, special_ids
+from jaxlm.data.document_tokens import cuts_at_spaces, special_ids
+from jaxlm.data.document_workers import tokenized
 from jaxlm.data.documents import FIRST, Piece, Place, Source, find_sources, read_pieces
 from jaxlm.data.files import staged
 from jaxlm.data.shards import FORMAT, MANIFEST, PLAN, TOKENIZER
-from jaxlm.errors import CheckError, UserError
+from jaxlm.errors import UserError
 
 SAMPLE_CHARS = 1 << 26
 """A new tokenizer learns from about so many characters at most."""
 
 SAMPLE_FILES = 1024
 """And from the beginnings of about so many files, evenly spread, where there are far more."""
-
-BLOCK_CHARS = 1 << 18
-"""Characters that a worker gets at once."""
 
 JOURNAL = "progress.jsonl"
 """A line for each finished shard: its entry of the manifest, and the place where the next one begins."""
@@ -92,6 +85,20 @@ def prepare_corpus(
         raise UserError(f"end_of_text = {end_of_text} is no special token of the tokenizer: give one of {known}")
     plan = _plan(cfg, sources, tokenizer, end_of_text)
     _begin(out, plan)
+    with _alone(out):
+        return _work(cfg, out, sources, tokenizer, end_of_text, workers or os.cpu_count() or 1, report)
+
+
+def _work(
+    cfg: PrepareConfig,
+    out: Path,
+    sources: list[Source],
+    tokenizer: BPETokenizer | None,
+    end_of_text: int | None,
+    workers: int,
+    report: Report,
+) -> dict[str, Any]:
+    """Writes what is missing in a folder that has its plan."""
     tokenizer, end_of_text = _tokenizer(out, cfg, sources, tokenizer, end_of_text)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     shards = _Shards(out, dtype, cfg.shard_tokens, len(sources))
@@ -99,8 +106,7 @@ def prepare_corpus(
     before = [0]
     for source in sources:
         before.append(before[-1] + source.bytes)
-    count = workers or os.cpu_count() or 1
-    with contextlib.closing(shards), contextlib.closing(_tokenized(pieces, tokenizer, end_of_text, count)) as results:
+    with contextlib.closing(shards), contextlib.closing(tokenized(pieces, tokenizer, end_of_text, workers)) as results:
         for piece, tokens in results:
             shards.add(piece, tokens.astype(dtype))
             done = before[piece.place.source] + sources[piece.place.source].bytes_before(piece.place)
@@ -166,6 +172,17 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
                 f"{out} was begun with {name} = {begun.get(name)!r}, not {plan.get(name)!r}: give the same options "
                 "to go on, or choose another --out"
             )
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Locks a folder, so that no other process works in it. The lock ends with the process, however that ends."""
+    with (out / PLAN).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process works in {out}: wait for it, or choose another --out") from None
+        yield
 
 
 def _tokenizer(
@@ -295,77 +312,3 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror or error}): {FULL}") from None
-
-
-def _tokenized(
-    pieces: Iterator[Piece], tokenizer: BPETokenizer, end_of_text: int, workers: int
-) -> Generator[tuple[Piece, np.ndarray], None, None]:
-    """The pieces in their order, with their tokens."""
-    if workers == 1:
-        for piece in pieces:
-            yield piece, encode_document(tokenizer, piece.text, end_of_text if piece.is_last else None)
-        return
-    # Forked processes would share locks and memory of the tokenizers library and of whoever calls this.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, context, initializer=_start_worker, initargs=(json.dumps(tokenizer.to_dict()), end_of_text)
-    )
-    waiting: collections.deque[tuple[list[Piece], Future]] = collections.deque()
-
-    def first() -> Iterator[tuple[Piece, np.ndarray]]:
-        block, future = waiting.popleft()
-        tokens, lengths = future.result()
-        return zip(block, np.split(tokens, np.cumsum(lengths)[:-1]), strict=True)
-
-    try:
-        for block in _blocks(pieces):
-            waiting.append((block, pool.submit(_encode, [(piece.text, piece.is_last) for piece in block])))
-            if len(waiting) > 2 * workers:
-                yield from first()
-        while waiting:
-            yield from first()
-    except BrokenProcessPool:
-        raise CheckError("a worker process was killed, perhaps for its memory: give fewer --workers") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _blocks(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """Pieces, about BLOCK_CHARS characters at a time."""
-    block, size = [], 0
-    for piece in pieces:
-        block.append(piece)
-        size += len(piece.text)
-        if size >= BLOCK_CHARS:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
-
-
-_worker: tuple[BPETokenizer, int]
-"""What a worker process was started with."""
-
-
-def _start_worker(tokenizer: str, end_of_text: int) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one ends the others
-    loaded = tokenizers.from_dict(json.loads(tokenizer))
-    assert isinstance(loaded, BPETokenizer)
-    _worker = loaded, end_of_text
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed: it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode(pieces: list[tuple[str, bool]]) -> tuple[np.ndarray, list[int]]:
-    """The tokens of some pieces, one after another, and how many each has."""
-    tokenizer, end_of_text = _worker
-    tokens = [encode_document(tokenizer, text, end_of_text if is_last else None) for text, is_last in pieces]
-    return np.concatenate(tokens), [len(ids) for ids in tokens]

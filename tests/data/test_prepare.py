@@ -14,7 +14,7 @@ import pytest
 from foreign_tokenizers import gpt2_tokenizer
 
 from jaxlm.config.prepare import PrepareConfig
-from jaxlm.data import documents, prepare
+from jaxlm.data import document_workers, documents, prepare
 from jaxlm.data.hugging_face import from_hugging_face
 from jaxlm.data.prepare import prepare_corpus
 from jaxlm.data.shards import check_prepared
@@ -28,7 +28,7 @@ LONG = "whether 'tis nobler in the mind to suffer " * 9
 def corpus(tmp_path, monkeypatch):
     """Two files of many documents and one of a long document, which is cut into pieces."""
     monkeypatch.setattr(documents, "PIECE", 50)
-    monkeypatch.setattr(prepare, "BLOCK_CHARS", 200)
+    monkeypatch.setattr(document_workers, "BLOCK_CHARS", 200)
     folder = tmp_path / "corpus"
     folder.mkdir()
     for name, part in (("a.jsonl", TEXTS[:25]), ("c.jsonl", TEXTS[25:])):
@@ -142,6 +142,8 @@ def test_other_options_and_other_files_are_refused(corpus, tmp_path):
         prepared(corpus, out)
     (corpus / "d.txt").unlink()
     assert contents(out) == before
+    with prepare._alone(out), pytest.raises(ValueError, match=r"another process works in .*: wait for it, or choose"):
+        prepared(corpus, out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="mine already holds something: choose another --out"):
