@@ -14,6 +14,7 @@ with _epy.lazy_api_imports(globals()):
     from jaxlm.analysis.attention_maps import attention_maps as attention_maps
     from jaxlm.config import DataConfig as DataConfig
     from jaxlm.config import ExperimentConfig as ExperimentConfig
+    from jaxlm.config import MeshConfig as MeshConfig
     from jaxlm.config import ModelConfig as ModelConfig
     from jaxlm.config import OptimConfig as OptimConfig
     from jaxlm.config import SampleConfig as SampleConfig
@@ -35,6 +36,7 @@ with _epy.lazy_api_imports(globals()):
 __all__ = [
     "DataConfig",
     "ExperimentConfig",
+    "MeshConfig",
     "ModelConfig",
     "OptimConfig",
     "SampleConfig",

@@ -15,6 +15,7 @@ from jaxlm.cli.options import Given, parse_options, with_kinds
 from jaxlm.config import (
     DataConfig,
     ExperimentConfig,
+    MeshConfig,
     ModelConfig,
     OptimConfig,
     SampleConfig,
@@ -46,6 +47,7 @@ class _TrainOptions:
     data: DataConfig
     train: TrainConfig
     sample: SampleConfig
+    mesh: MeshConfig
     out: Path | None = None
     """New run folder; default: the next free runs/PRESET-n."""
     resume: bool = False

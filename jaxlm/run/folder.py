@@ -178,7 +178,8 @@ def new_folder(
 
 
 def write_config(folder: Path, config: ExperimentConfig, sha256: str | None, **more: Any) -> None:
-    """Writes the config.json of a run; the arguments are those of `new_folder`."""
+    """Writes the config.json of a run, without the processes that train it; the arguments are those of `new_folder`."""
+    config = dataclasses.replace(config, mesh=config.mesh.without_processes())
     record = {"config": to_dict(config), "corpus_sha256": sha256, **more, **provenance()}
     with staged(folder / "config.json") as path:
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -50,7 +50,7 @@ FREE_ON_RESUME = {
     "train.keep",
     "train.max_minutes",
 }
-"""Fields that a resumed run may change, besides those of `sample`. All others decide the numbers of the run.
+"""Fields that a resumed run may change, besides those of `sample` and `mesh`. All others decide the numbers of the run.
 
 train.steps does too, through the schedule, but training longer is what resuming is for. Data that have moved are
 recognised by their sha256.
@@ -271,7 +271,7 @@ def _run(session: Session, received: list[int]) -> Outcome:
 
 def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
     for name, ours, theirs in difference(config, stored):
-        if name not in FREE_ON_RESUME and not name.startswith("sample."):
+        if name not in FREE_ON_RESUME and not name.startswith(("sample.", "mesh.")):
             raise UserError(
                 f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
             )
