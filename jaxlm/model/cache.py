@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
+from jaxlm.ops.partition import constrain
 
 
 class KeyValues(NamedTuple):
@@ -99,13 +100,20 @@ class LayerCache(NamedTuple):
         )
 
 
-def new_layer_cache(cfg: ModelConfig, batch_size: int, slots: int) -> LayerCache:
-    """An empty cache of one attention layer."""
+LAYER_CACHE_NAMES: Any = LayerCache._make(
+    [("batch", "kv_heads", None, None), ("batch", "kv_heads", None, None), ("batch", None)]
+)
+"""The logical axes of a layer's cache."""
+
+
+def new_layer_cache(cfg: ModelConfig, batch_size: int, slots: int, num_kv_heads: int | None = None) -> LayerCache:
+    """An empty cache of one attention layer; of fewer heads than the model has, for a part of them."""
     dtype, sizes = jnp.dtype(cfg.dtype), cfg.resolved
+    heads = num_kv_heads or sizes.num_kv_heads
     return LayerCache(
-        jnp.zeros((batch_size, sizes.num_kv_heads, sizes.head_dim, slots), dtype),
-        jnp.zeros((batch_size, sizes.num_kv_heads, slots, sizes.value_head_dim), dtype),
-        jnp.full((batch_size, slots), -1, jnp.int32),
+        constrain(jnp.zeros((batch_size, heads, sizes.head_dim, slots), dtype), *LAYER_CACHE_NAMES.stored_keys),
+        constrain(jnp.zeros((batch_size, heads, slots, sizes.value_head_dim), dtype), *LAYER_CACHE_NAMES.stored_values),
+        constrain(jnp.full((batch_size, slots), -1, jnp.int32), *LAYER_CACHE_NAMES.positions),
     )
 
 
