@@ -73,6 +73,10 @@ class EvalBatch:
     weights: Float[np.ndarray, "groups B T"]
 
 
+Read: TypeAlias = Callable[[tuple[slice, ...]], np.ndarray]
+"""Reads a part of an array: a slice of each axis."""
+
+
 @runtime_checkable
 class BatchSource(Protocol):
     """What the compiled training loop reads: a pytree from which it cuts the batch of each step."""
@@ -82,6 +86,23 @@ class BatchSource(Protocol):
 
     def weights(self, windows: Int[Array, "B T1"]) -> Float[Array, "B T"] | None:
         """The weight of each target in the loss; None = all count alike."""
+
+
+@runtime_checkable
+class Put(Protocol):
+    """Puts an array on the devices: `jaxlm.sharding.layout.put`, or `on_one_device`."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype, read: Read, *names: str | None) -> Array:
+        """Reads the parts that the devices of this process hold; `names` are the logical axes."""
+
+
+def on_one_device(shape: tuple[int, ...], dtype: np.dtype, read: Read, *names: str | None) -> Array:
+    """The whole array on JAX's default device."""
+    return jax.device_put(read((slice(None),) * len(shape)))
+
+
+def _put_whole(array: np.ndarray, put: Put) -> Array:
+    return put(array.shape, array.dtype, lambda part: array[part], *[None] * array.ndim)
 
 
 # The leaves are annotated Any, not as arrays: JAX rebuilds pytrees with placeholders for leaves.
@@ -127,24 +148,31 @@ class TokenStream:
         """None: all targets count alike."""
         return
 
-    def feed(self, seed: int, batch_size: int, num_steps: int) -> Callable[[int], BatchSource]:
-        """What the device reads, by first step: the whole stream, or the windows of `num_steps` steps of a mapped file.
+    def feed(
+        self, seed: int, batch_size: int, num_steps: int, put: Put = on_one_device
+    ) -> Callable[[int], BatchSource]:
+        """What the devices read, by first step: the whole stream, or the windows of `num_steps` steps of a mapped file.
 
-        A mapped file may be larger than the device's memory, so its windows are cut here. There are always equally
-        many, so that the loop is compiled once.
+        A mapped file may be larger than a device's memory, so its windows are cut here, those rows only that `put` asks
+        for. There are always equally many, so that the loop is compiled once.
         """
         if not isinstance(self.tokens, np.memmap):
-            resident = dataclasses.replace(self, tokens=jnp.asarray(self.tokens))
+            resident = dataclasses.replace(self, tokens=_put_whole(self.tokens, put))
             return lambda first: resident
 
         offset, places = int(_offset(seed)), len(self.tokens) - self.seq_len
+        shape = num_steps, batch_size, self.seq_len + 1
 
-        def read(first: int) -> WindowBlock:
+        def block(first: int) -> WindowBlock:
             starts = _host_starts(offset, np.arange(first, first + num_steps), batch_size, places)
-            block = self.tokens[starts[..., None] + np.arange(self.seq_len + 1)]
-            return WindowBlock(*jax.device_put((block, np.int32(first))))
 
-        return read
+            def read(part: tuple[slice, ...]) -> np.ndarray:
+                return self.tokens[starts[part[:2]][..., None] + np.arange(self.seq_len + 1)[part[2]]]
+
+            windows = put(shape, self.tokens.dtype, read, None, "batch", None)
+            return WindowBlock(windows, _put_whole(np.asarray(first, np.int32), put))
+
+        return block
 
     def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:
         """Windows of seq_len targets from position 0 on, the shorter remainder included: every target once.
@@ -230,9 +258,11 @@ class PaddedRows:
         """0 on padding; the others count alike, and their mean over the batch is 1."""
         return target_weights(windows, self.pad_token)
 
-    def feed(self, seed: int, batch_size: int, num_steps: int) -> Callable[[int], BatchSource]:
-        """What the device reads, by first step: always all rows, which are small."""
-        resident = dataclasses.replace(self, rows=jnp.asarray(self.rows))
+    def feed(
+        self, seed: int, batch_size: int, num_steps: int, put: Put = on_one_device
+    ) -> Callable[[int], BatchSource]:
+        """What the devices read, by first step: always all rows, which are small."""
+        resident = dataclasses.replace(self, rows=_put_whole(self.rows, put))
         return lambda first: resident
 
     def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:

@@ -35,6 +35,8 @@ from jaxlm.run.init_from import (
 from jaxlm.run.metrics import MetricsFile, Row, read_rows
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.progress import Progress
+from jaxlm.sharding.layout import check_batch, put, put_params
+from jaxlm.sharding.mesh import make_mesh, use_mesh
 from jaxlm.training.evaluate import Evaluation
 from jaxlm.training.loop import CHUNK_STEPS, loop, make_chunk
 from jaxlm.training.step import TrainState, init_state
@@ -130,12 +132,16 @@ def train(
         raise UserError(f"{option} is for a new run, and --resume goes on with an old one: leave one out")
     if init_from is None and extend_positions:
         raise UserError("--model.extend-positions is for the weights of another run: add --init-from, or leave it out")
-    if resume:
-        session = resumed_session(config, out)
-    else:
-        session = new_session(config, out, keep_warmup, init_from, extend_positions)
-    with _signals() as received, matmul_precision(session.config.train.matmul_precision):
-        return _run(session, received)
+    mesh = make_mesh(config.mesh)
+    with use_mesh(mesh):
+        if mesh is not None:
+            check_batch(config.train, dict(mesh.shape))
+        if resume:
+            session = resumed_session(config, out)
+        else:
+            session = new_session(config, out, keep_warmup, init_from, extend_positions)
+        with _signals() as received, matmul_precision(session.config.train.matmul_precision):
+            return _run(session, received)
 
 
 def new_session(
@@ -225,8 +231,7 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     config = fit_prompt(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
-    if params is None:
-        params = init_params(model, jax.random.key(config.train.seed))
+    params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
     tx = build_optimizer(config.optim, config.train.steps, params)
     return Session(out, config, corpus, model, tx, init_state(params, tx))
 
@@ -256,8 +261,8 @@ def _run(session: Session, received: list[int]) -> Outcome:
             hooks.SaveCheckpoints(out / "checkpoints", cfg, evaluate, session.saved_step),
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
-        source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS))
-        chunk = make_chunk(session.model, session.tx, cfg)
+        source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
+        chunk = make_chunk(session.model, session.tx, cfg, session.state)
         state = loop(chunk, session.state, source, cfg, in_order)
         if logged := read_rows(out / "metrics.jsonl"):
             plot_loss(logged, out / "loss.png", out.name)
