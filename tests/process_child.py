@@ -17,9 +17,9 @@ from jaxlm.sharding import processes
 
 def meet_and_agree(i):
     print(jax.process_count(), processes.count(), processes.first(), processes.agree(10 + i, 7 * i).tolist())
-    processes.check_same("data", {"sha256": "abc", "rows": {"train": 3}})
+    processes.check_same({"sha256": "abc", "rows": {"train": 3}})
     processes.wait("writing")
-    processes.check_same("config", {"model": {"num_layers": 2 + i}, "mesh": {"data": 1}})
+    processes.check_same({"seed": 1, "model": {"num_layers": 2 + i}})
 
 
 def fail_in_one(i):

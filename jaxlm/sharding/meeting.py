@@ -274,7 +274,8 @@ class Watch:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         self._ending.acquire()
-        os.write(2, f"{chr(10) * os.isatty(2)}jaxlm: error: {' '.join(why.split())}\n".encode())
+        shows_cursor = "\n\x1b[?25h" if os.isatty(2) else ""  # where a progress bar may be
+        os.write(2, f"{shows_cursor}jaxlm: error: {' '.join(why.split())}\n".encode())
         os._exit(code)
 
     def tell_failure(self, why: str, code: int) -> None:

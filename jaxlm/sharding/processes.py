@@ -203,6 +203,16 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+@contextlib.contextmanager
+def first_before_others(name: str) -> Iterator[None]:
+    """In process 0 the block runs first, in the others when it is done there: what it leaves on disk, they find."""
+    if not first():
+        wait(name)
+    yield
+    if first():
+        wait(name)
+
+
 def agree(*values: int) -> np.ndarray:
     """What each process gave, int32 [processes, values]: the same array in all processes.
 
@@ -212,20 +222,18 @@ def agree(*values: int) -> np.ndarray:
     return row[None] if _watch is None else multihost_utils.process_allgather(row)
 
 
-def check_same(what: str, value: Any) -> None:
+def check_same(values: Mapping[str, Any]) -> None:
     """Refuses values that differ between processes, in all of them.
 
     Args:
-      what: what the values are, "config" say.
-      value: JSON types; in nested dicts the first field that differs is named.
+      values: JSON types by name; in nested dicts a name is that of the fields, with dots.
 
     Raises:
       UserError: names the field, both values and both processes; the same line in all processes.
     """
     if _watch is None:
         return
-    mine = _flat(what, value)
-    theirs = _gather_json(mine)
+    theirs = _gather_json(_flat(values))
     for member, other in zip(_watch.members, theirs, strict=True):
         for name in theirs[0] | other:
             a, b = theirs[0].get(name), other.get(name)
@@ -235,10 +243,12 @@ def check_same(what: str, value: Any) -> None:
                 )
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {name: value}
-    return {key: item for part, inner in value.items() for key, item in _flat(f"{name}.{part}", inner).items()}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dicts by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def _gather_json(value: Any) -> list[Any]:
