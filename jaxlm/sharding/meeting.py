@@ -15,12 +15,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from jaxlm.errors import UserError
 
 MAX_MESSAGE = 2**16
 """Bytes of the longest message; whoever sends more is no process of a training."""
+
+VERDICT = 5.0
+"""Seconds that the others wait longer than process 0, which says at the end of its own who is missing."""
 
 KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 9000}
 """The kernel takes a host for gone that has not answered for about 9 seconds."""
@@ -116,13 +119,12 @@ def _gather(address: str, port: int, me: Member, seconds: float) -> tuple[list[M
     deadline = time.monotonic() + seconds
     with _listen(address, port) as server:
         problem = None
-        while problem is None and len(came) < me.processes - 1:
+        while problem is None and len(came := _still_there(came)) < me.processes - 1:
             try:
                 server.settimeout(max(deadline - time.monotonic(), 0.01))
                 connection, _ = server.accept()
             except TimeoutError:
-                there = {0, *(i for i, (_, line) in came.items() if line.is_open())}
-                missing = [str(i) for i in range(me.processes) if i not in there]
+                missing = [str(i) for i in range(1, me.processes) if i not in came]
                 problem = (
                     f"process{'es' * (len(missing) > 1)} {', '.join(missing)} of {me.processes} did not come to "
                     f"{address} within {seconds:.0f} s: start all of them at about the same time, each with its own "
@@ -134,7 +136,8 @@ def _gather(address: str, port: int, me: Member, seconds: float) -> tuple[list[M
             if other is None:
                 line.close()
                 continue
-            problem = _misfit(me, came, other)
+            came = _still_there(came)
+            problem = _misfit({0: me} | {i: member for i, (member, _) in came.items()}, other)
             came[other.process_id if problem is None else -1] = other, line
     if problem is not None:
         for _, line in came.values():
@@ -160,6 +163,14 @@ def _listen(address: str, port: int) -> socket.socket:
         ) from None
 
 
+def _still_there(came: dict[int, tuple[Member, Line]]) -> dict[int, tuple[Member, Line]]:
+    """Those of the processes that have come that have not gone away again."""
+    gone = [i for i, (_, line) in came.items() if not line.is_open()]
+    for i in gone:
+        came[i][1].close()
+    return {i: other for i, other in came.items() if i not in gone}
+
+
 def _introduced(line: Line) -> Member | None:
     """Who is at the other end; None if it is not a process of jaxlm."""
     try:
@@ -168,11 +179,11 @@ def _introduced(line: Line) -> Member | None:
         return None
 
 
-def _misfit(me: Member, came: dict[int, tuple[Member, Line]], other: Member) -> str | None:
-    """Why a process that has come does not belong to the others."""
+def _misfit(there: dict[int, Member], other: Member) -> str | None:
+    """Why a process that has come does not belong to those that are there."""
+    me = there[0]
     if other.processes != me.processes:
         return f"{me} and {other} count differently: give both the same --mesh.processes"
-    there = {0: me} | {i: member for i, (member, line) in came.items() if line.is_open()}
     if other.process_id in there:
         twin = there[other.process_id]
         return (
@@ -219,7 +230,7 @@ def _answer(line: Line, me: Member, seconds: float) -> dict[str, Any]:
     """
     line.send(dataclasses.asdict(me))
     try:
-        return line.receive(seconds + 5.0) or {}  # process 0 may have come later than this one, and waits as long
+        return line.receive(seconds + VERDICT) or {}  # process 0 may have come later than this one, and waits as long
     except TimeoutError:
         line.close()
         raise
@@ -236,6 +247,8 @@ class Watch:
         self.me, self.members = me, members
         self.advice: Callable[[], str] = lambda: "start all again"
         """What to do when a process has died."""
+        self.guarded = False
+        """Whether an error is being waited for already; `processes.joined` sets it."""
         self._lines = lines
         self._ending = threading.Lock()  # taken by whoever ends this process, and never given back
         self._left: set[int] = set()
@@ -269,19 +282,25 @@ class Watch:
         for line in self._lines.values():
             line.send(message)
 
-    def end(self, why: str, code: int) -> None:
-        """Ends this process at once, with one line on stderr, unless it is ending already."""
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
+    def fail(self, why: str, code: int) -> NoReturn:
+        """Ends this process by an error of its own, and the others with it."""
         self._ending.acquire()
+        self._send({"failed": f"{self.me} ended: {why}", "code": code})
+        self._exit(why, code)
+
+    def end(self, why: str, code: int) -> None:
+        """Ends this process for a reason that the others learn for themselves, unless it is ending already."""
+        self._ending.acquire()
+        self._exit(why, code)
+
+    def _exit(self, why: str, code: int) -> NoReturn:
+        """Ends this process at once, with one line on stderr: threads may wait for others for ever."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
         shows_cursor = "\n\x1b[?25h" if os.isatty(2) else ""  # where a progress bar may be
         os.write(2, f"{shows_cursor}jaxlm: error: {' '.join(why.split())}\n".encode())
         os._exit(code)
-
-    def tell_failure(self, why: str, code: int) -> None:
-        """Tells the others that this process ends, and that they end with it. This process then says why itself."""
-        self._ending.acquire()
-        self._send({"failed": f"{self.me} ended: {why}", "code": code})
 
     def leave(self, seconds: float) -> bool:
         """Says that this process is done, and waits until all are; returns whether they are."""

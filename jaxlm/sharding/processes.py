@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -81,9 +82,7 @@ def start(cfg: MeshConfig, patience: float = PATIENCE) -> None:
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
-        why = f"JAX cannot connect {me} at {place.coordinator}: {error}"
-        watch.tell_failure(why, 2)
-        raise UserError(why) from None
+        watch.fail(f"JAX cannot connect {me} at {place.coordinator}: {error}", 2)
     _watch = watch
     atexit.register(_leave, watch)  # runs before JAX's own
 
@@ -140,40 +139,44 @@ def _end_in_one_line(watch: Watch) -> None:
 
 @contextlib.contextmanager
 def joined(cfg: MeshConfig, patience: float = PATIENCE) -> Iterator[None]:
-    """Starts as `start` does; an error in the block ends all processes, and the others name this one and its error.
+    """Starts as `start` does. With others, an error in the block ends this process at once, and all others with it.
 
-    An error of JAX itself may only follow from another process's end. So that one gets a moment to be known first.
+    Each prints one line and exits with the code of the command: 2 after a UserError, 130 after an interrupt, else 1. In
+    the others the line names this process. An error of JAX itself may only follow from another process's end, so that
+    one gets a moment to be known first. Alone, this raises what the block raises.
 
     Raises:
       UserError: as `start`.
     """
     start(cfg, patience)
+    if _watch is None or _watch.guarded:  # the outermost block ends the process, when what lies within is tidied up
+        yield
+        return
+    _watch.guarded = True
     try:
         yield
     except BaseException as error:
-        if _watch is not None:
-            if not isinstance(error, UserError | CheckError | KeyboardInterrupt):
-                time.sleep(5)
-            kind = "" if isinstance(error, UserError | CheckError) else f"{type(error).__name__} "
-            _watch.tell_failure(f"{kind}{error}", 2 if isinstance(error, UserError) else 1)
-            atexit.unregister(_leave)
-            _forget()
-        raise
+        _end_all(_watch, error)
+    finally:
+        _watch.guarded = False
+
+
+def _end_all(watch: Watch, error: BaseException) -> NoReturn:
+    if isinstance(error, UserError | CheckError):
+        watch.fail(str(error), 2 if isinstance(error, UserError) else 1)
+    if isinstance(error, KeyboardInterrupt):
+        watch.fail("interrupted", 130)
+    time.sleep(5)
+    traceback.print_exception(error)
+    watch.fail(f"{type(error).__name__} {error}", 1)
 
 
 def _leave(watch: Watch) -> None:
-    """At the end of the interpreter: waits for the others, if all went well."""
-    if hasattr(sys, "last_value") or not watch.leave(LEAVE):
-        _forget()
-
-
-def _forget() -> None:
-    """Leaves JAX's runtime without its shutdown, which would wait for the others and then abort."""
-    from jax._src.distributed import global_state
-
-    for part in (global_state.client, global_state.service):
-        _keep_for_ever(part)  # the destructors would abort, too
-    global_state.client = global_state.service = None
+    """At the end of the interpreter: waits for the others if all went well. JAX's own shutdown would abort if not."""
+    if hasattr(sys, "last_value"):  # an error has been printed
+        watch.fail(f"{type(sys.last_value).__name__} {sys.last_value}", 1)
+    if not watch.leave(LEAVE):
+        watch.fail(f"{LEAVE:.0f} s after its end other processes go on", 1)
 
 
 def _keep_for_ever(thing: object) -> None:
