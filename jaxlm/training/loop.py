@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 from jaxlm.config import TrainConfig
 from jaxlm.data.batches import BatchSource
 from jaxlm.model.layers import LanguageModel
+from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_array, shardings
 from jaxlm.training.step import StepMetrics, TrainState, train_step
 
@@ -68,7 +69,7 @@ class Hook:
     """What `loop` calls beside the steps, in the order of the steps. A subclass overrides what it needs."""
 
     def should_stop(self) -> bool:
-        """Asked before each chunk: whether training ends here."""
+        """Asked before each chunk: whether training ends here, in all processes."""
         return False
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
@@ -121,8 +122,13 @@ def loop(
             for hook in hooks:
                 hook.on_chunk(metrics, steps, seconds)
 
-    while step < cfg.steps and not any(hook.should_stop() for hook in hooks):
+    while step < cfg.steps:
+        # Clocks and signals differ between processes, so process 0 says where a chunk ends, and all stop if one must.
         stop = min(next_boundary(step, cfg), step + chunk_limit)
+        agreed = processes.agree(stop, any(hook.should_stop() for hook in hooks))
+        if agreed[:, 1].any():
+            break
+        stop = int(agreed[0, 0])
         block, end, called = source(step), put_array(np.asarray(stop, np.int32)), time.perf_counter()
         state, metrics = chunk(state, block, end)
         returned = time.perf_counter()
