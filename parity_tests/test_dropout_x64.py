@@ -61,7 +61,9 @@ def test_dropout_falls_where_torchs_does(cfg, monkeypatch):
     windows = rng.integers(0, cfg.vocab_size, (3, 12))
     ours, theirs = Masks(), Masks()
     for module in (attention, layers):
-        monkeypatch.setattr(module, "draw_kept", lambda key, rate, shape: jnp.asarray(ours.draw(1 - rate, shape)))
+        monkeypatch.setattr(
+            module, "draw_kept", lambda key, rate, shape, lines=None: jnp.asarray(ours.draw(1 - rate, shape))
+        )
 
     def torch_dropout(x, rate=0.5, training=True):
         return x * to_tensor(theirs.draw(1 - rate, x.shape)) / (1 - rate) if training and rate else x

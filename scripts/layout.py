@@ -15,6 +15,7 @@ FOLDERS = [
     "ops",
     "model",
     "optim",
+    "sharding",
     "training",
     "decode",
     "convert",

@@ -27,10 +27,7 @@ COUNT_BLOCK = 1 << 22
 """Tokens whose bytes are counted at once; bounds the memory it takes."""
 
 Read: TypeAlias = Callable[[tuple[slice, ...]], np.ndarray]
-"""Reads a part of a block of windows [steps, B, T + 1], given a slice of each axis, and nothing else of it."""
-
-Put: TypeAlias = Callable[[tuple[int, ...], np.dtype, Read], Array]
-"""Puts a block of windows onto the devices, given its shape, its type and how to read a part of it."""
+"""Reads a part of an array, and nothing else of it: a slice of each axis."""
 
 
 def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: int, places: int) -> Int[Array, " B"]:
@@ -81,11 +78,6 @@ def _high_product(fractions: np.ndarray, places: int) -> np.ndarray:
     return high * places_high + (middle >> half) + (other >> half)
 
 
-def put_whole(shape: tuple[int, ...], dtype: np.dtype, read: Read) -> Array:
-    """Reads a whole block and puts it onto the default device."""
-    return jax.device_put(read((slice(None),) * len(shape)))
-
-
 def target_weights(windows: Int[Array, "B T1"], pad_token: int) -> Float[Array, "B T"]:
     """The weight of each target windows[:, 1:]: 0 on padding, and such that the mean over the batch is 1.
 
@@ -112,6 +104,23 @@ class BatchSource(Protocol):
 
     def weights(self, windows: Int[Array, "B T1"]) -> Float[Array, "B T"] | None:
         """The weight of each target in the loss; None = all count alike."""
+
+
+@runtime_checkable
+class Put(Protocol):
+    """Puts an array on the devices: `jaxlm.sharding.layout.put`, or `on_one_device`."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype, read: Read, *names: str | None) -> Array:
+        """Reads the parts that the devices of this process hold; `names` are the logical axes."""
+
+
+def on_one_device(shape: tuple[int, ...], dtype: np.dtype, read: Read, *names: str | None) -> Array:
+    """The whole array on JAX's default device."""
+    return jax.device_put(read((slice(None),) * len(shape)))
+
+
+def _put_whole(array: np.ndarray, put: Put) -> Array:
+    return put(array.shape, array.dtype, lambda part: array[part], *[None] * array.ndim)
 
 
 # The leaves are annotated Any, not as arrays: JAX rebuilds pytrees with placeholders for leaves.
@@ -165,33 +174,33 @@ class TokenStream:
         """None: all targets count alike."""
         return
 
-    def feed(self, seed: int, batch_size: int, num_steps: int, put: Put = put_whole) -> Callable[[int], BatchSource]:
-        """What the device reads, by first step: the whole stream, or the windows of `num_steps` steps of mapped files.
+    def feed(
+        self, seed: int, batch_size: int, num_steps: int, put: Put = on_one_device
+    ) -> Callable[[int], BatchSource]:
+        """What the devices read, by first step: the whole stream, or the windows of `num_steps` steps of mapped files.
 
-        Mapped files may be larger than the device's memory, so their windows are cut here. There are always equally
-        many, so that the loop is compiled once.
-
-        Args:
-          put: how the windows get onto the devices. A process of many reads its own rows alone there.
+        Mapped files may be larger than a device's memory, so their windows are cut here, those rows only that `put`
+        asks for. There are always equally many, so that the loop is compiled once.
         """
         if not self.is_mapped:
-            resident = dataclasses.replace(self, tokens=jnp.asarray(self.tokens))
+            resident = dataclasses.replace(self, tokens=_put_whole(self.tokens, put))
             return lambda first: resident
 
-        offset, places, length = int(_offset(seed)), len(self.tokens) - self.seq_len, self.seq_len + 1
+        offset, places = int(_offset(seed)), len(self.tokens) - self.seq_len
+        shape = num_steps, batch_size, self.seq_len + 1
 
-        def windows(first: int) -> WindowBlock:
+        def block(first: int) -> WindowBlock:
             starts = _host_starts(offset, np.arange(first, first + num_steps), batch_size, places)
 
-            def read(index: tuple[slice, ...]) -> np.ndarray:
-                mine, (start, stop, _) = starts[index[:2]], index[2].indices(length)
+            def read(part: tuple[slice, ...]) -> np.ndarray:
+                mine, (start, stop, _) = starts[part[:2]], part[2].indices(shape[2])
                 cut = [self.tokens[int(place) + start : int(place) + stop] for place in mine.flat]
                 return np.stack(cut).reshape(*mine.shape, stop - start)
 
-            block = put((num_steps, batch_size, length), self.tokens.dtype, read)
-            return WindowBlock(block, jax.device_put(np.int32(first)))
+            windows = put(shape, self.tokens.dtype, read, None, "batch", None)
+            return WindowBlock(windows, _put_whole(np.asarray(first, np.int32), put))
 
-        return windows
+        return block
 
     def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:
         """Windows of seq_len targets from position 0 on, the shorter remainder included: every target once.
@@ -277,9 +286,11 @@ class PaddedRows:
         """0 on padding; the others count alike, and their mean over the batch is 1."""
         return target_weights(windows, self.pad_token)
 
-    def feed(self, seed: int, batch_size: int, num_steps: int, put: Put = put_whole) -> Callable[[int], BatchSource]:
-        """What the device reads, by first step: always all rows, which are small; so `put` has nothing to do."""
-        resident = dataclasses.replace(self, rows=jnp.asarray(self.rows))
+    def feed(
+        self, seed: int, batch_size: int, num_steps: int, put: Put = on_one_device
+    ) -> Callable[[int], BatchSource]:
+        """What the devices read, by first step: always all rows, which are small."""
+        resident = dataclasses.replace(self, rows=_put_whole(self.rows, put))
         return lambda first: resident
 
     def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:

@@ -8,9 +8,10 @@ from jaxtyping import Array, Int
 
 from jaxlm.config import ModelConfig
 from jaxlm.model.cache import checked_past
-from jaxlm.model.layers import Dropout, LanguageModel, table_init
+from jaxlm.model.layers import Dropout, LanguageModel, split, table_init
 from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import softcap
+from jaxlm.ops.partition import constrain, gathered
 from jaxlm.types import Logits, Tokens
 
 
@@ -28,8 +29,10 @@ class Bigram(LanguageModel):
         """See LanguageModel."""
         cfg = self.cfg
         shape = (cfg.vocab_size, cfg.vocab_size)
-        table = self.param("table", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
-        logits = wide_gradients.look_up(table, tokens).astype(cfg.dtype)
+        axes = ("vocab_rows", "vocab")
+        table = self.param("table", split(table_init(cfg), *axes), shape, jnp.dtype(cfg.param_dtype))
+        logits = wide_gradients.look_up(gathered(table, *axes), tokens).astype(cfg.dtype)
+        logits = constrain(logits, "batch", None, "vocab")
         logits = softcap(logits.astype(jnp.promote_types(cfg.dtype, jnp.float32)), cfg.final_softcap)
         return logits, _new_cache(cfg, tokens, cache)
 

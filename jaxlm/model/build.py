@@ -1,9 +1,15 @@
 """Builds the network that a config describes, and its initial parameters."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxlm.config import ModelConfig
@@ -14,6 +20,7 @@ from jaxlm.model.layers import LanguageModel
 from jaxlm.model.recurrent import Recurrent
 from jaxlm.model.transformer import Transformer
 from jaxlm.ops.attention import cudnn_available
+from jaxlm.ops.partition import partition_spec
 from jaxlm.types import Params
 
 FAMILIES: dict[str, type[LanguageModel]] = {
@@ -22,6 +29,9 @@ FAMILIES: dict[str, type[LanguageModel]] = {
     "embedding_bigram": EmbeddingBigram,
     "recurrent": Recurrent,
 }
+
+TOKEN = np.zeros((1, 1), np.int32)
+"""Tokens to initialise a model with."""
 
 
 def build_model(cfg: ModelConfig) -> LanguageModel:
@@ -45,5 +55,31 @@ def build_model(cfg: ModelConfig) -> LanguageModel:
 
 
 def init_params(model: LanguageModel, key: Array) -> Params:
-    """Initial parameters, a nested dict of arrays, sampled with `key`."""
-    return jax.jit(model.init)(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    """Initial parameters, a nested dict of arrays, sampled with `key`.
+
+    With a mesh in context each is sampled split over it, and no device holds the whole. The numbers are the same.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shardings = None
+    if not mesh.empty:
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(model, dict(mesh.shape)))
+    return jax.jit(functools.partial(_init, model), out_shardings=shardings)(key)
+
+
+def param_specs(model: LanguageModel, mesh_shape: Mapping[str, int]) -> Params:
+    """How each parameter is split over a mesh with axes of these sizes, a tree of `PartitionSpec`; nothing is computed.
+
+    Raises:
+      UserError: the mesh does not divide a size of the model.
+    """
+    boxed = jax.eval_shape(model.init, jax.random.key(0), TOKEN)["params"]
+    names = nn.get_partition_spec(boxed)
+
+    def spec(leaf: Any, names: PartitionSpec) -> PartitionSpec:
+        return partition_spec((*names, *[None] * (leaf.ndim - len(names))), leaf.shape, mesh_shape)
+
+    return jax.tree.map(spec, nn.unbox(boxed), names)
+
+
+def _init(model: LanguageModel, key: Array) -> Params:
+    return nn.unbox(model.init(key, TOKEN))["params"]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
+from jaxlm.ops.partition import constrain
 
 
 class KeyValues(NamedTuple):
@@ -99,14 +100,27 @@ class LayerCache(NamedTuple):
         )
 
 
-def new_layer_cache(cfg: ModelConfig, batch_size: int, slots: int) -> LayerCache:
-    """An empty cache of one attention layer."""
+LAYER_CACHE_NAMES: Any = LayerCache._make(
+    [("batch", "kv_heads", None, None), ("batch", "kv_heads", None, None), ("batch", None)]
+)
+"""The logical axes of a layer's cache."""
+
+
+def new_layer_cache(cfg: ModelConfig, batch_size: int, slots: int, num_kv_heads: int | None = None) -> LayerCache:
+    """An empty cache of one attention layer; of fewer heads than the model has, for a part of them."""
     dtype, sizes = jnp.dtype(cfg.dtype), cfg.resolved
-    return LayerCache(
-        jnp.zeros((batch_size, sizes.num_kv_heads, sizes.head_dim, slots), dtype),
-        jnp.zeros((batch_size, sizes.num_kv_heads, slots, sizes.value_head_dim), dtype),
-        jnp.full((batch_size, slots), -1, jnp.int32),
+    heads = num_kv_heads or sizes.num_kv_heads
+    return _constrained(
+        LayerCache(
+            jnp.zeros((batch_size, heads, sizes.head_dim, slots), dtype),
+            jnp.zeros((batch_size, heads, slots, sizes.value_head_dim), dtype),
+            jnp.full((batch_size, slots), -1, jnp.int32),
+        )
     )
+
+
+def _constrained(cache: LayerCache) -> LayerCache:
+    return LayerCache(*(constrain(leaf, *names) for leaf, names in zip(cache, LAYER_CACHE_NAMES, strict=True)))
 
 
 class KVCache(NamedTuple):
@@ -167,6 +181,13 @@ def check_cache_size(cfg: ModelConfig, batch_size: int, capacity: int) -> None:
     if batch_size < 1 or capacity < 1:
         raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
     cfg.check_reach(capacity, "give a smaller capacity")
+
+
+def constrain_cache(cache: Cache) -> Cache:
+    """The same cache, its rows and key/value heads split over the mesh in context."""
+    if not isinstance(cache, KVCache):
+        return cache
+    return cache._replace(layers=tuple(map(_constrained, cache.layers)))
 
 
 def grow_cache(cfg: ModelConfig, cache: Cache, capacity: int) -> Cache:

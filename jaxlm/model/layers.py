@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,9 +16,19 @@ from jaxlm.ops import wide_gradients
 from jaxlm.ops.attention import softcap
 from jaxlm.ops.dropout import draw_kept
 from jaxlm.ops.matmul import matmul
+from jaxlm.ops.partition import constrain, gathered
 from jaxlm.types import Logits, Tokens
 
-Initializer = Callable[..., Array]
+Initializer = Callable[..., Any]
+
+
+TABLE = ("vocab", "table_embed")
+"""The logical axes of an embedding table; those of an untied head are the other way round."""
+
+
+def split(init: Initializer, *names: str | None) -> Initializer:
+    """An initializer of a parameter with these logical axes, which `nn.get_partition_spec` finds."""
+    return nn.with_logical_partitioning(init, names)
 
 
 class LanguageModel(nn.Module):
@@ -55,19 +66,20 @@ class LanguageModel(nn.Module):
         """
         cfg = self.cfg
         shape = (cfg.vocab_size, cfg.embed_dim)
-        table = self.param("embedding", table_init(cfg), shape, jnp.dtype(cfg.param_dtype))
+        table = self.param("embedding", split(table_init(cfg), *TABLE), shape, jnp.dtype(cfg.param_dtype))
+        table = gathered(table, *TABLE)
         looked_up = table
         if train and cfg.embedding_dropout:
             kept = draw_kept(self.make_rng("dropout"), cfg.embedding_dropout, (cfg.vocab_size, 1))
-            looked_up = table * kept / (1 - cfg.embedding_dropout)
-        x = wide_gradients.look_up(looked_up, tokens).astype(cfg.dtype)
+            looked_up = looked_up * kept / (1 - cfg.embedding_dropout)
+        x = constrain(wide_gradients.look_up(looked_up, tokens).astype(cfg.dtype), "batch", None, None)
         return x if cfg.embedding_scale == 1 else x * jnp.asarray(cfg.embedding_scale, cfg.dtype), table
 
     @nn.nowrap
     def _logits(self, x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Logits:
         cfg = self.cfg
         wide = str(jnp.promote_types(cfg.dtype, jnp.float32))
-        head = Dense(cfg, cfg.vocab_size, cfg.head_bias, out_dtype=wide, name="head")
+        head = Dense(cfg, cfg.vocab_size, cfg.head_bias, axes=TABLE[::-1], out_dtype=wide, name="head")
         logits = head(x, table.T if cfg.tie_embeddings else None)
         return softcap(logits if cfg.logit_divisor == 1 else logits / cfg.logit_divisor, cfg.final_softcap)
 
@@ -107,7 +119,7 @@ class Dropout(nn.Module):
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias, kernel [in, out].
+    """x @ kernel + bias, kernel [in, out], whose logical axes are `axes`.
 
     `to_residual` marks projections into the residual stream, whose initial weights init "gpt2" scales down.
     """
@@ -115,6 +127,7 @@ class Dense(nn.Module):
     cfg: ModelConfig
     features: int
     use_bias: bool
+    axes: tuple[str, str]
     to_residual: bool = False
     out_dtype: str | None = None
 
@@ -127,11 +140,15 @@ class Dense(nn.Module):
         std = 0.02 / math.sqrt(2 * cfg.num_layers) if cfg.init == "gpt2" and self.to_residual else 0.02
         if kernel is None:
             shape = (fan_in, self.features)
-            kernel = self.param("kernel", weight_init(cfg, fan_in, std), shape, jnp.dtype(cfg.param_dtype))
+            init = split(weight_init(cfg, fan_in, std), *self.axes)
+            kernel = self.param("kernel", init, shape, jnp.dtype(cfg.param_dtype))
         dtype = jnp.dtype(self.out_dtype or cfg.dtype)
-        out = matmul(x.astype(cfg.dtype), kernel.astype(cfg.dtype), dtype)
+        out = matmul(x.astype(cfg.dtype), gathered(kernel.astype(cfg.dtype), *self.axes), dtype)
+        features = None if self.axes[1] == "embed" else self.axes[1]  # the residual stream is whole on each device
+        out = constrain(out, "batch", *[None] * (out.ndim - 2), features)
         if self.use_bias:
-            bias = self.param("bias", bias_init(cfg, fan_in), (self.features,), jnp.dtype(cfg.param_dtype))
+            init = split(bias_init(cfg, fan_in), features)
+            bias = self.param("bias", init, (self.features,), jnp.dtype(cfg.param_dtype))
             out = wide_gradients.add(out, jnp.expand_dims(bias, range(out.ndim - 1)))
         return out
 

@@ -1,7 +1,7 @@
 """Recurrent networks with the transformer's interface: the hidden states are the cache."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,8 @@ from jaxlm.config import ModelConfig
 from jaxlm.config.model import LayerSettings
 from jaxlm.model.cache import RecurrentCache, checked_past, zero_state
 from jaxlm.model.layer_stack import apply_layers
-from jaxlm.model.layers import Dropout, LanguageModel, bias_init, weight_init
+from jaxlm.model.layers import Dropout, LanguageModel, bias_init, split, weight_init
+from jaxlm.ops.partition import gathered, locally
 from jaxlm.types import Logits, Tokens
 
 
@@ -22,6 +23,10 @@ def slide(a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 CELL_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "slide": slide}
+
+
+KERNEL = ("embed", "hidden")
+"""The logical axes of the kernels of a cell."""
 
 
 class RecurrentLayer(nn.Module):
@@ -36,14 +41,28 @@ class RecurrentLayer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The hidden state of every token, and that of the last real token as the new cache."""
         cell = self._cell()
+        if self.is_initializing():
+            cell(cache, x[:, 0])
+        own = cell.clone(parent=None, name=None)
 
-        def step(cell: nn.RNNCellBase, state: Any, inputs: tuple[Array, Array]) -> tuple[Any, Array]:
-            token, real = inputs
-            new, out = cell(state, token)
-            return jax.tree.map(lambda a, b: jnp.where(real, a, b), new, state), out
+        def over_time(x, real, state, params):
+            def step(state: Any, inputs: tuple[Array, Array]) -> tuple[Any, Array]:
+                token, real = inputs
+                new, out = cast(Any, own.apply)({"params": params}, state, token)
+                return jax.tree.map(lambda a, b: jnp.where(real, a, b), new, state), out
 
-        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
-        state, out = scan(cell, cache, (x, positions[..., None] >= 0))
+            state, out = jax.lax.scan(step, state, (x.swapaxes(0, 1), real.swapaxes(0, 1)))
+            return out.swapaxes(0, 1), state
+
+        # On a mesh each device has its own rows and all of the parameters: nothing is sent between two tokens.
+        params = jax.tree.map(
+            lambda leaf: gathered(leaf, *KERNEL) if leaf.ndim == 2 else leaf,
+            nn.unbox(self.variables["params"]["cell"]),
+        )
+        rows, state_rows = ("batch", None, None), jax.tree.map(lambda _: ("batch", None), cache)
+        whole = jax.tree.map(lambda leaf: (None,) * leaf.ndim, params)
+        scan = locally(over_time, (rows, rows, state_rows, whole), (rows, state_rows))
+        out, state = scan(x, positions[..., None] >= 0, cache, params)
         return Dropout(self.cfg.dropout)(out, train), state
 
     @nn.nowrap
@@ -54,8 +73,8 @@ class RecurrentLayer(nn.Module):
             make = functools.partial(make, activation_fn=CELL_ACTIVATIONS[cfg.cell_activation])
         return make(
             features=cfg.embed_dim,
-            kernel_init=weight_init(cfg, cfg.embed_dim),
-            recurrent_kernel_init=weight_init(cfg, cfg.embed_dim),
+            kernel_init=split(weight_init(cfg, cfg.embed_dim), *KERNEL),
+            recurrent_kernel_init=split(weight_init(cfg, cfg.embed_dim), *KERNEL),
             bias_init=bias_init(cfg, cfg.embed_dim),
             dtype=jnp.dtype(cfg.dtype),
             param_dtype=jnp.dtype(cfg.param_dtype),

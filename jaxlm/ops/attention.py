@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxlm.ops.attention_scores import Score, dot_scores
 from jaxlm.ops.dropout import draw_kept
@@ -19,6 +19,13 @@ class WeightDropout(NamedTuple):
 
     rate: float
     key: PRNGKeyArray
+    lines: Int[Array, "B T N"] | None = None
+    """A number for each query, from which its weights are drawn: so they do not depend on the blocks or the devices in
+    which the queries are computed. None = numbered where they are used."""
+
+    def numbered(self, batch: int, length: int, heads: int) -> "WeightDropout":
+        """With the numbers of a whole array of queries."""
+        return self._replace(lines=jnp.arange(batch * length * heads, dtype=jnp.int32).reshape(batch, length, heads))
 
 
 def masked_softmax(scores: Float[Array, "*rows S"], mask: Bool[Array, "*#rows S"]) -> Float[Array, "*rows S"]:
@@ -68,12 +75,20 @@ def attend(
     grouped = _grouped(queries, keys)
     scores = [score(grouped, _heads_first(part)) for part, _ in parts]
     capped = softcap(scores[0] if past is None else jnp.concatenate(scores, axis=-1), cap)
-    kept = None if dropout is None else draw_kept(dropout.key, dropout.rate, capped.shape)
+    kept = None if dropout is None else _draw_kept(dropout, capped.shape)
     rate = 0.0 if dropout is None else dropout.rate
     out, weights = _read(rate, capped, mask[:, None, None], tuple(_heads_first(part) for _, part in parts), kept)
     if on_weights is not None:
         on_weights(jax.lax.stop_gradient(weights))
     return rearrange(out.astype(values.dtype), "b kv maps t width -> b t (kv maps) width")
+
+
+def _draw_kept(dropout: WeightDropout, shape: tuple[int, ...]) -> Bool[Array, "B K maps T seen"]:
+    batch, kv, maps, length, _ = shape
+    lines = dropout.numbered(batch, length, kv * maps).lines if dropout.lines is None else dropout.lines
+    assert lines is not None
+    lines = rearrange(lines, "b t (kv group) -> b kv group t", kv=kv)
+    return draw_kept(dropout.key, dropout.rate, shape, lines[:, :, :maps])
 
 
 def _grouped(queries: Float[Array, "B T N H"], keys: Float[Array, "B S K H"]) -> Float[Array, "B K G T H"]:

@@ -102,8 +102,9 @@ def additive_scores(
 
 def summed(score: Score) -> Score:
     """The score of a whole group: the sum of its heads' scores, [B, K, 1, T, S]."""
-    if score is dot_scores:  # linear in the query, so adding the queries costs a G-th
-        return lambda queries, keys: dot_scores(queries.sum(axis=2, keepdims=True), keys)
+    whole = score.func if isinstance(score, functools.partial) else score
+    if whole is dot_scores:  # linear in the query, so adding the queries costs a G-th
+        return lambda queries, keys: score(queries.sum(axis=2, keepdims=True), keys)
     return lambda queries, keys: score(queries, keys).sum(axis=2, keepdims=True)
 
 

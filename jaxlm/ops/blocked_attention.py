@@ -76,12 +76,17 @@ def blocked_attend(
     if batched is None:
         batched = length >= max(BATCHED_FROM_WINDOWS * window, BATCHED_FROM_TOKENS)
     options: dict[str, Any] = {"window": window, "score": score, "cap": cap}
-    arrays = queries, keys, values, query_positions, key_positions
+    arrays: tuple[Array, ...] = queries, keys, values, query_positions, key_positions
+    if dropout is not None:
+        if dropout.lines is None:
+            dropout = dropout.numbered(*queries.shape[:3])
+        assert dropout.lines is not None
+        arrays, options = (*arrays, dropout.lines), options | {"dropout": dropout}
     if not batched:
         block = min(length, block or max(BLOCK, math.ceil(length / MAX_BLOCKS)))
         pieces = math.ceil(block / max(MIN_CHUNK, most // (heads * seen)))
         causal = functools.partial(_causal, block=block, pieces=pieces, **options)
-        return _by_rows(causal, arrays, heads * block * seen, tile, dropout, recompute=pieces == 1)
+        return _by_rows(causal, arrays, heads * block * seen, tile, recompute=pieces == 1)
 
     block = min(length, block or max(16, math.ceil(window / 2)))
     reach = block + window - 1
@@ -90,9 +95,9 @@ def blocked_attend(
         pieces = _cut(jnp.broadcast_to(x, (len(queries), *x.shape[1:])), block, seen, length, fill)
         return pieces.reshape(-1, *pieces.shape[2:])
 
-    sizes, fills = (block, reach, reach, block, reach), (0, 0, 0, -1, -1)
-    blocks = tuple(map(cut, arrays, sizes, fills))
-    out = _by_rows(functools.partial(_masked, **options), blocks, heads * block * reach, tile, dropout)
+    sizes, fills = (block, reach, reach, block, reach, block), (0, 0, 0, -1, -1, 0)
+    blocks = tuple(cut(*of_array) for of_array in zip(arrays, sizes, fills, strict=False))
+    out = _by_rows(functools.partial(_masked, **options), blocks, heads * block * reach, tile)
     return out.reshape(len(queries), -1, *out.shape[2:])[:, :length]
 
 
@@ -102,13 +107,15 @@ def _masked(
     values: Array,
     query_positions: Array,
     key_positions: Array,
-    dropout: WeightDropout | None,
+    lines: Array | None = None,
     *,
     window: int,
+    dropout: WeightDropout | None = None,
     **options: Any,
 ) -> Float[Array, "B T maps Hv"]:
     mask = attention_mask(query_positions, key_positions, window)
-    return attend(queries, keys, values, mask, dropout=dropout, **options)
+    own = None if dropout is None else dropout._replace(lines=lines)
+    return attend(queries, keys, values, mask, dropout=own, **options)
 
 
 def _causal(
@@ -117,8 +124,7 @@ def _causal(
     values: Float[Array, "B S K Hv"],
     query_positions: Int[Array, "#B T"],
     key_positions: Int[Array, "#B S"],
-    dropout: WeightDropout | None,
-    *,
+    *lines: Int[Array, "B T N"],
     block: int,
     pieces: int,
     window: int,
@@ -127,27 +133,24 @@ def _causal(
     """Each block of queries reads the keys of its window up to its own end, in so many pieces one after the other."""
     (rows, length), seen = queries.shape[:2], keys.shape[1]
     attended: Callable[..., Array] = functools.partial(_masked, window=window, **options)
+    of_queries, fills = (queries, query_positions, *lines), (0, -1, 0)
     out = []
     for start in range(0, length, block):
         stop = min(start + block, length)
         first = max(0, seen - length + start - window + 1)
         keys_at = slice(first, seen - length + stop)
-        of_keys = keys[:, keys_at], values[:, keys_at]
-        own = _folded(dropout, start)
+        seen_by = keys[:, keys_at], values[:, keys_at]
+        own, own_keys_at = [x[:, start:stop] for x in of_queries], key_positions[:, keys_at]
         if pieces == 1:
-            at = query_positions[:, start:stop], key_positions[:, keys_at]
-            out.append(attended(queries[:, start:stop], *of_keys, *at, own))
+            out.append(attended(own[0], *seen_by, own[1], own_keys_at, *own[2:]))
             continue
         chunk = math.ceil((stop - start) / pieces)
-        cut = [
-            _cut(x[:, start:stop], chunk, chunk, stop - start, fill)
-            for x, fill in ((queries, 0), (query_positions, -1))
-        ]
+        cut = [_cut(x, chunk, chunk, stop - start, fill) for x, fill in zip(own, fills, strict=False)]
 
-        def one(at, own=own, of_keys=of_keys, key_positions=key_positions[:, keys_at]):
-            return attended(at[1], *of_keys, at[2], key_positions, _folded(own, at[0]))
+        def one(at, seen_by=seen_by, own_keys_at=own_keys_at):
+            return attended(at[0], *seen_by, at[1], own_keys_at, *at[2:])
 
-        chunks = jax.lax.map(_recomputed(one), (jnp.arange(cut[0].shape[1]), *(jnp.moveaxis(x, 1, 0) for x in cut)))
+        chunks = jax.lax.map(_recomputed(one), tuple(jnp.moveaxis(x, 1, 0) for x in cut))
         out.append(jnp.moveaxis(chunks, 0, 1).reshape(rows, -1, *chunks.shape[3:])[:, : stop - start])
     return jnp.concatenate(out, axis=1)
 
@@ -157,10 +160,9 @@ def _by_rows(
     arrays: tuple[Array, ...],
     scores: int,
     tile: int,
-    dropout: WeightDropout | None,
     recompute: bool = True,
 ) -> Array:
-    """function(*arrays, dropout), so many rows after the others that a tile of scores is computed at once.
+    """function(*arrays), so many rows after the others that a tile of scores is computed at once.
 
     Args:
       function: computes each row apart. An array with one row serves all of them.
@@ -170,7 +172,7 @@ def _by_rows(
     rows = len(arrays[0])
     tiles = math.ceil(rows / max(1, tile // scores))
     if tiles == 1:
-        return function(*arrays, dropout)
+        return function(*arrays)
     size = math.ceil(rows / tiles)
     tiles = math.ceil(rows / size)
     mapped = [x for x in arrays if len(x) == rows]
@@ -180,22 +182,17 @@ def _by_rows(
         return (jnp.pad(x, widths) if tiles * size > rows else x).reshape(tiles, size, *x.shape[1:])
 
     def one_tile(at):
-        taken = iter(at[1:])
-        return function(*(next(taken) if len(x) == rows else x for x in arrays), _folded(dropout, at[0]))
+        taken = iter(at)
+        return function(*(next(taken) if len(x) == rows else x for x in arrays))
 
     one_tile = _recomputed(one_tile) if recompute else one_tile
-    out = jax.lax.map(one_tile, (jnp.arange(tiles), *map(padded, mapped)))
+    out = jax.lax.map(one_tile, tuple(map(padded, mapped)))
     return out.reshape(-1, *out.shape[2:])[:rows]
 
 
 def _recomputed(function: Callable[[Any], Array]) -> Callable[[Any], Array]:
     """The function, computed again in the backward pass but for its random numbers."""
     return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
-
-
-def _folded(dropout: WeightDropout | None, part: int | Array) -> WeightDropout | None:
-    """The dropout of one part of the queries, which draws numbers of its own."""
-    return None if dropout is None else dropout._replace(key=jax.random.fold_in(dropout.key, part))
 
 
 def _cut(x: Shaped[Array, "B S *rest"], size: int, seen: int, length: int, fill: int = 0) -> Array:

@@ -14,8 +14,8 @@ from jaxtyping import Array
 from jaxlm.config import ExperimentConfig, ModelConfig
 from jaxlm.config.base import from_dict, to_dict
 from jaxlm.errors import CheckError
+from jaxlm.model.attention import Attention
 from jaxlm.model.build import build_model, init_params
-from jaxlm.model.transformer import Attention
 from jaxlm.optim import build_optimizer
 from jaxlm.reproduce.attention_cost import compiled_bytes
 from jaxlm.training.step import init_state, train_step

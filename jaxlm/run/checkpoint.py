@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from jaxlm.data.files import staged
 from jaxlm.errors import CheckError, UserError
+from jaxlm.sharding.layout import put_array
 from jaxlm.training.step import TrainState
 
 _Tree = TypeVar("_Tree")
@@ -122,7 +124,7 @@ def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str
         state = TrainState(
             params=_restore(path / "params", like.params),
             opt_state=_restore(path / "opt_state", like.opt_state),
-            step=jax.numpy.int32(step),
+            step=put_array(np.asarray(step, np.int32)),
         )
         for bad in damaged:
             bad.rename(folder / f".{bad.name}.damaged")
@@ -135,8 +137,12 @@ def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str
 def _restore(path: Path, like: _Tree) -> _Tree:
     import orbax.checkpoint as ocp
 
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def target(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or one)
+
+    abstract = jax.tree.map(target, like)
     with ocp.StandardCheckpointer() as checkpointer:
         stored = _shapes(checkpointer.metadata(path.absolute()).item_metadata.tree)
         wanted = _shapes(abstract)

@@ -17,6 +17,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.loss import token_losses
+from jaxlm.ops.partition import constrain
 from jaxlm.types import Params
 
 Evaluate = Callable[[Params, Iterable[EvalBatch]], float]
@@ -38,7 +39,7 @@ def make_sums(model: LanguageModel) -> Callable[..., Float[Array, " groups"]]:
         weights: Float[Array | np.ndarray, "groups B T"],
     ):
         def batch(_, pair):
-            tokens, weight = pair[0].astype(jnp.int32), pair[1]
+            tokens, weight = constrain(pair[0].astype(jnp.int32), "batch", None), pair[1]
             logits, _ = model.apply({"params": params}, tokens[:, :-1])
             return None, (token_losses(logits, tokens[:, 1:]) * weight).sum()
 
@@ -63,7 +64,10 @@ def make_evaluate(model: LanguageModel) -> Evaluate:
 
 
 def eval_batch_size(config: ExperimentConfig) -> int:
-    """Windows that are evaluated at once: a forward pass takes about a quarter of the memory of a training step."""
+    """Windows that are evaluated at once: a forward pass takes about a quarter of the memory of a training step.
+
+    It is a multiple of what a mesh splits a micro-batch by, since that divides a micro-batch.
+    """
     return 4 * config.train.batch_size // config.train.grad_accum
 
 

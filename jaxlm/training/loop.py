@@ -14,6 +14,8 @@ from jaxtyping import Array, Int
 from jaxlm.config import TrainConfig
 from jaxlm.data.batches import BatchSource
 from jaxlm.model.layers import LanguageModel
+from jaxlm.sharding import processes
+from jaxlm.sharding.layout import put_array, shardings
 from jaxlm.training.step import StepMetrics, TrainState, train_step
 
 CHUNK_SECONDS = 1.0
@@ -27,18 +29,26 @@ DISPATCH_SECONDS = 5e-4
 """Starting a chunk takes about this long. A call that lasts longer may have held Python until its steps were done."""
 
 
-Chunk = Callable[[TrainState, BatchSource, int], tuple[TrainState, StepMetrics]]
+Chunk = Callable[[TrainState, BatchSource, Any], tuple[TrainState, StepMetrics]]
 
 
-def make_chunk(model: LanguageModel, tx: optax.GradientTransformation, cfg: TrainConfig) -> Chunk:
+def make_chunk(
+    model: LanguageModel, tx: optax.GradientTransformation, cfg: TrainConfig, like: TrainState | None = None
+) -> Chunk:
     """Compiles `chunk(state, source, stop) -> (state, metrics of its last step)`; the state is donated.
 
     The loop runs from state.step to `stop`. It ends earlier after the first step that is not `sound`. The number of
     steps is an argument of the program, not a part of it: however a run is cut into chunks, the same program computes
     it, so a resumed run is bitwise the uninterrupted one. The batch of each step comes from `source`.
-    """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    Args:
+      like: on a mesh, a state whose arrays lie where those of the result shall lie. Otherwise the compiler chooses, and
+        the next call may compile once more.
+    """
+    on_mesh = like is not None and not jax.sharding.get_mesh().empty
+    places = (shardings(like), None) if on_mesh else None
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
     def chunk(state: TrainState, source: BatchSource, stop: Int[Array, ""]) -> tuple[TrainState, StepMetrics]:
         @jax.jit  # so that it is traced once, for its shapes and for the loop
         def step(state: TrainState) -> tuple[TrainState, StepMetrics]:
@@ -59,7 +69,7 @@ class Hook:
     """What `loop` calls beside the steps, in the order of the steps. A subclass overrides what it needs."""
 
     def should_stop(self) -> bool:
-        """Asked before each chunk: whether training ends here."""
+        """Asked before each chunk: whether training ends here, in all processes."""
         return False
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
@@ -112,9 +122,14 @@ def loop(
             for hook in hooks:
                 hook.on_chunk(metrics, steps, seconds)
 
-    while step < cfg.steps and not any(hook.should_stop() for hook in hooks):
+    while step < cfg.steps:
+        # Clocks and signals differ between processes, so process 0 says where a chunk ends, and all stop if one must.
         stop = min(next_boundary(step, cfg), step + chunk_limit)
-        block, end, called = source(step), jax.device_put(np.int32(stop)), time.perf_counter()
+        agreed = processes.agree(stop, any(hook.should_stop() for hook in hooks))
+        if agreed[:, 1].any():
+            break
+        stop = int(agreed[0, 0])
+        block, end, called = source(step), put_array(np.asarray(stop, np.int32)), time.perf_counter()
         state, metrics = chunk(state, block, end)
         returned = time.perf_counter()
         held = _is_done(metrics, returned - called)

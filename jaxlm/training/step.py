@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.loss import cross_entropy, token_losses
+from jaxlm.ops.partition import constrain
 from jaxlm.optim import skipped_steps
+from jaxlm.sharding.layout import optimizer_shardings
 from jaxlm.types import Params
 
 
@@ -47,9 +50,14 @@ class StepMetrics(NamedTuple):
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, made by one program: one for each array would take longer to compile."""
-    opt_state, step = jax.jit(lambda params: (tx.init(params), jnp.zeros((), jnp.int32)))(params)
-    return TrainState(params, opt_state, step)
+    """The state before the first step, made by one program: one for each array would take longer to compile.
+
+    With a mesh in context the optimizer's state is split over it as the parameters are.
+    """
+    mesh = jax.sharding.get_mesh()
+    places = None if mesh.empty else (optimizer_shardings(tx, params), NamedSharding(mesh, PartitionSpec()))
+    make = jax.jit(lambda params: (tx.init(params), jnp.zeros((), jnp.int32)), out_shardings=places)
+    return TrainState(params, *make(params))
 
 
 def batch_loss(
@@ -97,12 +105,14 @@ def train_step(
     def value_and_grad(windows: Int[Array, "micro T1"], weights: Float[Array, "micro T"] | None, key: Array):
         return jax.value_and_grad(batch_loss)(state.params, model, windows, key, weights)
 
+    windows = constrain(windows, "batch", None)
     if grad_accum == 1:
         loss, grads = value_and_grad(windows, weights, key)
     else:
 
         def micro_step(total, micro):
             micro_windows, micro_weights, i = micro
+            micro_windows = constrain(micro_windows, "batch", None)
             result = value_and_grad(micro_windows, micro_weights, jax.random.fold_in(key, i))
             return jax.tree.map(jnp.add, total, result), None
 

@@ -85,7 +85,7 @@ BUGS = [
         "gate and up of SwiGLU exchanged",
         "The activation is applied to the up projection, not to the gate.",
         MLP, "gate and up exchanged!",
-        edit(transformer.MLP.__call__, 'name="gate" if cfg.activation in GATED else "up"', 'name="up"',
+        edit(transformer.MLP.__call__, 'name="gate" if gated else "up"', 'name="up"',
              'use_bias, name="up")(x)\n        return', 'use_bias, name="gate")(x)\n        return'),
         activation="swiglu",
     ),

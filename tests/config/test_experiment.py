@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.config import DataConfig, OptimConfig
+from jaxlm.config import DataConfig, MeshConfig, OptimConfig
 from jaxlm.config.base import difference, from_dict, to_dict
 from jaxlm.config.experiment import idle_optim_fields, optimizer_fields
 from jaxlm.config.presets import preset
@@ -68,3 +68,33 @@ def test_data_that_have_moved_are_absolute_paths(monkeypatch, tmp_path):
     speech = dataclasses.replace(config, data=DataConfig(tokenizer="transcript", path="a", val_path="b"))
     moved = speech.with_data_at(None, "c").data
     assert (moved.path, moved.val_path) == ("a", str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"data": 0}, r"mesh.data = 0 is out of range: give at least 1, or -1 for the rest of the devices"),
+        ({"fsdp": -2}, r"mesh.fsdp = -2 is out of range"),
+        ({"data": -1, "tensor": -1}, r"mesh.data = -1 and mesh.tensor = -1: only one axis"),
+        ({"process_id": 0}, r"mesh.process_id = 0 with mesh.coordinator = None: give mesh.coordinator too"),
+        ({"coordinator": "auto", "processes": 2}, r"mesh.processes = 2 with mesh.coordinator = auto: leave it out"),
+        ({"coordinator": "node1"}, r"mesh.coordinator = 'node1' is not an address: give HOST:PORT"),
+        ({"coordinator": ":12"}, r"mesh.coordinator = ':12' is not an address"),
+        ({"coordinator": "node1:70000"}, r"mesh.coordinator = 'node1:70000' is not an address"),
+        ({"coordinator": "node1:7000", "processes": 2}, r"node1:7000 needs mesh.process_id too: give it"),
+        ({"coordinator": "node1:7000", "process_id": 0}, r"node1:7000 needs mesh.processes too: give it"),
+        (
+            {"coordinator": "node1:7000", "processes": 2, "process_id": 2},
+            r"mesh.process_id = 2 of mesh.processes = 2 is out of range: give 0 <= process_id < processes",
+        ),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        MeshConfig(**given)
+
+
+def test_the_processes_of_a_session_are_not_of_the_run():
+    mesh = MeshConfig(data=-1, tensor=2, coordinator="[::1]:7000", processes=2, process_id=1)
+    assert mesh.without_processes() == MeshConfig(data=-1, tensor=2)
+    assert MeshConfig(coordinator="auto").coordinator == "auto"

@@ -91,20 +91,25 @@ class Counted:
 def test_a_process_reads_the_rows_that_it_asks_for_and_no_other():
     tokens, asked = ShardedTokens([Counted(200), Counted(300)]), []
 
-    def put(shape, dtype, read):
-        asked.append((shape, dtype))
-        return read((slice(None), slice(2, 4), slice(None)))
+    def put(shape, dtype, read, *names):
+        if not shape:
+            return jnp.asarray(read(()))
+        asked.append((shape, dtype, names))
+        return jnp.asarray(read((slice(None), slice(2, 4), slice(None))))
 
     block = TokenStream(tokens, 11).feed(3, 6, 5, put)(20)
-    assert asked == [((5, 6, 12), np.uint16)]
+    assert asked == [((5, 6, 12), np.uint16, (None, "batch", None))]
     assert block.block.shape == (5, 2, 12)
     read = [stop - start for shard in tokens._arrays for start, stop in shard.read]
     assert sum(read) == 5 * 2 * 12
     whole = TokenStream(tokens, 11).feed(3, 6, 5)(20)
     np.testing.assert_array_equal(block.block, np.asarray(whole.block)[:, 2:4])
-    parts = []
-    TokenStream(tokens, 11).feed(3, 6, 5, lambda shape, dtype, read: parts.append(read(np.s_[1:3, 5:, 4:7])))(20)
-    np.testing.assert_array_equal(parts[0], np.asarray(whole.block)[1:3, 5:, 4:7])
+
+    def put_part(shape, dtype, read, *names):
+        return jnp.asarray(read(np.s_[1:3, 5:, 4:7] if shape else ()))
+
+    part = TokenStream(tokens, 11).feed(3, 6, 5, put_part)(20).block
+    np.testing.assert_array_equal(part, np.asarray(whole.block)[1:3, 5:, 4:7])
 
 
 @pytest.mark.parametrize("places", [2**31, 5_000_000_000, 2**48 + 12_345])

@@ -113,7 +113,7 @@ def _in_jax(cfg: ModelConfig, params: Any, windows: np.ndarray, train: bool) -> 
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), windows[:, 1:, None], axis=-1)
         return -picked.mean(), trace
 
-    def draw(key: Any, rate: float, shape: tuple[int, ...]) -> Any:
+    def draw(key: Any, rate: float, shape: tuple[int, ...], lines: Any = None) -> Any:
         return jnp.asarray(masks.draw(rate, shape))
 
     with mock.patch.object(attention, "draw_kept", draw), mock.patch.object(layers, "draw_kept", draw):
