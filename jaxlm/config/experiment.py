@@ -33,6 +33,9 @@ class DataConfig(Validated):
     special_tokens: SpecialTokens = "text"
     """What <|endoftext|> and the like in the text become, with an imported tokenizer: id, their one token each; text,
     the tokens of their characters."""
+    pack: Literal["stream", "documents"] = "stream"
+    """What a token of a window attends to. stream: all before it; documents: those of its own document, in a corpus
+    that `jaxlm prepare` wrote. The windows are the same."""
     val_fraction: float = 0.1
     """Share of the text (of the documents, or of the transcripts) that is held out for validation, at the end; unused
     if val_path or the dataset gives held-out files."""
@@ -282,6 +285,15 @@ class ExperimentConfig(Validated):
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.pack == "documents" and self.model.family != "transformer":
+            raise UserError(
+                f"data.pack = 'documents' is for attention, which family = {self.model.family!r} has not: use 'stream'"
+            )
+        if self.data.pack == "documents" and self.model.attention_impl == "cudnn":
+            raise UserError("data.pack = 'documents' has no mask in attention_impl = 'cudnn': use 'auto'")
 
     def with_data_at(self, path: str | Path | None, val_path: str | Path | None) -> "ExperimentConfig":
         """The config with the data at these paths, made absolute; None leaves a path as it is."""

@@ -70,6 +70,10 @@ def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = Non
         parts = prepared.tokens.part(0, boundary), prepared.tokens.part(boundary, stop)
         train, val = (TokenStream(part, seq_len, prepared.end_of_text) for part in parts)
         return Corpus(prepared.tokenizer, train, val, prepared.sha256)
+    if cfg.pack == "documents":
+        raise UserError(
+            "data.pack = 'documents' needs documents: prepare them by jaxlm prepare, and give its folder by --data.path"
+        )
     if cfg.tokenizer == "transcript":
         read = read_transcripts(cfg)
         return Corpus(TranscriptTokenizer(), _rows(read.train, seq_len), _rows(read.val, seq_len), read.sha256)
@@ -100,6 +104,11 @@ def _prepared(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedCo
             "--tokenizer-from and the model's folder"
         )
     return corpus
+
+
+def document_end(cfg: DataConfig, split: Split) -> int | None:
+    """The token that attention does not look past with `pack` = "documents"; None = it sees the whole window."""
+    return split.document_end if cfg.pack == "documents" and isinstance(split, TokenStream) else None
 
 
 def with_own_tokenizer(cfg: DataConfig) -> DataConfig:

@@ -1,13 +1,16 @@
 """`jaxlm prepare` with documents of one's own: what it says, what it refuses, and that training reads the result."""
 
+import dataclasses
 import json
 
 import pytest
 from foreign_tokenizers import gpt2_tokenizer
 from support import command, refused, snapshot
 
+from jaxlm.data.corpus import load_corpus
 from jaxlm.data.shards import open_prepared
 from jaxlm.run.folder import load_run, read_config
+from jaxlm.training.evaluate import Evaluation
 
 TRAIN = [
     "train",
@@ -68,6 +71,28 @@ def test_a_corpus_is_prepared_checked_trained_on_evaluated_and_moved(work):
     assert err.startswith("jaxlm: error: moved/shard-00001.bin is damaged: its sha256 is ")
 
 
+def test_training_and_evaluation_keep_attention_inside_documents(work):
+    assert command(*PREPARE, "--out", "tokens", "--workers", "1")[0] == 0
+    sizes = ["--model.num-layers", "1", "--model.embed-dim", "8", "--model.num-heads", "1", "--model.position", "none"]
+    options = [*sizes, "--train.steps", "2", "--optim.warmup-steps", "1", "--sample.max-new-tokens", "2"]
+    losses = {}
+    for pack in ("documents", "stream"):
+        where = ["--data.path", "tokens", "--data.pack", pack, "--out", pack]
+        code, _, err = command("train", "tiny", *options, *where)
+        assert code == 0, err
+        losses[pack] = [json.loads(line) for line in (work / pack / "metrics.jsonl").read_text().splitlines()]
+    first, second = ([row["loss"] for row in rows if "loss" in row] for rows in losses.values())
+    assert first[0] != second[0]  # the same weights and windows
+    code, out, err = command("eval", "documents", "--json")
+    assert code == 0, err
+    assert json.loads(out)["val_loss"] == pytest.approx(losses["documents"][-1]["val_loss"], rel=1e-6)
+    run = load_run("documents")
+    data = dataclasses.replace(run.config.data, pack="stream")
+    corpus = load_corpus(data, run.model.cfg.max_seq_len)
+    of_stream = Evaluation(run.model, corpus, dataclasses.replace(run.config, data=data))(run.params)["val_loss"]
+    assert abs(of_stream - json.loads(out)["val_loss"]) > 1e-7
+
+
 def test_a_tokenizer_of_another_folder_is_taken(work):
     (work / "foreign").mkdir()
     (work / "foreign" / "tokenizer.json").write_text(json.dumps(gpt2_tokenizer()))
@@ -102,6 +127,18 @@ def test_a_tokenizer_of_another_folder_is_taken(work):
         ([*PREPARE, "--out", "x", "--data.val-fraction", "1"], "val_fraction = 1.0 is out of range"),
         ([*PREPARE, "--out", "corpus"], "corpus already holds something: choose another --out"),
         (["prepare", "--data.path", "none", "--out", "x"], "corpus none: there is no such file or folder"),
+        (
+            [*TRAIN, "--data.path", "corpus", "--data.pack", "documents"],
+            "data.pack = 'documents' is for attention, which family = 'bigram' has not: use 'stream'",
+        ),
+        (
+            ["train", "tiny", "--data.pack", "documents", "--model.attention-impl", "cudnn"],
+            "data.pack = 'documents' has no mask in attention_impl = 'cudnn': use 'auto'",
+        ),
+        (
+            ["train", "tiny", "--data.path", "corpus/a.jsonl", "--data.pack", "documents"],
+            "data.pack = 'documents' needs documents: prepare them by jaxlm prepare, and give its",
+        ),
         ([*TRAIN, "--data.path", "begun"], "begun is not a prepared corpus, or not finished: give its `jaxlm prepare`"),
     ],
 )
