@@ -68,12 +68,21 @@ def mesh_of(shape):
     return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
 
 
+def config(name):
+    """One of MODELS, in float64 where JAX computes in 64 bits."""
+    import jax
+
+    from jaxlm.config import ModelConfig
+
+    dtype = "float64" if jax.config.jax_enable_x64 else "float32"
+    return ModelConfig(**MODELS[name], dtype=dtype, param_dtype=dtype)
+
+
 def trained(name, optimizer, mesh, steps=20):
     """The losses of some steps, and the last state."""
     import jax
     import numpy as np
 
-    import jaxlm
     from jaxlm.config import OptimConfig, TrainConfig
     from jaxlm.data.batches import TokenStream
     from jaxlm.model.build import build_model, init_params
@@ -83,8 +92,7 @@ def trained(name, optimizer, mesh, steps=20):
     from jaxlm.training.loop import make_chunk
     from jaxlm.training.step import init_state
 
-    dtype = "float64" if jax.config.jax_enable_x64 else "float32"
-    cfg = jaxlm.ModelConfig(**MODELS[name], dtype=dtype, param_dtype=dtype)
+    cfg = config(name)
     train = TrainConfig(batch_size=ROWS, grad_accum=GRAD_ACCUM, steps=20)
     rate = {"sgd": 0.1, "adamsn": 1e-2, "lion": 1e-4}.get(optimizer, 1e-3)
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, 2000).astype(np.uint8)
@@ -135,7 +143,6 @@ def sizes(models, optimizers, meshes):
     import jax
     import numpy as np
 
-    import jaxlm
     from jaxlm.config import OptimConfig
     from jaxlm.model.build import build_model, init_params
     from jaxlm.optim import build_optimizer
@@ -148,7 +155,7 @@ def sizes(models, optimizers, meshes):
             for shape in json.loads(meshes):
                 mesh = mesh_of(shape)
                 with use_mesh(mesh):
-                    params = init_params(build_model(jaxlm.ModelConfig(**MODELS[name])), jax.random.key(0))
+                    params = init_params(build_model(config(name)), jax.random.key(0))
                     state = init_state(params, build_optimizer(OptimConfig(name=optimizer), 200, params))
                 own = {
                     "params": {

@@ -43,9 +43,6 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
 """Each command: what runs it, its positional arguments, and what it does."""
 
 NOT_YET_COMMANDS = ("compare",)
-NOT_YET_OPTIONS = ("--mesh",)
-"""Options that only some commands have so far: those of HAVE_THEM."""
-HAVE_THEM = ("train",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,9 +86,6 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         why = "is not there yet" if name in NOT_YET_COMMANDS else "is unknown"
         raise UserError(f"command {name!r} {why}: choose one of {', '.join(COMMANDS)}")
-    for argument in rest:
-        if name not in HAVE_THEM and argument.startswith(NOT_YET_OPTIONS):
-            raise UserError(f"option {argument.split('=')[0]} is not there yet: leave it out")
     try:
         return COMMANDS[name][0](rest)
     except SystemExit as end:  # --help
