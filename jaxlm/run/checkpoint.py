@@ -23,7 +23,7 @@ import numpy as np
 from jaxlm.data.files import staged, staging_path
 from jaxlm.errors import CheckError, UserError
 from jaxlm.sharding import processes
-from jaxlm.sharding.layout import put_array
+from jaxlm.sharding.layout import put_like
 from jaxlm.training.step import TrainState
 
 _Tree = TypeVar("_Tree")
@@ -149,7 +149,7 @@ def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str
         state = TrainState(
             params=_restore(path / "params", like.params),
             opt_state=_restore(path / "opt_state", like.opt_state),
-            step=put_array(np.asarray(step, np.int32)),
+            step=put_like(np.asarray(step, np.int32), like.step),
         )
         for bad in damaged if processes.first() else ():
             bad.rename(folder / f".{bad.name}.damaged")
