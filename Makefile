@@ -14,7 +14,8 @@ TORCH_INDEX ?=
 QUICK ?=
 
 BIN := .venv/bin
-PIP := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Python compiles what it imports; of all that is installed, that is a fifth.
+PIP := python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 JAX_VENV := .venv-jax-$(notdir $(PYTHON))
 # Most tests compile with one thread: so one process a core, each with half of the files until the other has none left.
 # Tests compile much and compute little: machine code without optimisation takes a third off their time. Of what is
