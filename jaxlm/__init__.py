@@ -32,6 +32,9 @@ with _epy.lazy_api_imports(globals()):
     from jaxlm.model.layer_stack import unstack_params as unstack_params
     from jaxlm.run.folder import load_run as load_run
     from jaxlm.run.training import train as train
+    from jaxlm.sharding.layout import put_params as put_params
+    from jaxlm.sharding.mesh import make_mesh as make_mesh
+    from jaxlm.sharding.mesh import use_mesh as use_mesh
 
 __all__ = [
     "DataConfig",
@@ -51,15 +54,18 @@ __all__ = [
     "generate_naive",
     "init_params",
     "load_run",
+    "make_mesh",
     "optim",
     "parity",
     "predict",
     "preset",
+    "put_params",
     "score",
     "stack_params",
     "stream",
     "train",
     "unstack_params",
+    "use_mesh",
 ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxlm.cli.options import CheckpointOptions, parse_options
+from jaxlm.cli.options import CheckpointOptions, MeshOption, parse_options
 from jaxlm.cli.output import print_json, print_table
 from jaxlm.config import SamplingParams
 from jaxlm.config.base import check_at_least, to_dict
@@ -35,7 +35,7 @@ GENERATION_SAMPLING = SamplingParams(max_new_tokens=30)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _EvalOptions(CheckpointOptions):
+class _EvalOptions(MeshOption, CheckpointOptions):
     """Measure runs on held-out data or on another text."""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
@@ -78,7 +78,7 @@ def evaluate(arguments: list[str]) -> int:
     _check(options)
     from jaxlm.compilation_cache import kept_programs
 
-    with kept_programs():
+    with kept_programs(), options.in_context():
         results = [{"run": str(path), **_of_run(path, options)} for path in options.runs]
     if options.json:
         print_json(results[0] if len(results) == 1 else {"runs": results})

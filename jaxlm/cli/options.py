@@ -12,7 +12,7 @@ from typing import Annotated, Any, Required, TypedDict, TypeVar, get_args, get_o
 import docstring_parser
 import tyro
 
-from jaxlm.config import ExperimentConfig
+from jaxlm.config import ExperimentConfig, MeshConfig
 from jaxlm.config.experiment import idle_optim_fields
 from jaxlm.config.model import idle_fields
 from jaxlm.data.files import decode_utf8
@@ -41,6 +41,31 @@ class CheckpointOptions(JsonOption):
 
     step: int | None = None
     """Step of the checkpoint to use; None = the one with the lowest validation loss."""
+
+
+NO_MESH = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshOption:
+    """What commands that compute with a model on several devices take."""
+
+    mesh: MeshConfig = NO_MESH
+
+    def in_context(self) -> contextlib.AbstractContextManager[object]:
+        """In the block, the mesh is in context.
+
+        Raises:
+          UserError: the mesh does not fit the devices; it names a coordinator, which is for training.
+        """
+        if self.mesh.coordinator is not None:
+            raise UserError(
+                f"mesh.coordinator = {self.mesh.coordinator!r} is for jaxlm train: leave it out; one process uses all "
+                "devices of its machine"
+            )
+        from jaxlm.sharding.mesh import make_mesh, use_mesh
+
+        return use_mesh(make_mesh(self.mesh))
 
 
 def parse_options(

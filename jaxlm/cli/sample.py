@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxlm.cli.options import CheckpointOptions, Given, RunArgument, parse_options, read_text
+from jaxlm.cli.options import CheckpointOptions, Given, MeshOption, RunArgument, parse_options, read_text
 from jaxlm.cli.output import print_json
 from jaxlm.config import SampleConfig
 from jaxlm.config.base import to_dict
@@ -16,7 +16,7 @@ from jaxlm.errors import PositionTableWarning, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _SampleOptions(CheckpointOptions):
+class _SampleOptions(MeshOption, CheckpointOptions):
     """Sample text from a run. Options that are not given are as the run's configuration has them."""
 
     run: RunArgument
@@ -42,7 +42,7 @@ def sample(arguments: list[str]) -> int:
     from jaxlm.compilation_cache import kept_programs
     from jaxlm.run.samples import generate_samples, keep
 
-    with kept_programs(), warnings.catch_warnings():
+    with kept_programs(), options.in_context(), warnings.catch_warnings():
         from jaxlm.run.folder import load_run
 
         loaded = load_run(path, options.step)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.decode.capacity import MIN_BUCKET, power_of_two
 from jaxlm.decode.request import Prompts
-from jaxlm.model.cache import Cache, grow_cache
+from jaxlm.model.cache import Cache, constrain_cache, grow_cache
 from jaxlm.model.layers import LanguageModel
 from jaxlm.types import Params, Tokens
 
@@ -116,4 +116,4 @@ def _empty_cache(model: LanguageModel, batch_size: int, capacity: int) -> Cache:
 
 @functools.partial(jax.jit, static_argnames="times")
 def _repeat_rows(cache: Cache, times: int) -> Cache:
-    return jax.tree.map(lambda leaf: repeat(leaf, "B ... -> (B times) ...", times=times), cache)
+    return constrain_cache(jax.tree.map(lambda leaf: repeat(leaf, "B ... -> (B times) ...", times=times), cache))

@@ -110,11 +110,17 @@ def new_layer_cache(cfg: ModelConfig, batch_size: int, slots: int, num_kv_heads:
     """An empty cache of one attention layer; of fewer heads than the model has, for a part of them."""
     dtype, sizes = jnp.dtype(cfg.dtype), cfg.resolved
     heads = num_kv_heads or sizes.num_kv_heads
-    return LayerCache(
-        constrain(jnp.zeros((batch_size, heads, sizes.head_dim, slots), dtype), *LAYER_CACHE_NAMES.stored_keys),
-        constrain(jnp.zeros((batch_size, heads, slots, sizes.value_head_dim), dtype), *LAYER_CACHE_NAMES.stored_values),
-        constrain(jnp.full((batch_size, slots), -1, jnp.int32), *LAYER_CACHE_NAMES.positions),
+    return _constrained(
+        LayerCache(
+            jnp.zeros((batch_size, heads, sizes.head_dim, slots), dtype),
+            jnp.zeros((batch_size, heads, slots, sizes.value_head_dim), dtype),
+            jnp.full((batch_size, slots), -1, jnp.int32),
+        )
     )
+
+
+def _constrained(cache: LayerCache) -> LayerCache:
+    return LayerCache(*(constrain(leaf, *names) for leaf, names in zip(cache, LAYER_CACHE_NAMES, strict=True)))
 
 
 class KVCache(NamedTuple):
@@ -175,6 +181,13 @@ def check_cache_size(cfg: ModelConfig, batch_size: int, capacity: int) -> None:
     if batch_size < 1 or capacity < 1:
         raise UserError(f"batch_size = {batch_size} and capacity = {capacity}: give at least 1 of each")
     cfg.check_reach(capacity, "give a smaller capacity")
+
+
+def constrain_cache(cache: Cache) -> Cache:
+    """The same cache, its rows and key/value heads split over the mesh in context."""
+    if not isinstance(cache, KVCache):
+        return cache
+    return cache._replace(layers=tuple(map(_constrained, cache.layers)))
 
 
 def grow_cache(cfg: ModelConfig, cache: Cache, capacity: int) -> Cache:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxlm.errors import UserError
 
@@ -63,7 +63,7 @@ def partition_spec(names: Names, shape: tuple[int, ...], mesh_shape: Mapping[str
     return PartitionSpec(*spec)
 
 
-def constrain(x: Float[Array, "*shape"], *names: str | None) -> Float[Array, "*shape"]:
+def constrain(x: Shaped[Array, "*shape"], *names: str | None) -> Shaped[Array, "*shape"]:
     """The same array, split over the mesh in context as its logical axes say."""
     mesh = mesh_shape()
     return x if not mesh else jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh))

@@ -22,10 +22,11 @@ from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.files import staged
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError, UserError
-from jaxlm.model.build import build_model, init_params
+from jaxlm.model.build import build_model
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.attention import cudnn_available
 from jaxlm.run import checkpoint
+from jaxlm.sharding.layout import abstract_params
 from jaxlm.types import Params
 
 
@@ -81,7 +82,7 @@ def read_record(path: Path) -> Record:
 
 
 def load_run(path: str | Path, step: int | None = None) -> Run:
-    """Opens a run with the parameters of one checkpoint.
+    """Opens a run with the parameters of one checkpoint; on a mesh in context they are read split over it.
 
     Args:
       step: which checkpoint; None = the one with the lowest validation loss, or the latest if none was evaluated. If
@@ -103,7 +104,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
         )
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention_impl="auto"))
     model = build_model(config.model)
-    like = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    like = abstract_params(model)
     for candidate in candidates:
         try:
             params = checkpoint.restore_params(path / "checkpoints" / str(candidate), like)

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxlm.config import TrainConfig
 from jaxlm.data.batches import Read, on_one_device
 from jaxlm.errors import UserError
-from jaxlm.model.build import param_specs
+from jaxlm.model.build import init_params, param_specs
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.partition import partition_spec
 from jaxlm.types import Params
@@ -71,6 +71,19 @@ def put(shape: tuple[int, ...], dtype: np.dtype, read: Read, *names: str | None)
 def put_array(array: np.ndarray, *names: str | None) -> jax.Array:
     """`put` of an array in memory."""
     return put(array.shape, array.dtype, lambda part: array[part], *names)
+
+
+def abstract_params(model: LanguageModel) -> Params:
+    """The shapes and types of a model's parameters, on a mesh in context with their shardings; nothing is computed."""
+    mesh = jax.sharding.get_mesh()
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    if mesh.empty:
+        return params
+
+    def placed(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, params, param_specs(model, dict(mesh.shape)))
 
 
 def put_params(model: LanguageModel, params: Params) -> Params:

@@ -41,9 +41,11 @@ def make_chunk(
     it, so a resumed run is bitwise the uninterrupted one. The batch of each step comes from `source`.
 
     Args:
-      like: a state whose arrays lie where those of the result shall lie; None = where the compiler likes.
+      like: on a mesh, a state whose arrays lie where those of the result shall lie. Otherwise the compiler chooses, and
+        the next call may compile once more.
     """
-    places = None if like is None else (shardings(like), None)
+    on_mesh = like is not None and not jax.sharding.get_mesh().empty
+    places = (shardings(like), None) if on_mesh else None
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
     def chunk(state: TrainState, source: BatchSource, stop: Int[Array, ""]) -> tuple[TrainState, StepMetrics]:

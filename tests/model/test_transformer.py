@@ -16,7 +16,7 @@ from tolerances import FLOAT32, assert_close
 from jaxlm.config import ModelConfig
 from jaxlm.config.presets import preset
 from jaxlm.data.corpus import load_corpus
-from jaxlm.model import build, transformer
+from jaxlm.model import attention, build, transformer
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.ops.attention import cudnn_attend, cudnn_available
@@ -242,7 +242,7 @@ def test_cudnn_is_called_with_the_layers_window(monkeypatch):
     cfg = variant(window=(2, None), dtype="bfloat16", head_dim=8)
     _, params = built(cfg)
     fused = Transformer(dataclasses.replace(cfg, attention_impl="cudnn"))
-    monkeypatch.setattr(transformer, "cudnn_attend", functools.partial(cudnn_attend, implementation="xla"))
+    monkeypatch.setattr(attention, "cudnn_attend", functools.partial(cudnn_attend, implementation="xla"))
     tokens = random_tokens(cfg, 2, 7)
     logits = np.asarray(logits_of(cfg, tokens))
     ours = np.asarray(fused.apply({"params": params}, tokens)[0])
