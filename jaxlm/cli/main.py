@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
 NOT_YET_COMMANDS = ("compare",)
 NOT_YET_OPTIONS = ("--mesh",)
 """Options that only some commands have so far: those of HAVE_THEM."""
-HAVE_THEM = ("train",)
+HAVE_THEM = ("info", "train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -111,10 +111,10 @@ def _gpt2_124m() -> ExperimentConfig:
     )
 
 
-def _gpt3_1_3b() -> ExperimentConfig:
+def _gpt3_xl() -> ExperimentConfig:
     """GPT-3 XL's shape: 1.3 B parameters, 2048 tokens of context, 1 M tokens a step; for 8 accelerators and more."""
     return ExperimentConfig(
-        preset="gpt3-1.3b",
+        preset="gpt3-xl",
         model=ModelConfig(
             vocab_size=50304,  # a multiple of 64, so that a mesh can split it
             max_seq_len=2048,
@@ -245,7 +245,7 @@ PRESETS = {
     "llama-char": _llama_char,
     "librispeech-char": _librispeech_char,
     "gpt2-124m": _gpt2_124m,
-    "gpt3-1.3b": _gpt3_1_3b,
+    "gpt3-xl": _gpt3_xl,
     "llama-7b": _llama_7b,
     "tiny": _tiny,
     "bigram": _bigram,
