@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "attend": (attend, "RUN", "Draw the attention maps of every layer and head over a text"),
     "parity": (parity, "[RUN|DIR]", "Compare a model with PyTorch, layer by layer, and name the first difference"),
     "convert": (convert, "SRC DST", "Make a run of a model of Hugging Face, nanoGPT, Meta or llama2.c"),
-    "prepare": (prepare, "DATASET", "Download a dataset into the local cache and check it"),
+    "prepare": (prepare, "[DATASET]", "Download a dataset, or write a large corpus as token shards"),
     "presets": (presets, "", "List the named configurations"),
     "reproduce": (reproduce, "NAME", "Repeat an experiment of the course hand-outs, beside the published numbers"),
     "info": (

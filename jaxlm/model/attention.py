@@ -40,12 +40,18 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | int | None, train: bool
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"],
+        cache: LayerCache | int | None,
+        train: bool,
+        first: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Attends from x to the cache and to x itself. Returns the cache with the keys and values of x written.
 
         Args:
           cache: a number = none so far, and one of so many slots comes back.
+          first: the first position that each token may see, without a cache; None = 0.
         """
         cfg = self.cfg
         queries, new = self._project(x, positions)
@@ -54,10 +60,10 @@ class Attention(nn.Module):
         if train and cfg.attention_dropout:
             dropout = WeightDropout(cfg.attention_dropout, self.make_rng("dropout")).numbered(*queries.shape[:3])
         if mesh_shape():  # each device attends with its own rows and heads
-            out, new_cache = self._attend_locally(queries, new, positions, cache, weights, dropout, train)
+            out, new_cache = self._attend_locally(queries, new, positions, cache, weights, dropout, train, first)
         else:
             sow = functools.partial(self.sow, "intermediates", "attention_weights")  # does nothing unless asked for
-            out, new_cache = self._attend(queries, new, positions, cache, weights, dropout, train, sow)
+            out, new_cache = self._attend(queries, new, positions, cache, weights, dropout, train, first, sow)
         out = rearrange(out, "b t maps h -> b t (maps h)")
         if cfg.attention_out_proj:
             bias = cfg.use_bias if cfg.attention_out_bias is None else cfg.attention_out_bias
@@ -74,6 +80,7 @@ class Attention(nn.Module):
         weights: dict[str, Array],
         dropout: WeightDropout | None,
         train: bool,
+        first: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T maps Hv"], LayerCache | None]:
         """`_attend` on a mesh: each device computes the rows and heads that it has."""
         of_keys, of_positions = ("batch", None, "kv_heads", None), ("batch", None)
@@ -84,18 +91,23 @@ class Attention(nn.Module):
         if isinstance(cache, LayerCache):
             arrays.append(cache)
             names.append(LAYER_CACHE_NAMES)
+        if first is not None:
+            arrays.append(first)
+            names.append(of_positions)
         if dropout is not None:
             arrays += [jax.random.key_data(dropout.key), dropout.lines]
             names += [(None,), ("batch", None, "heads")]
 
         def attend_own(queries, new, positions, weights, *others):
-            own_cache, own_dropout = cache, None
+            own_cache, own_first, own_dropout = cache, None, None
             if isinstance(cache, LayerCache):
                 own_cache = others[0]
+            elif first is not None:  # which goes without a cache
+                own_first = others[0]
             if dropout is not None:
                 key, lines = others[-2:]
                 own_dropout = WeightDropout(dropout.rate, jax.random.wrap_key_data(key), lines)
-            return self._attend(queries, new, positions, own_cache, weights, own_dropout, train)
+            return self._attend(queries, new, positions, own_cache, weights, own_dropout, train, own_first)
 
         result = ("batch", None, "heads", None), None if cache is None else LAYER_CACHE_NAMES
         return locally(attend_own, tuple(names), result)(*arrays)
@@ -110,6 +122,7 @@ class Attention(nn.Module):
         weights: dict[str, Array],
         dropout: WeightDropout | None,
         train: bool,
+        first: Int[Array, "B T"] | None = None,
         on_weights: Callable[[Array], object] | None = None,
     ) -> tuple[Float[Array, "B T maps Hv"], LayerCache | None]:
         """What the queries read from the cache and from their own tokens, and the cache with these written.
@@ -135,10 +148,12 @@ class Attention(nn.Module):
             joined = _joined(seen)
             at = positions, joined.positions, window
             batched = True if cfg.attention_impl == "local" and window else None
-            out = blocked_attend(queries, joined.keys, joined.values, *at, batched=batched, train=train, **options)
+            out = blocked_attend(
+                queries, joined.keys, joined.values, *at, first=first, batched=batched, train=train, **options
+            )
             return out, new_cache
         key_positions = jnp.concatenate([part.positions for part in seen], axis=1)
-        mask = attention_mask(positions, key_positions, window)
+        mask = attention_mask(positions, key_positions, window, first)
         past, own = (seen[0].keys, seen[0].values) if len(seen) > 1 else None, seen[-1]
         return attend(queries, own.keys, own.values, mask, past=past, on_weights=on_weights, **options), new_cache
 

@@ -17,7 +17,7 @@ import optax
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
 from jaxlm.config.base import difference, to_dict
 from jaxlm.data import tokenizer as tokenizers
-from jaxlm.data.corpus import Corpus, load_corpus
+from jaxlm.data.corpus import Corpus, document_end, load_corpus, with_own_tokenizer
 from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
@@ -172,6 +172,7 @@ def new_session(
         is_run = (out / "config.json").exists()
         fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
         raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
+    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     if not keep_warmup:
         config = shrink_warmup(config)
     processes.wait("out is checked")
@@ -207,6 +208,7 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
       UserError: as `train`.
       CheckError: every checkpoint is damaged.
     """
+    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     record = read_record(out)
     stored_config, sha256 = record.config, record.corpus_sha256
     if sha256 is None:
@@ -283,7 +285,9 @@ def _run(session: Session, received: list[int]) -> Outcome:
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
         source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
-        chunk = make_chunk(session.model, session.tx, cfg, session.state)
+        chunk = make_chunk(
+            session.model, session.tx, cfg, session.state, document_end(session.config.data, train_split)
+        )
         state = loop(chunk, session.state, source, cfg, in_order)
         if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)

@@ -33,7 +33,11 @@ Chunk = Callable[[TrainState, BatchSource, Any], tuple[TrainState, StepMetrics]]
 
 
 def make_chunk(
-    model: LanguageModel, tx: optax.GradientTransformation, cfg: TrainConfig, like: TrainState | None = None
+    model: LanguageModel,
+    tx: optax.GradientTransformation,
+    cfg: TrainConfig,
+    like: TrainState | None = None,
+    document_end: int | None = None,
 ) -> Chunk:
     """Compiles `chunk(state, source, stop) -> (state, metrics of its last step)`; the state is donated.
 
@@ -44,6 +48,7 @@ def make_chunk(
     Args:
       like: on a mesh, a state whose arrays lie where those of the result shall lie. Otherwise the compiler chooses, and
         the next call may compile once more.
+      document_end: as in `training.step.batch_loss`.
     """
     on_mesh = like is not None and not jax.sharding.get_mesh().empty
     places = (shardings(like), None) if on_mesh else None
@@ -53,7 +58,8 @@ def make_chunk(
         @jax.jit  # so that it is traced once, for its shapes and for the loop
         def step(state: TrainState) -> tuple[TrainState, StepMetrics]:
             windows = source.windows(cfg.seed, state.step, cfg.batch_size)
-            return train_step(state, windows, model, tx, cfg.seed, cfg.grad_accum, source.weights(windows))
+            weights = source.weights(windows)
+            return train_step(state, windows, model, tx, cfg.seed, cfg.grad_accum, weights, document_end)
 
         # The loop carries the metrics of the last step, so it needs some of the same shapes to start with. Zeros are
         # sound.

@@ -114,7 +114,7 @@ from jaxlm.errors import CheckError
         (["eval", "runs/tiny-1", "--task", "generation", "--top-p", "2"], "top_p = 2.0"),
         (["eval", "other"], "other/config.json is not a configuration of this version: ModelConfig has no field depth"),
         (["prepare", "wiki"], "dataset 'wiki' is unknown"),
-        (["prepare"], "DATASET is missing; see jaxlm prepare --help"),
+        (["prepare"], "DATASET is missing (or --data.path, or --check); see jaxlm prepare --help"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(folder, arguments, words):
