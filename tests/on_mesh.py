@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import checking
 
@@ -78,8 +79,8 @@ def config(name):
     return ModelConfig(**MODELS[name], dtype=dtype, param_dtype=dtype)
 
 
-def trained(name, optimizer, mesh, steps=20):
-    """The losses of some steps, and the last state."""
+def trained(name, optimizer, mesh, steps=20, begin=lambda state: state):
+    """The losses of some steps, and the last state; `begin` may replace the first."""
     import jax
     import numpy as np
 
@@ -102,10 +103,11 @@ def trained(name, optimizer, mesh, steps=20):
         params = init_params(model, jax.random.key(0))
         tx = build_optimizer(OptimConfig(name=optimizer, learning_rate=rate, warmup_steps=2), 20, params)
         state = init_state(params, tx)
+        state = begin(state)
         chunk = make_chunk(model, tx, train, state)
         source = TokenStream(tokens, cfg.max_seq_len).feed(0, ROWS, 20, put)
         losses = []
-        for step in range(steps):
+        for step in range(int(state.step), steps):
             state, metrics = chunk(state, source(step), np.int32(step + 1))
             losses.append(float(metrics.loss))
         assert chunk._cache_size() == 1, "a second step compiles nothing"
@@ -125,6 +127,38 @@ def compare(models, optimizers, meshes, steps="20"):
                 differences[f"{name} {optimizer} {tuple(shape)}"] = worst
                 print(f"{name} {optimizer} {shape} {worst:.2e}", file=sys.stderr, flush=True)
     return differences
+
+
+def checkpoints(folder, meshes):
+    """A checkpoint of the mesh (2, 2, 2): is it bitwise the same on others, and does training go on with its losses?"""
+    import jax
+    import numpy as np
+
+    from jaxlm.run import checkpoint
+    from jaxlm.sharding.mesh import use_mesh
+
+    losses, state = trained("transformer", "adafactor", mesh_of((2, 2, 2)), 2)
+    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    with use_mesh(mesh_of((2, 2, 2))):
+        checkpoint.save(Path(folder), state, None, 1)
+    whole, _ = trained("transformer", "adafactor", None, 4)
+    found = {}
+    for shape in json.loads(meshes):
+        mesh = mesh_of(shape)
+        read = []
+
+        def restore(like, read=read):
+            state = checkpoint.restore_latest(Path(folder), like)[0]
+            read += [(np.asarray(leaf), len(leaf.sharding.device_set)) for leaf in jax.tree.leaves(state)]
+            return state
+
+        losses, _ = trained("transformer", "adafactor", mesh, 4, restore)
+        found[str(tuple(shape))] = {
+            "bitwise": all((a == b).all() for (a, _), b in zip(read, expected, strict=True)),
+            "devices": read[0][1],
+            "losses": max(abs(a - b) for a, b in zip(losses, whole[2:], strict=True)),
+        }
+    return found
 
 
 def device_bytes(tree):
@@ -255,5 +289,6 @@ def decode(meshes):
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
         checking.install()
-        answer = {"compare": compare, "sizes": sizes, "planted": planted, "decode": decode}[sys.argv[1]](*sys.argv[2:])
+        checks = (compare, sizes, planted, checkpoints, decode)
+        answer = {check.__name__: check for check in checks}[sys.argv[1]](*sys.argv[2:])
     print(json.dumps(answer))

@@ -13,7 +13,7 @@ from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
 from jaxlm.training.evaluate import eval_batch_size, make_sums
 from jaxlm.training.loop import make_chunk
-from jaxlm.training.step import init_state
+from jaxlm.training.step import TrainState
 from jaxlm.types import tree_bytes
 
 
@@ -76,7 +76,8 @@ def training_memory(config: ExperimentConfig) -> TrainingMemory:
     model, cfg = build_model(config.model), config.train
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     tx = build_optimizer(config.optim, cfg.steps, params)
-    state = jax.eval_shape(lambda params: init_state(params, tx), params)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(params, jax.eval_shape(tx.init, params), step)
     length = config.model.max_seq_len
     text = TokenStream(jax.ShapeDtypeStruct((2 * length + 1,), jnp.uint8), length)
     chunk: Any = make_chunk(model, tx, cfg)

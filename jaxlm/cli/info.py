@@ -10,7 +10,7 @@ import tyro
 
 from jaxlm.cli.options import Given, JsonOption, parse_options, with_kinds
 from jaxlm.cli.output import print_json, print_table
-from jaxlm.config import ExperimentConfig, ModelConfig, presets
+from jaxlm.config import ExperimentConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig, presets
 from jaxlm.config.base import to_dict
 from jaxlm.errors import UserError
 
@@ -47,30 +47,55 @@ class _InfoOptions(JsonOption):
 
     target: Annotated[tyro.conf.Positional[str | None], _TARGET] = None
     model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    mesh: MeshConfig
     memory: bool = False
     """Of a preset or a run: also compile training and evaluation, and say what memory they take."""
+    on: str | None = None
+    """Of a preset or a run: plan a training step on the devices of --mesh.*, all of this kind: a100, h100, h200 or a
+    TPU, v4, v5e, v5p, v6e. --mesh.* alone plans without times. No such device is needed."""
 
 
 def info(arguments: list[str]) -> int:
     """`jaxlm info [PRESET|RUN]`: tables or JSON."""
-    options = parse_options(_InfoOptions, arguments, "info", _defaults)
+    mesh_is_given = False
+
+    def defaults(given: Given) -> _InfoOptions:
+        nonlocal mesh_is_given
+        mesh_is_given = bool(given["mesh"])
+        return _defaults(given)
+
+    options = parse_options(_InfoOptions, arguments, "info", defaults)
+    planned = mesh_is_given or options.on is not None
     if options.target is None:
-        if options.memory:
-            raise UserError("--memory is of a preset or a run: give one, such as jaxlm info nanogpt-cpu --memory")
+        if options.memory or planned:
+            option = "--memory" if options.memory else "--on" if options.on else "--mesh"
+            raise UserError(f"{option} is of a preset or a run: give one, such as jaxlm info nanogpt-cpu {option}")
         return _describe_machine(options.json)
-    memory = None
-    if options.memory:
-        config = dataclasses.replace(_config(options.target), model=options.model)
-        memory = _memory(config)
-    return _describe_model(options.target, options.model, memory, options.json)
+    if planned and options.memory:
+        raise UserError("--memory compiles for this machine, --mesh and --on plan for others: give one of them")
+    if not planned and not options.memory:
+        return _describe_model(options.target, options.model, None, options.json)
+    parts = {name: getattr(options, name) for name in ("model", "optim", "train", "mesh")}
+    config = dataclasses.replace(_config(options.target), **parts)
+    if not planned:
+        return _describe_model(options.target, options.model, _memory(config), options.json)
+    if options.mesh.coordinator is not None:
+        raise UserError(f"mesh.coordinator = {options.mesh.coordinator!r} is for training: a plan needs no processes")
+    from jaxlm.cli.plan import show_plan  # imports JAX
+
+    return show_plan(options.target, config, options.on, options.json)
 
 
 def _defaults(given: Given) -> _InfoOptions:
     """The options of the preset or run."""
     name = given.get("target")
-    if name is None and given["model"]:
-        raise UserError("--model options change a preset or a run: give one, such as jaxlm info nanogpt-cpu")
-    return _InfoOptions(model=with_kinds(_config(name or "nanogpt-cpu"), given).model)
+    for part in ("model", "optim", "train"):
+        if name is None and given[part]:
+            raise UserError(f"--{part} options change a preset or a run: give one, such as jaxlm info nanogpt-cpu")
+    base = with_kinds(_config(name or "nanogpt-cpu"), given)
+    return _InfoOptions(model=base.model, optim=base.optim, train=base.train, mesh=base.mesh)
 
 
 def _config(name: str) -> ExperimentConfig:

@@ -111,6 +111,53 @@ def _gpt2_124m() -> ExperimentConfig:
     )
 
 
+def _gpt3_xl() -> ExperimentConfig:
+    """GPT-3 XL's shape: 1.3 B parameters, 2048 tokens of context, 1 M tokens a step; for 8 accelerators and more."""
+    return ExperimentConfig(
+        preset="gpt3-xl",
+        model=ModelConfig(
+            vocab_size=50304,  # a multiple of 64, so that a mesh can split it
+            max_seq_len=2048,
+            num_layers=24,
+            embed_dim=2048,
+            num_heads=16,  # of 128; the 24 heads of 128 in the paper's table do not make 2048
+            activation="gelu_tanh",
+            dtype="bfloat16",
+            scan_layers=True,
+            remat=True,
+        ),
+        data=DataConfig(tokenizer="bpe", bpe_vocab_size=50304),
+        optim=OptimConfig(learning_rate=2e-4, warmup_steps=375, b2=0.95),
+        train=TrainConfig(steps=300_000, batch_size=512, grad_accum=8, eval_every=1000, checkpoint_every=1000),
+    )
+
+
+def _llama_7b() -> ExperimentConfig:
+    """Llama's shape: 6.7 B parameters, RoPE, RMS norm, SwiGLU, 4 M tokens a step; for 8 accelerators and more."""
+    return ExperimentConfig(
+        preset="llama-7b",
+        model=ModelConfig(
+            vocab_size=32000,
+            max_seq_len=2048,
+            num_layers=32,
+            embed_dim=4096,
+            num_heads=32,
+            mlp_dim=11008,
+            activation="swiglu",
+            norm="rmsnorm",
+            use_bias=False,
+            position="rope",
+            tie_embeddings=False,
+            dtype="bfloat16",
+            scan_layers=True,
+            remat=True,
+        ),
+        data=DataConfig(tokenizer="bpe", bpe_vocab_size=32000),
+        optim=OptimConfig(learning_rate=3e-4, warmup_steps=2000, b2=0.95),
+        train=TrainConfig(steps=250_000, batch_size=2048, grad_accum=32, eval_every=1000, checkpoint_every=1000),
+    )
+
+
 def _tiny() -> ExperimentConfig:
     """A few seconds on anything: to try the commands."""
     return ExperimentConfig(
@@ -198,6 +245,8 @@ PRESETS = {
     "llama-char": _llama_char,
     "librispeech-char": _librispeech_char,
     "gpt2-124m": _gpt2_124m,
+    "gpt3-xl": _gpt3_xl,
+    "llama-7b": _llama_7b,
     "tiny": _tiny,
     "bigram": _bigram,
     "embedding-bigram": _embedding_bigram,

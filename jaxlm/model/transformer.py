@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxlm.config import ModelConfig
 from jaxlm.config.model import LayerSettings
 from jaxlm.errors import UserError
-from jaxlm.model.attention import Attention, Implementation
+from jaxlm.model.attention import Attention, Implementation, choose
 from jaxlm.model.cache import (
     KVCache,
     LayerCache,
@@ -182,4 +182,4 @@ def attention_implementations(model: LanguageModel, length: int) -> list[Impleme
     """Which function computes the attention of each layer over `length` tokens without a cache; none without layers."""
     cfg = model.cfg
     layers = cfg.layer_settings if cfg.family == "transformer" else ()
-    return [Attention(cfg, layer)._implementation(length, layer.window, cached=False) for layer in layers]
+    return [choose(cfg, length, layer.window, cached=False) for layer in layers]

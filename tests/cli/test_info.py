@@ -1,10 +1,13 @@
 """`jaxlm info`: what a model costs, and whether the compiler computes right."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 from support import command, refused
 
+from jaxlm.analysis.accelerators import ACCELERATORS
 from jaxlm.cli.info import fold_blocks
 from jaxlm.ops import canary
 
@@ -64,6 +67,33 @@ def test_the_memory_of_training_is_compiled_where_it_is_asked_for():
     assert "--memory is of a preset or a run" in refused("info", "--memory")
 
 
+def test_a_mesh_is_planned_without_devices_of_it():
+    options = ("tiny", "--mesh.data", 64, "--mesh.fsdp", 8, "--train.batch-size", 512)
+    found = json.loads(command("info", *options, "--on", "h100", "--json")[1])["plan"]
+    assert (found["devices"], found["rows_a_device"], found["tokens_a_step"]) == (512, 1, 512 * 32)
+    memory, on = found["memory_bytes"], found["on"]
+    assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
+    assert on["seconds"]["step_apart"] > on["seconds"]["step_overlapped"] >= on["seconds"]["compute"]
+    assert 0 < on["mfu_apart"] < on["mfu_overlapped"] < on["efficiency"]
+    assert on["fits"]
+    assert "what_helps" not in on
+    out = command("info", *options, "--on", "h100")[1]
+    assert "512 x H100 SXM" in out
+    assert f"MFU {on['mfu_apart']:.1%}" in out
+    assert "\nfits: " in out
+    assert "on" not in json.loads(command("info", *options, "--json")[1])["plan"]
+
+
+def test_what_does_not_fit_is_said_with_what_would_help(monkeypatch):
+    small = dataclasses.replace(ACCELERATORS["v5e"], memory=300_000.0)
+    monkeypatch.setitem(ACCELERATORS, "v5e", small)
+    out = command("info", "tiny", "--on", "v5e")[1]
+    total = json.loads(command("info", "tiny", "--on", "v5e", "--json")[1])["plan"]["memory_bytes"]["total"]
+    assert f"does not fit: {total / 1e6:,.2f} MB of 300,000 bytes, {(total - 3e5) / 1e6:,.2f} MB too many" in out
+    assert re.search(r"^  --train.grad-accum 8: [\d,.]+ ", out, re.MULTILINE)
+    assert re.search(r"^  --model.remat True: ", out, re.MULTILINE)
+
+
 def test_alone_it_says_that_every_program_of_the_canary_is_right():
     code, out, _ = command("info")
     assert code == 0
@@ -98,6 +128,14 @@ def test_a_wrong_program_is_named_with_its_error_and_fails(monkeypatch):
     [
         (["nothing"], "'nothing' is neither a preset nor a run: choose one of nanogpt-cpu"),
         (["--model.num-layers", "3"], "--model options change a preset or a run: give one"),
+        (["--mesh.data", "2"], "--mesh is of a preset or a run: give one"),
+        (["--on", "h100"], "--on is of a preset or a run: give one"),
+        (["tiny", "--mesh.data", "3"], "mesh.data x mesh.fsdp = 3 x 1 = 3 does not divide the 8 rows of a micro-batch"),
+        (["tiny", "--mesh.fsdp", "-1"], "mesh.fsdp = -1 is the rest of the devices, but a plan has no devices"),
+        (["tiny", "--mesh.tensor", "4"], "mesh.tensor = 4 does not divide the 2 of heads"),
+        (["tiny", "--on", "b200"], "accelerator 'b200' is unknown: choose one of a100"),
+        (["tiny", "--mesh.data", "2", "--memory"], "--memory compiles for this machine"),
+        (["tiny", "--mesh.data", "2", "--mesh.coordinator", "auto"], "mesh.coordinator = 'auto' is for training"),
         (["tiny", "--model.num-heads", "5"], "num_heads = 5 does not divide embed_dim = 32"),
     ],
 )

@@ -156,7 +156,8 @@ def test_a_process_that_does_not_come_is_named_by_all_that_did():
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_the_same_step():
     children = launch("train_until_signal")
-    assert any(line == "step 0\n" for line in children[1].stdout)
+    for _ in range(4):  # by then both would cut chunks as long as their own clock says
+        assert any(line == "step 0\n" for line in children[1].stdout)
     children[1].send_signal(signal.SIGTERM)
     ends = [ended(child, seconds=60) for child in children]
     assert [end.code for end in ends] == [0, 0], ends
