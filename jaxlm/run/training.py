@@ -131,6 +131,7 @@ def train(
     """
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"config = {config!r} is not an ExperimentConfig: give one, such as jaxlm.preset('tiny')")
+    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     out = Path(out)
     if resume and (init_from is not None or extend_positions):
         path = init_from.path if isinstance(init_from, Run) else init_from
@@ -172,7 +173,6 @@ def new_session(
         is_run = (out / "config.json").exists()
         fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
         raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
-    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     if not keep_warmup:
         config = shrink_warmup(config)
     processes.wait("out is checked")
@@ -208,7 +208,6 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
       UserError: as `train`.
       CheckError: every checkpoint is damaged.
     """
-    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     record = read_record(out)
     stored_config, sha256 = record.config, record.corpus_sha256
     if sha256 is None:

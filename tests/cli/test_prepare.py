@@ -12,18 +12,7 @@ from jaxlm.data.shards import open_prepared
 from jaxlm.run.folder import load_run, read_config
 from jaxlm.training.evaluate import Evaluation
 
-TRAIN = [
-    "train",
-    "tiny",
-    "--model.num-layers",
-    "1",
-    "--optim.warmup-steps",
-    "1",
-    "--train.steps",
-    "3",
-    "--sample.max-new-tokens",
-    "5",
-]
+TRAIN = ["train", "tiny", "--model.family", "bigram", "--optim.warmup-steps", "1", "--train.steps", "3"]
 PREPARE = ["prepare", "--data.path", "corpus", "--data.bpe-vocab-size", "300", "--shard-tokens", "1000"]
 
 
@@ -132,7 +121,16 @@ def test_a_tokenizer_of_another_folder_is_taken(work):
             "data.pack = 'documents' is for attention, which family = 'bigram' has not: use 'stream'",
         ),
         (
-            ["train", "tiny", "--data.pack", "documents", "--model.attention-impl", "cudnn"],
+            [
+                "train",
+                "tiny",
+                "--data.pack",
+                "documents",
+                "--model.attention-impl",
+                "cudnn",
+                "--model.dtype",
+                "bfloat16",
+            ],
             "data.pack = 'documents' has no mask in attention_impl = 'cudnn': use 'auto'",
         ),
         (
