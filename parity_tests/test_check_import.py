@@ -29,8 +29,8 @@ from jaxlm.parity import source
 from jaxlm.parity.float64 import float64_throughout
 from jaxlm.run.init_from import params_sha256
 
-QUICK = ("gemma3",)
-"""Its source needs the most: norms of heads first, and RoPE by layer. The others are slow."""
+VARIANTS = [case for case in family_models.CASES if " " in case and case != "stablelm parallel"]
+"""Families again with other options, which add no module but the norm that stablelm leaves out."""
 MODEL_PY = Path(__file__).with_name("own_nanogpt.py")
 
 
@@ -143,6 +143,7 @@ def test_nanogpt_is_compared_with_its_own_model_py(tmp_path, bias):
     assert "block_0/attention" in out
 
 
+@pytest.mark.slow
 def test_a_window_that_the_source_has_not_is_named(llama_folder):
     with imported_as(llama_folder, window=5) as wrong:
         first = parity.check_import(wrong, parts=()).first
@@ -180,9 +181,19 @@ def test_what_transformers_computes_in_float32_is_float64_in_here(llama_folder):
             "block_0/attention",
             "rope_layout = 'half' where the config has 'interleaved'",
         ),
-        ({"rope_theta": 1e5}, "block_0/attention", "rope_theta = 10000.0 where the config has 100000.0"),
+        pytest.param(
+            {"rope_theta": 1e5},
+            "block_0/attention",
+            "rope_theta = 10000.0 where the config has 100000.0",
+            marks=pytest.mark.slow,
+        ),
         ({"norm_eps": 1e-5}, "block_0/attention_norm", "norm_eps = 1e-06 where the config has 1e-05"),
-        ({"activation": "geglu"}, "block_0/mlp", "activation = 'swiglu' where the config has 'geglu'"),
+        pytest.param(
+            {"activation": "geglu"},
+            "block_0/mlp",
+            "activation = 'swiglu' where the config has 'geglu'",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["layout", "theta", "eps", "activation"],
 )
@@ -242,7 +253,10 @@ def family_source(case):
         return dataclasses.replace(opened, build=lambda dtype: copy.deepcopy(models[dtype == "float64"]))
 
 
-@pytest.mark.parametrize("case", list(family_models.CASES))
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case in VARIANTS else ()) for case in family_models.CASES],
+)
 def test_every_layer_of_a_family_has_its_counterpart(case):
     """Each module that the family names is there, so nothing is left out in silence."""
     opened = family_source(case)
@@ -255,9 +269,15 @@ def test_every_layer_of_a_family_has_its_counterpart(case):
         assert {f"block_{i}", f"block_{i}/attention", f"block_{i}/mlp"} <= set(network._layers.values())
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in family_models.CASES]
-)
+def test_the_family_with_the_most_of_its_own_is_the_same_as_in_transformers():
+    """Gemma 3: norms of heads first, and RoPE by layer."""
+    report = parity.check_import(family_source("gemma3"), draws=1, parts=("gradients",))
+    assert report.passed, report
+    assert report.worst("logits").float64_rel < 1e-11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(family_models.CASES))
 def test_a_family_is_the_same_as_in_transformers(case):
     report = parity.check_import(family_source(case), draws=1)
     assert report.passed, report

@@ -63,7 +63,8 @@ def test_a_bug_at_the_last_positions_of_a_long_context_is_caught():
     assert lengths(report) == ["of 512 tokens", "of 2048 tokens", *failed]
 
 
-@pytest.mark.parametrize("make", [llama, pytest.param(gpt2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [llama, gpt2])
 def test_a_source_is_read_at_its_last_positions(tmp_path, monkeypatch, make):
     changes = {"n_positions": 700} if make is gpt2 else {"max_position_embeddings": 700}
     make(**changes).save_pretrained(tmp_path)

@@ -53,14 +53,15 @@ def test_a_run_on_its_own_text(trained):
 
 
 def test_a_config_prints_its_table():
-    code, out, _ = command("parity", "--preset", "tiny", *TINY, "--model.num-kv-heads", 1)
+    sizes = ["--model.embed-dim", "6", "--model.max-seq-len", "11", "--draws", 1]
+    code, out, _ = command("parity", "--preset", "tiny", "--model.family", "embedding_bigram", *sizes)
     assert code == 0
     first, heads, *rows = out.splitlines()
     assert first.startswith("tiny: backend cpu, device cpu, torch_device cpu, jax ")
     assert first.endswith("precision highest, dtype float32")
     assert heads.split("  ")[0] == "quantity"
     assert rows[-1] == f"equal up to rounding: {len(rows) - 1} quantities"
-    assert any(row.split()[:2] == ["activation", "block_0/attention/key"] and "x6" in row for row in rows)
+    assert any(row.split()[:3] == ["activation", "head", "3x11x65"] for row in rows)
 
 
 def test_a_wrong_compiler_is_the_first_divergence(monkeypatch):

@@ -11,10 +11,13 @@ from test_models import assert_same, named
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
 
-NARROW = [cases.NARROW[0], pytest.param(cases.NARROW[1], marks=pytest.mark.slow), cases.NARROW[2]]
+
+def test_a_bfloat16_model_rounds_as_torch_does():
+    assert_same(cases.NARROW[0], ("gradients",), draws=4)
 
 
-@pytest.mark.parametrize("cfg", NARROW, ids=named)
+@pytest.mark.slow
+@pytest.mark.parametrize("cfg", cases.NARROW, ids=named)
 def test_bfloat16_models_round_as_torch_does(cfg):
     assert_same(cfg, ("gradients", "decoding"))
 
@@ -95,7 +98,7 @@ def drawn(count, **how):
     return hypothesis.settings(max_examples=count, deadline=None, phases=only, suppress_health_check=quiet, **how)
 
 
-@drawn(4, derandomize=True)
+@drawn(2, derandomize=True)
 @hypothesis.given(configs())
 def test_drawn_models_are_those_of_torch(cfg):
     assert_same(cfg, ("gradients",))

@@ -29,12 +29,20 @@ def named(cfg):
 
 ROUNDED = {0, 1, 4, 12, len(cases.ROWS)}
 """The cases compared in float32 and by greedy tokens too; the others in float64 only, but in full when slow."""
+QUICK = {0, 3, 6, 11, 12, 24, len(cases.ROWS), len(cases.ROWS) + 3}
+"""The others wait for the slow tests, which compare all cases in full."""
+
+
+def test_the_quick_cases_have_every_value_of_attention_and_a_recurrent_network():
+    quick = [cases.CASES[i] for i in QUICK]
+    for name, values in cases.PAIRED.items():
+        assert {getattr(cfg, name) for cfg in quick if cfg.family == "transformer"} == set(values), name
+    assert {"bigram", "recurrent", "transformer"} <= {cfg.family for cfg in quick}
+    assert {True, False} == {cfg.scan_layers for cfg in quick}
 
 
 def case(i):
-    """Two of three cases that are not in ROUNDED wait for the slow tests, which compare all cases in full."""
-    marks = pytest.mark.slow if i % 3 and i not in ROUNDED else ()
-    return pytest.param(i, marks=marks, id=named(cases.CASES[i]))
+    return pytest.param(i, marks=() if i in QUICK else pytest.mark.slow, id=named(cases.CASES[i]))
 
 
 @pytest.mark.parametrize("i", [case(i) for i in range(len(cases.CASES))])

@@ -16,7 +16,7 @@ CASES = {
 }
 
 
-FAST = ("learned positions, float32", "rope and windows")
+FAST = ("rope and windows",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CASES])

@@ -39,7 +39,7 @@ CONFIGS = {
     "learned, windows 2 and all": config(window=(2, None), norm_order="post"),
     "sinusoidal, window 3": config(position="sinusoidal", window=3),
     "rope, windows 3 and 4": config(position="rope", window=(3, 4), num_kv_heads=1, qk_norm=True, norm="rmsnorm"),
-    "interleaved, window 5": config(position="rope", rope_layout="interleaved", window=5, activation="swiglu"),
+    "interleaved, window 4": config(position="rope", rope_layout="interleaved", window=4, activation="swiglu"),
     "none, window 3": config(position="none", window=3, attention_softcap=2.0, final_softcap=3.0),
     "mean_pooled": config(**GROUPED, kv_sharing="mean_pooled", window=3, attention_score="multiplicative"),
     "summed_scores": config(**GROUPED, kv_sharing="summed_scores", window=3, attention_score="additive"),
@@ -77,11 +77,11 @@ def every_split(length):
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_every_split_of_a_sequence_is_the_full_forward_pass(name):
-    model, tokens = built(CONFIGS[name]), random_tokens(LENGTH)
+    model, tokens = built(CONFIGS[name]), random_tokens(5)
     with torch.no_grad():
         full = model(tokens)
-    splits = list(every_split(LENGTH))
-    assert len(splits) == 2 ** (LENGTH - 1)
+    splits = list(every_split(5))
+    assert len(splits) == 16
     for lengths in splits:
         assert_close(in_chunks(model, tokens, lengths), full, EXACT)
 

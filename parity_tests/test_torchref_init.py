@@ -49,7 +49,13 @@ def by_kind(state):
     return {kind: to_array(torch.cat(values).double()) for kind, values in found.items()}
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+SLOW = ("torch", "torch, concat")
+"""What they draw the others draw too."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CONFIGS]
+)
 def test_parameters_begin_as_those_of_jaxlm(name):
     cfg = CONFIGS[name]
     torch.manual_seed(0)

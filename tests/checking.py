@@ -1,5 +1,6 @@
 """What all tests run with: checks of every signature and compiled programs that all processes share."""
 
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -22,8 +23,14 @@ def install() -> None:
     # As the command does (jaxlm/cli/main.py). JAX would set 1 for the commands that tests start, whose log then fills
     # a pipe that nobody reads.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before jax is imported
+    gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects; the usual 700 takes a tenth of the time
     settings = importlib.import_module("jax").config
     settings.update("jax_compilation_cache_dir", PROGRAMS)  # most of the tests' time goes into compiling
     settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     importlib.import_module("jaxlm.config")
     install_import_hook("jaxlm", "checking.check")
+
+
+def is_left_out(path: Path, expression: str) -> bool:
+    """Whether `-m expression` leaves out all tests of a file, so that it need not be imported."""
+    return path.name.startswith("test_") and expression.startswith("not x64" if path.stem.endswith("_x64") else "x64")

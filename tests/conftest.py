@@ -16,6 +16,10 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # a time lim
 hypothesis.settings.load_profile("any machine")
 
 
+def pytest_ignore_collect(collection_path, config):
+    return checking.is_left_out(collection_path, config.option.markexpr) or None
+
+
 def pytest_sessionfinish(session):
     """Bounds the folder of compiled programs, once all processes are done with it."""
     if not hasattr(session.config, "workerinput"):

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import checking
 
@@ -68,12 +69,21 @@ def mesh_of(shape):
     return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
 
 
-def trained(name, optimizer, mesh, steps=20):
-    """The losses of some steps, and the last state."""
+def config(name):
+    """One of MODELS, in float64 where JAX computes in 64 bits."""
+    import jax
+
+    from jaxlm.config import ModelConfig
+
+    dtype = "float64" if jax.config.jax_enable_x64 else "float32"
+    return ModelConfig(**MODELS[name], dtype=dtype, param_dtype=dtype)
+
+
+def trained(name, optimizer, mesh, steps=20, begin=lambda state: state):
+    """The losses of some steps, and the last state; `begin` may replace the first."""
     import jax
     import numpy as np
 
-    import jaxlm
     from jaxlm.config import OptimConfig, TrainConfig
     from jaxlm.data.batches import TokenStream
     from jaxlm.model.build import build_model, init_params
@@ -83,8 +93,7 @@ def trained(name, optimizer, mesh, steps=20):
     from jaxlm.training.loop import make_chunk
     from jaxlm.training.step import init_state
 
-    dtype = "float64" if jax.config.jax_enable_x64 else "float32"
-    cfg = jaxlm.ModelConfig(**MODELS[name], dtype=dtype, param_dtype=dtype)
+    cfg = config(name)
     train = TrainConfig(batch_size=ROWS, grad_accum=GRAD_ACCUM, steps=20)
     rate = {"sgd": 0.1, "adamsn": 1e-2, "lion": 1e-4}.get(optimizer, 1e-3)
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, 2000).astype(np.uint8)
@@ -94,10 +103,11 @@ def trained(name, optimizer, mesh, steps=20):
         params = init_params(model, jax.random.key(0))
         tx = build_optimizer(OptimConfig(name=optimizer, learning_rate=rate, warmup_steps=2), 20, params)
         state = init_state(params, tx)
+        state = begin(state)
         chunk = make_chunk(model, tx, train, state)
         source = TokenStream(tokens, cfg.max_seq_len).feed(0, ROWS, 20, put)
         losses = []
-        for step in range(steps):
+        for step in range(int(state.step), steps):
             state, metrics = chunk(state, source(step), np.int32(step + 1))
             losses.append(float(metrics.loss))
         assert chunk._cache_size() == 1, "a second step compiles nothing"
@@ -119,6 +129,38 @@ def compare(models, optimizers, meshes, steps="20"):
     return differences
 
 
+def checkpoints(folder, meshes):
+    """A checkpoint of the mesh (2, 2, 2): is it bitwise the same on others, and does training go on with its losses?"""
+    import jax
+    import numpy as np
+
+    from jaxlm.run import checkpoint
+    from jaxlm.sharding.mesh import use_mesh
+
+    losses, state = trained("transformer", "adafactor", mesh_of((2, 2, 2)), 2)
+    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    with use_mesh(mesh_of((2, 2, 2))):
+        checkpoint.save(Path(folder), state, None, 1)
+    whole, _ = trained("transformer", "adafactor", None, 4)
+    found = {}
+    for shape in json.loads(meshes):
+        mesh = mesh_of(shape)
+        read = []
+
+        def restore(like, read=read):
+            state = checkpoint.restore_latest(Path(folder), like)[0]
+            read += [(np.asarray(leaf), len(leaf.sharding.device_set)) for leaf in jax.tree.leaves(state)]
+            return state
+
+        losses, _ = trained("transformer", "adafactor", mesh, 4, restore)
+        found[str(tuple(shape))] = {
+            "bitwise": all((a == b).all() for (a, _), b in zip(read, expected, strict=True)),
+            "devices": read[0][1],
+            "losses": max(abs(a - b) for a, b in zip(losses, whole[2:], strict=True)),
+        }
+    return found
+
+
 def device_bytes(tree):
     """The most bytes of a tree that one device holds."""
     import jax
@@ -135,7 +177,6 @@ def sizes(models, optimizers, meshes):
     import jax
     import numpy as np
 
-    import jaxlm
     from jaxlm.config import OptimConfig
     from jaxlm.model.build import build_model, init_params
     from jaxlm.optim import build_optimizer
@@ -148,7 +189,7 @@ def sizes(models, optimizers, meshes):
             for shape in json.loads(meshes):
                 mesh = mesh_of(shape)
                 with use_mesh(mesh):
-                    params = init_params(build_model(jaxlm.ModelConfig(**MODELS[name])), jax.random.key(0))
+                    params = init_params(build_model(config(name)), jax.random.key(0))
                     state = init_state(params, build_optimizer(OptimConfig(name=optimizer), 200, params))
                 own = {
                     "params": {
@@ -248,5 +289,6 @@ def decode(meshes):
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
         checking.install()
-        answer = {"compare": compare, "sizes": sizes, "planted": planted, "decode": decode}[sys.argv[1]](*sys.argv[2:])
+        checks = (compare, sizes, planted, checkpoints, decode)
+        answer = {check.__name__: check for check in checks}[sys.argv[1]](*sys.argv[2:])
     print(json.dumps(answer))

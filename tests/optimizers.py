@@ -76,6 +76,17 @@ def trajectory(tx, params, grads, move=True):
     return params, state, updates
 
 
+def after(tx, params, grads):
+    """Shapes of (state, next state, updates, next params)."""
+
+    def step(params, grads):
+        state = tx.init(params)
+        updates, new = tx.update(grads, state, params)
+        return state, new, updates, optax.apply_updates(params, updates)
+
+    return jax.eval_shape(step, params, grads)
+
+
 def leaves(tree):
     """Leaves by their paths."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

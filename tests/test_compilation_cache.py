@@ -16,7 +16,7 @@ import pytest
 from support import command, refused
 
 from jaxlm.compilation_cache import MAX_BYTES, cache_folder, kept, kept_programs
-from jaxlm.config import DataConfig
+from jaxlm.config import DataConfig, ModelConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import CheckError, UserError
 from jaxlm.reproduce import one
@@ -205,7 +205,7 @@ def test_resumed_with_new_or_kept_programs_a_run_is_bitwise_the_one_without(tmp_
     (tmp_path / "text.txt").write_text(shakespeare.read_text()[:20_000])
     config = dataclasses.replace(
         tiny,
-        model=dataclasses.replace(tiny.model, num_layers=1, dropout=0.1),
+        model=ModelConfig(family="embedding_bigram", vocab_size=65, max_seq_len=32, embed_dim=24, dropout=0.1),
         data=DataConfig(path=str(tmp_path / "text.txt")),
         optim=dataclasses.replace(tiny.optim, warmup_steps=2),
         train=dataclasses.replace(tiny.train, steps=8, log_every=2, eval_every=8, checkpoint_every=4),

@@ -124,6 +124,7 @@ def test_every_block_of_python_prints_what_the_page_shows(capsys):
         assert capsys.readouterr().out == shown
 
 
+@pytest.mark.slow
 def test_a_pretrained_folder_is_the_run_that_another_begins_from(folder):
     """At a rate of 0 the new run keeps the weights of the old one, whatever its seed."""
     start = shlex.split(SETTINGS["model.pretrained_folder"].replace("RUN", "runs/tiny-1"))

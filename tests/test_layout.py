@@ -55,6 +55,14 @@ def test_the_reference_imports_no_jax_and_of_jaxlm_only_its_configs():
     assert {name for name in of_jaxlm if not f"{name}.".startswith("jaxlm.config.")} == set()
 
 
+def test_what_needs_64_bits_is_marked_in_files_whose_names_say_so():
+    """By the name a file is not even imported: checking.py."""
+    for path in (file for name in ("tests", "parity_tests") for file in (PACKAGE.parent / name).rglob("test_*.py")):
+        lines = path.read_text().splitlines()
+        assert ("pytestmark = pytest.mark.x64" in lines) == path.stem.endswith("_x64"), path
+        assert not any(line.startswith("@pytest.mark.x64") for line in lines), path
+
+
 def test_no_file_passes_400_lines():
     root = PACKAGE.parent
     folders = [root / name for name in ("jaxlm", "torchref", "tests", "parity_tests", "scripts", "benchmarks")]

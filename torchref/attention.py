@@ -58,10 +58,18 @@ class SelfAttention(nn.Module):
         """Forgets all keys and values."""
         self.cache: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        use_kv_cache: bool = False,
+        mask: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Maps x [B, T, D] at `positions` [T] to [B, T, D].
 
         A `mask`, which must broadcast to [T, keys], is added to the scores in place of the causal mask and the window.
+        With the numbers of the tokens' `documents` [B, T], a token sees those of its own document alone.
         """
         cfg, sizes, (batch, length, _) = self.cfg, self.cfg.resolved, x.shape
         groups = cfg.num_heads // sizes.num_kv_heads
@@ -101,6 +109,8 @@ class SelfAttention(nn.Module):
         if mask is None:
             behind = positions[:, None] - key_positions[None, :]
             seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+            if documents is not None:
+                seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
             scores = scores.masked_fill(~seen, -math.inf)
         else:
             scores = scores + mask

@@ -125,11 +125,11 @@ class LanguageModel(Transformer):
         sizes = {"embed_dim": d, "num_heads": num_heads, "num_layers": num_layers, "mlp_dim": d_ff}
         super().__init__(_config(max_seq_len, **{"vocab_size": vocab_size, **head, **sizes, **fields}))
 
-    def forward(self, tokens: Tensor, use_kv_cache: bool = False) -> Tensor:
-        """Maps integers [B, T] to logits [B, T, vocab_size]."""
+    def forward(self, tokens: Tensor, use_kv_cache: bool = False, documents: Tensor | None = None) -> Tensor:
+        """Maps integers [B, T] to logits [B, T, vocab_size]; for `documents` see Transformer."""
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"tokens are {list(tokens.shape)}: give [B, T], at least one row and one token")
-        return super().forward(tokens, use_kv_cache)
+        return super().forward(tokens, use_kv_cache, documents)
 
 
 def sample_transformer_naive(

@@ -110,11 +110,18 @@ class Block(nn.Module):
             if cfg.norm_order == "sandwich":
                 self.mlp_post_norm = make_norm(cfg, cfg.embed_dim)
 
-    def forward(self, x: Tensor, positions: Tensor, use_kv_cache: bool = False, mask: Tensor | None = None) -> Tensor:
-        """Maps x [B, T, D] to the same shape; for `mask` see SelfAttention."""
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        use_kv_cache: bool = False,
+        mask: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """Maps x [B, T, D] to the same shape; for `mask` and `documents` see SelfAttention."""
 
         def attend(y: Tensor) -> Tensor:
-            return self.attention(y, positions, use_kv_cache, mask)
+            return self.attention(y, positions, use_kv_cache, mask, documents)
 
         if self.cfg.block_layout == "parallel":
             of_attention, of_mlp = attend(self.attention_norm(x)), self.mlp(self.mlp_norm(x))
@@ -156,8 +163,10 @@ class Transformer(Embedded):
     def _layers(self) -> list[nn.Module]:
         return [Block(self.cfg, layer) for layer in self.cfg.layer_settings]
 
-    def forward(self, tokens: Tensor, use_kv_cache: bool = False) -> Tensor:
-        """See LanguageModel.
+    def forward(self, tokens: Tensor, use_kv_cache: bool = False, documents: Tensor | None = None) -> Tensor:
+        """See LanguageModel. A token attends to its own document alone if `documents` [B, T] numbers them.
+
+        Positions count from the beginning of the row all the same.
 
         Raises:
           ValueError: positions beyond a learned table.
@@ -175,7 +184,7 @@ class Transformer(Embedded):
             x = x + sinusoids(positions, cfg.embed_dim, torch.promote_types(dtype, torch.float32)).to(dtype)
         x = functional.dropout(x, cfg.dropout, self.training)
         for block in self.blocks:
-            x = block(x, positions, use_kv_cache)
+            x = block(x, positions, use_kv_cache, documents=documents)
         return self._logits(self.final_norm(x))
 
 

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "attend": (attend, "RUN", "Draw the attention maps of every layer and head over a text"),
     "parity": (parity, "[RUN|DIR]", "Compare a model with PyTorch, layer by layer, and name the first difference"),
     "convert": (convert, "SRC DST", "Make a run of a model of Hugging Face, nanoGPT, Meta or llama2.c"),
-    "prepare": (prepare, "DATASET", "Download a dataset into the local cache and check it"),
+    "prepare": (prepare, "[DATASET]", "Download a dataset, or write a large corpus as token shards"),
     "presets": (presets, "", "List the named configurations"),
     "reproduce": (reproduce, "NAME", "Repeat an experiment of the course hand-outs, beside the published numbers"),
     "info": (
@@ -43,9 +43,6 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
 """Each command: what runs it, its positional arguments, and what it does."""
 
 NOT_YET_COMMANDS = ("compare",)
-NOT_YET_OPTIONS = ("--mesh",)
-"""Options that only some commands have so far: those of HAVE_THEM."""
-HAVE_THEM = ("info", "train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # jaxlib 0.10.1 logs an error of 3 KB for each program that it loads from the compilation cache, because tuning
     # flags of the compiler such as prefer-no-gather are not features of a processor. It loads the program nevertheless.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # With other processes, its last words when one of them is gone are a stack trace: ours take their place.
+    with_others = any(argument.startswith("--mesh.coordinator") for argument in arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4" if with_others else "3")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without the characters of a text still shows the rest
     with warnings.catch_warnings():
@@ -87,9 +86,6 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         why = "is not there yet" if name in NOT_YET_COMMANDS else "is unknown"
         raise UserError(f"command {name!r} {why}: choose one of {', '.join(COMMANDS)}")
-    for argument in rest:
-        if name not in HAVE_THEM and argument.startswith(NOT_YET_OPTIONS):
-            raise UserError(f"option {argument.split('=')[0]} is not there yet: leave it out")
     try:
         return COMMANDS[name][0](rest)
     except SystemExit as end:  # --help

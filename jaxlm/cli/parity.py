@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from jaxlm.cli.options import CheckpointOptions, Given, parse_options, with_kinds
+from jaxlm.cli.options import CheckpointOptions, Given, MeshOption, parse_options, with_kinds
 from jaxlm.cli.output import print_json
 from jaxlm.config import ModelConfig, presets
 from jaxlm.config.base import check_at_least, check_seed, to_dict
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _ParityOptions(CheckpointOptions):
+class _ParityOptions(MeshOption, CheckpointOptions):
     """Compare a model in JAX and in PyTorch: layers, logits, loss, gradients, optimizer updates and cached decoding.
 
     Float64 decides what is a bug; in the model's own type only rounding may differ. Exit code 1: they differ.
@@ -82,7 +82,7 @@ def parity(arguments: list[str]) -> int:
 
     if options.report is not None:
         check_new_report(options.report)
-    with kept_programs():
+    with kept_programs(), options.in_context():
         compared = _compared_source(options) if options.reference is not None else _compared_torchref(options)
         compiler = compare_compiler()
         report = joined([compiler, PartResult(list(compared.report.rows), compared.report.first)])
@@ -142,10 +142,13 @@ def _where(options: _ParityOptions, config: ModelConfig) -> dict[str, str]:
     origin = provenance()
     device = origin["device"]
     of_hf = options.reference == "hf"
+    sizes = {axis: getattr(options.mesh, axis) for axis in ("data", "fsdp", "tensor")}
+    mesh = {} if set(sizes.values()) == {1} else {"mesh": " ".join(f"{axis}={n}" for axis, n in sizes.items())}
     library = {"transformers": importlib.metadata.version("transformers")} if of_hf else {}
     return {
         "backend": device["platform"],
         "device": device["kind"],
+        **mesh,
         "torch_device": "cpu",
         "jax": origin["versions"]["jax"],
         "torch": importlib.metadata.version("torch"),

@@ -76,15 +76,19 @@ def train(arguments: list[str]) -> int:
 
     from jaxlm.compilation_cache import kept_programs
     from jaxlm.run.training import train as train_run
+    from jaxlm.sharding import processes
 
     extend = options.extend_positions
-    place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
-    with kept_programs():
+    with kept_programs(), processes.joined(config.mesh):
+        place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
         with place as folder:
             outcome = train_run(config, folder, options.resume, own_warmup, init_from=source, extend_positions=extend)
         if outcome.signum is not None:
             return 128 + outcome.signum
-        print(_sample(folder))
+        if not processes.first():
+            return 0
+        if processes.count() == 1:
+            print(_sample(folder))
     loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
     print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
     print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
@@ -125,23 +129,34 @@ def _defaults(given: Given, source: "Path | Run | None" = None) -> _TrainOptions
 def _next_free(preset: str) -> Iterator[Path]:
     """Yields the next free runs/PRESET-n, created empty, so that no other training takes the same name.
 
+    Of several processes, process 0 chooses and creates it.
+
     Raises:
       UserError: it cannot be created.
     """
+    from jaxlm.sharding import processes
+
+    number = int(processes.agree(_create_next(preset) if processes.first() else 0)[0, 0])
+    folder = RUNS / f"{preset}-{number}"
+    try:
+        yield folder
+    finally:
+        if processes.first() and not any(folder.iterdir()):  # nothing was trained
+            folder.rmdir()
+
+
+def _create_next(preset: str) -> int:
+    """Creates the next free runs/PRESET-n, and returns n."""
     for number in itertools.count(1):
         folder = RUNS / f"{preset}-{number}"
         try:
             folder.mkdir(parents=True)
-            break
+            return number
         except FileExistsError:
             continue
         except OSError as error:
             raise UserError(f"{folder} cannot be created ({error.strerror}): choose another --out") from None
-    try:
-        yield folder
-    finally:
-        if not any(folder.iterdir()):  # nothing was trained
-            folder.rmdir()
+    raise AssertionError("the numbers never end")
 
 
 def _sample(out: Path) -> str:

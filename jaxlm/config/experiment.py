@@ -20,25 +20,28 @@ class DataConfig(Validated):
     dataset: str = "tinyshakespeare"
     """Name of a dataset, tinyshakespeare or librispeech; ignored if path is given."""
     path: str | None = None
-    """Your own data instead of a recipe: a UTF-8 text file; for transcripts a CSV file (id,transcript), a folder of
-    CSV files, or a folder of .npy files with one utterance each."""
+    """Your own data instead of a recipe: a UTF-8 text file; a folder of `jaxlm prepare`; for transcripts a CSV file
+    (id,transcript), a folder of CSV files, or a folder of .npy files with one utterance each."""
     val_path: str | None = None
     """Transcripts held out for validation, in the same form as path; None = the last val_fraction of path's."""
     tokenizer: Literal["char", "bpe", "transcript", "source"] = "char"
     """char: one token per character of the text; bpe: byte-level BPE trained on the training split; transcript: A-Z,
     apostrophe, space, <eos> and <pad>, each transcript in rows of its own as <eos> ... <eos>; source: that of the model
-    that training goes on from (--init-from)."""
+    that training goes on from (--init-from). A folder of `jaxlm prepare` has its own, which is bpe."""
     bpe_vocab_size: int = 4096
     """Most entries of the byte-level BPE, including its 256 bytes."""
     special_tokens: SpecialTokens = "text"
     """What <|endoftext|> and the like in the text become, with an imported tokenizer: id, their one token each; text,
     the tokens of their characters."""
+    pack: Literal["stream", "documents"] = "stream"
+    """What a token of a window attends to. stream: all before it; documents: those of its own document, in a corpus
+    that `jaxlm prepare` wrote. The windows are the same."""
     val_fraction: float = 0.1
-    """Share of the text (or of the transcripts) that is held out for validation, at the end; unused if val_path or the
-    dataset gives held-out files."""
+    """Share of the text (of the documents, or of the transcripts) that is held out for validation, at the end; unused
+    if val_path or the dataset gives held-out files."""
     resident_mb: int = 256
     """Texts up to this many MiB are tokenized in memory and live on the device; larger ones go through a
-    memory-mapped token file in the data cache. Transcripts are always in memory."""
+    memory-mapped token file in the data cache. Transcripts are always in memory, prepared corpora never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -282,6 +285,15 @@ class ExperimentConfig(Validated):
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.pack == "documents" and self.model.family != "transformer":
+            raise UserError(
+                f"data.pack = 'documents' is for attention, which family = {self.model.family!r} has not: use 'stream'"
+            )
+        if self.data.pack == "documents" and self.model.attention_impl == "cudnn":
+            raise UserError("data.pack = 'documents' has no mask in attention_impl = 'cudnn': use 'auto'")
 
     def with_data_at(self, path: str | Path | None, val_path: str | Path | None) -> "ExperimentConfig":
         """The config with the data at these paths, made absolute; None leaves a path as it is."""

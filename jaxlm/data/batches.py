@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxlm.data.shards import ShardedTokens
 from jaxlm.errors import UserError
 
 EVAL_GROUPS = 64
@@ -25,6 +26,9 @@ ROWS_FIX = "give more transcripts, another --data.val-fraction, or --data.val-pa
 COUNT_BLOCK = 1 << 22
 """Tokens whose bytes are counted at once; bounds the memory it takes."""
 
+Read: TypeAlias = Callable[[tuple[slice, ...]], np.ndarray]
+"""Reads a part of an array, and nothing else of it: a slice of each axis."""
+
 
 def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: int, places: int) -> Int[Array, " B"]:
     """Where the windows of a step's batch begin: `size` places in 0 .. places - 1, from (seed, step) alone.
@@ -32,7 +36,8 @@ def batch_starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, size: i
     The windows of a run are numbered from 0, and window i begins at the fraction frac(offset + i * golden ratio) of
     the text: an additive recurrence (Weyl sequence). Every stretch of it covers the text evenly; the seed gives the
     offset. Independent draws leave some text out and repeat other text; at equal steps they train a little worse
-    (docs/log.md). The sequence repeats after 2^32 windows.
+    (docs/log.md). The sequence repeats after 2^32 windows. From 2^31 places
+    on `_host_starts` alone is used.
     """
     offset = _offset(seed)
     window = jnp.asarray(step, jnp.uint32) * np.uint32(size) + jnp.arange(size, dtype=jnp.uint32)
@@ -50,10 +55,27 @@ def _offset(seed: Int[Array, ""] | int) -> Array:
 
 
 def _host_starts(offset: int, steps: np.ndarray, size: int, places: int) -> Int[np.ndarray, "steps B"]:
-    """`batch_starts` of some steps in NumPy: cutting windows here must not wait for what the device computes."""
+    """`batch_starts` of some steps in NumPy: cutting windows here must not wait for what the device computes.
+
+    From 2^31 places on, fractions have 64 binary digits instead of 32, of which the offset gives the first 32.
+    """
     windows: np.ndarray = steps.astype(np.uint64)[:, None] * np.uint64(size) + np.arange(size, dtype=np.uint64)
+    if places >= 1 << 31:
+        # 2^64 over the golden ratio; products of NumPy's uint64 are modulo 2^64.
+        long = windows * np.uint64(0x9E3779B97F4A7C15) + (np.uint64(offset) << np.uint64(32))
+        return _high_product(long, places).astype(np.int64)
     fractions = (windows * np.uint64(0x9E3779B9) + np.uint64(offset)) & np.uint64(0xFFFFFFFF)
     return (fractions * np.uint64(places) >> np.uint64(32)).astype(np.int64)
+
+
+def _high_product(fractions: np.ndarray, places: int) -> np.ndarray:
+    """floor(fractions * places / 2^64) of uint64 by 32-bit halves, as NumPy has no 128-bit product."""
+    half, low_bits = np.uint64(32), np.uint64(0xFFFFFFFF)
+    high, low = fractions >> half, fractions & low_bits
+    places_high, places_low = np.uint64(places >> 32), np.uint64(places & 0xFFFFFFFF)
+    middle = high * places_low + (low * places_low >> half)
+    other = low * places_high + (middle & low_bits)
+    return high * places_high + (middle >> half) + (other >> half)
 
 
 def target_weights(windows: Int[Array, "B T1"], pad_token: int) -> Float[Array, "B T"]:
@@ -71,10 +93,6 @@ class EvalBatch:
 
     windows: Integer[np.ndarray, "groups B T1"]
     weights: Float[np.ndarray, "groups B T"]
-
-
-Read: TypeAlias = Callable[[tuple[slice, ...]], np.ndarray]
-"""Reads a part of an array: a slice of each axis."""
 
 
 @runtime_checkable
@@ -112,9 +130,11 @@ class TokenStream:
     """One sequence of tokens. A batch cuts its windows anywhere; evaluation cuts them side by side."""
 
     tokens: Any
-    """[n] unsigned integers: a NumPy array, a memory-mapped file, or a JAX array on the device."""
+    """[n] unsigned integers: a NumPy array, a memory-mapped file, `ShardedTokens`, or a JAX array on the device."""
     seq_len: int = dataclasses.field(metadata={"static": True})
     """T, the targets of a window."""
+    document_end: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """The token that ends each document of a prepared corpus, and stands nowhere else; None = one text."""
 
     def __len__(self) -> int:
         """Tokens."""
@@ -132,7 +152,13 @@ class TokenStream:
 
     def head(self, size: int) -> "TokenStream":
         """The first `size` tokens."""
-        return dataclasses.replace(self, tokens=self.tokens[:size])
+        is_sharded = isinstance(self.tokens, ShardedTokens)
+        return dataclasses.replace(self, tokens=self.tokens.part(0, size) if is_sharded else self.tokens[:size])
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the tokens are in files, which may be larger than the device's memory."""
+        return isinstance(self.tokens, np.memmap | ShardedTokens)
 
     def targets(self) -> Iterator[Integer[np.ndarray, " n"]]:
         """All targets, some at a time."""
@@ -151,12 +177,12 @@ class TokenStream:
     def feed(
         self, seed: int, batch_size: int, num_steps: int, put: Put = on_one_device
     ) -> Callable[[int], BatchSource]:
-        """What the devices read, by first step: the whole stream, or the windows of `num_steps` steps of a mapped file.
+        """What the devices read, by first step: the whole stream, or the windows of `num_steps` steps of mapped files.
 
-        A mapped file may be larger than a device's memory, so its windows are cut here, those rows only that `put` asks
-        for. There are always equally many, so that the loop is compiled once.
+        Mapped files may be larger than a device's memory, so their windows are cut here, those rows only that `put`
+        asks for. There are always equally many, so that the loop is compiled once.
         """
-        if not isinstance(self.tokens, np.memmap):
+        if not self.is_mapped:
             resident = dataclasses.replace(self, tokens=_put_whole(self.tokens, put))
             return lambda first: resident
 
@@ -167,7 +193,9 @@ class TokenStream:
             starts = _host_starts(offset, np.arange(first, first + num_steps), batch_size, places)
 
             def read(part: tuple[slice, ...]) -> np.ndarray:
-                return self.tokens[starts[part[:2]][..., None] + np.arange(self.seq_len + 1)[part[2]]]
+                mine, (start, stop, _) = starts[part[:2]], part[2].indices(shape[2])
+                cut = [self.tokens[int(place) + start : int(place) + stop] for place in mine.flat]
+                return np.stack(cut).reshape(*mine.shape, stop - start)
 
             windows = put(shape, self.tokens.dtype, read, None, "batch", None)
             return WindowBlock(windows, _put_whole(np.asarray(first, np.int32), put))
@@ -196,15 +224,15 @@ class TokenStream:
         """Refuses a split too short to train on, or too long to address.
 
         Raises:
-          UserError: fewer than seq_len + 1 tokens, or more than 2^31 - 1.
+          UserError: fewer than seq_len + 1 tokens, or more than 2^31 - 1 that are not in files.
         """
         if len(self) <= self.seq_len:
             raise UserError(
                 f"the training split has {len(self)} tokens, shorter than one context of max_seq_len = {self.seq_len} "
                 "and its next token: give more text, or a smaller --model.max-seq-len"
             )
-        if len(self) > np.iinfo(np.int32).max:
-            raise UserError(f"the training split has {len(self)} tokens: at most 2^31 - 1 can be addressed")
+        if len(self) > np.iinfo(np.int32).max and not self.is_mapped:
+            raise UserError(f"the training split has {len(self)} tokens: at most 2^31 - 1 can be addressed in memory")
 
     def check_evaluation(self, name: str = "the validation split", fix: str = VAL_FRACTION_FIX) -> None:
         """Refuses a split without a target.

@@ -13,6 +13,9 @@ from jaxlm.config.sampling import SpecialTokens
 if TYPE_CHECKING:
     import tokenizers  # where it is not needed, a command starts without it
 
+END_OF_TEXT = "<|endoftext|>"
+"""The special token that ends each document of a prepared corpus, in a tokenizer that is learned there."""
+
 MARGIN = 1 << 12
 """Characters on both sides of a cut between two blocks, far more than reach from one token to another."""
 
@@ -44,18 +47,12 @@ class BPETokenizer:
     @classmethod
     def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
         """Learns merges from text; there are fewer than `vocab_size` ids if the text runs out of pairs."""
-        import tokenizers
+        return cls(_train(_whole_words(blocks), vocab_size, []))
 
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(_whole_words(blocks), trainer)
-        return cls(tokenizer)
+    @classmethod
+    def train_on_documents(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """As `train` from texts that stand alone; id 0 is the special token END_OF_TEXT, which no text becomes."""
+        return cls(_train(texts, vocab_size, [END_OF_TEXT]))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "BPETokenizer":
@@ -162,6 +159,23 @@ class BPETokenizer:
         data = json.loads(self._tokenizer.to_str())
         self._tokenizer.post_processor = None
         return {"type": "bpe", "tokenizer": data}
+
+
+def _train(texts: Iterable[str], vocab_size: int, special_tokens: list[str]) -> "tokenizers.Tokenizer":
+    """Byte-level BPE as in GPT-2."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        special_tokens=special_tokens,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def decoder_steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:

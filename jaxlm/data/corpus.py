@@ -16,6 +16,7 @@ from jaxlm.config.sampling import SpecialTokens
 from jaxlm.data import sources, transcripts
 from jaxlm.data.batches import PaddedRows, Split, TokenStream
 from jaxlm.data.files import not_utf8, staged
+from jaxlm.data.shards import PreparedCorpus, is_prepared, open_prepared
 from jaxlm.data.tokenizer import BPETokenizer, CharTokenizer, IdTokenizer, Tokenizer, TranscriptTokenizer
 from jaxlm.errors import UserError
 
@@ -53,7 +54,8 @@ def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = Non
     whole text; BPE merges are learned from the training split alone. Each split is encoded as one text: what an
     imported tokenizer puts in front of a text or behind it stands there once. Texts of more than `resident_mb` MiB go
     through a memory-mapped token file in the data cache, written once. Transcripts are split by utterances, and each
-    utterance is cut into rows of its own.
+    utterance is cut into rows of its own. A folder that `jaxlm prepare` wrote has its own tokenizer, its shards are
+    memory-mapped, and it is split by documents: the first floor((1 - val_fraction) * documents) are for training.
 
     Args:
       seq_len: T, the targets of a training window or row.
@@ -61,7 +63,17 @@ def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = Non
     Raises:
       UserError: data that are missing, empty or not UTF-8 (with the byte offset), characters outside the vocabulary
         (with the place), an unknown dataset, or a tokenizer that does not suit the dataset.
+      CheckError: a file of a prepared corpus is missing or damaged.
     """
+    if (prepared := _prepared(cfg, tokenizer)) is not None:
+        boundary, stop = prepared.boundary(cfg.val_fraction), len(prepared.tokens)
+        parts = prepared.tokens.part(0, boundary), prepared.tokens.part(boundary, stop)
+        train, val = (TokenStream(part, seq_len, prepared.end_of_text) for part in parts)
+        return Corpus(prepared.tokenizer, train, val, prepared.sha256)
+    if cfg.pack == "documents":
+        raise UserError(
+            "data.pack = 'documents' needs documents: prepare them by jaxlm prepare, and give its folder by --data.path"
+        )
     if cfg.tokenizer == "transcript":
         read = read_transcripts(cfg)
         return Corpus(TranscriptTokenizer(), _rows(read.train, seq_len), _rows(read.val, seq_len), read.sha256)
@@ -77,12 +89,42 @@ def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = Non
     return Corpus(tokenizer, train, val, text.sha256)
 
 
+def _prepared(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedCorpus | None:
+    """The prepared corpus at the path; None if the data are something else.
+
+    Raises:
+      UserError: a tokenizer is given, and is not the corpus' own.
+    """
+    if cfg.path is None or not is_prepared(Path(cfg.path)):
+        return None
+    corpus = open_prepared(Path(cfg.path))
+    if tokenizer is not None and tokenizer.to_dict() != corpus.tokenizer.to_dict():
+        raise UserError(
+            f"{cfg.path} was prepared with another tokenizer than the model's: prepare the documents again with "
+            "--tokenizer-from and the model's folder"
+        )
+    return corpus
+
+
+def document_end(cfg: DataConfig, split: Split) -> int | None:
+    """The token that attention does not look past with `pack` = "documents"; None = it sees the whole window."""
+    return split.document_end if cfg.pack == "documents" and isinstance(split, TokenStream) else None
+
+
+def with_own_tokenizer(cfg: DataConfig) -> DataConfig:
+    """The config with the kind of tokenizer that a prepared corpus has, if its path leads to one."""
+    is_own = cfg.path is not None and is_prepared(Path(cfg.path))
+    return dataclasses.replace(cfg, tokenizer="bpe") if is_own else cfg
+
+
 def learn_tokenizer(cfg: DataConfig) -> Tokenizer:
     """The tokenizer that `load_corpus` builds unless one is given.
 
     Raises:
       UserError: data that are missing, empty or not UTF-8, or an unknown dataset.
     """
+    if (prepared := _prepared(cfg)) is not None:
+        return prepared.tokenizer
     if cfg.tokenizer == "transcript":
         return TranscriptTokenizer()
     path = _text_path(cfg)
@@ -95,6 +137,8 @@ def load_unsplit(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer) -> Split:
     Raises:
       UserError: as `load_corpus`.
     """
+    if (prepared := _prepared(cfg, tokenizer)) is not None:
+        return TokenStream(prepared.tokens, seq_len, prepared.end_of_text)
     if cfg.tokenizer == "transcript":
         read = read_transcripts(dataclasses.replace(cfg, val_path=None))
         return _rows([*read.train, *read.val], seq_len)
@@ -104,11 +148,14 @@ def load_unsplit(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer) -> Split:
 
 
 def identity(cfg: DataConfig) -> str:
-    """sha256 (hex) of the data: of a text the file's, of transcripts as `transcripts.identity` says.
+    """sha256 (hex) of the data: of a text the file's, of a prepared corpus its manifest's, of transcripts as
+    `transcripts.identity` says.
 
     Raises:
       UserError: data that are missing.
     """
+    if (prepared := _prepared(cfg)) is not None:
+        return prepared.sha256
     if cfg.tokenizer == "transcript":
         return transcripts.identity(*_transcript_files(cfg))
     return _file_sha256(_text_path(cfg))

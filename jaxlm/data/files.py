@@ -24,7 +24,7 @@ def staged(target: Path, fix: str = "free some space, or choose another place") 
       UserError: the block or the renaming raised an OSError, for example on a full disk or in a read-only folder.
     """
     target = target.resolve()
-    staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    staging = staging_path(target, os.getpid())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield staging
@@ -39,6 +39,12 @@ def staged(target: Path, fix: str = "free some space, or choose another place") 
             shutil.rmtree(staging)
         elif staging.exists():
             staging.unlink()
+
+
+def staging_path(target: Path, pid: int) -> Path:
+    """Where the process of this number writes what becomes `target`."""
+    target = target.resolve()
+    return target.with_name(f".{target.name}.{pid}.partial")
 
 
 def check_new_npz(path: Path) -> None:

@@ -65,7 +65,8 @@ def _evaluate_other(run: Run) -> dict[str, Any]:
     data = run.config.data
     split = corpus.load_unsplit(data, run.config.model.max_seq_len, run.tokenizer)
     split.check_evaluation(f"text {data.path}", "give a longer one")
-    loss = make_evaluate(run.model)(run.params, split.eval_batches(eval_batch_size(run.config)))
+    evaluate = make_evaluate(run.model, corpus.document_end(data, split))
+    loss = evaluate(run.params, split.eval_batches(eval_batch_size(run.config)))
     check_converged({"loss": loss})
     measures = text_measures(loss, split.num_targets, count_bytes(split, run.tokenizer))
     where = {"data": data.path, "split": "all"}

@@ -13,6 +13,7 @@ from jaxtyping import Int, Integer
 from jaxlm.data import transcripts
 from jaxlm.data.batches import TokenStream
 from jaxlm.data.corpus import load_corpus, read_transcripts
+from jaxlm.data.shards import ShardedTokens
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import UserError
 from jaxlm.run.folder import Run, check_data, check_named
@@ -32,7 +33,7 @@ class Rows(NamedTuple):
     truths: list[Int[np.ndarray, " _"]] | None
 
 
-Data = list[transcripts.Utterance] | Integer[np.ndarray, " n"]
+Data = list[transcripts.Utterance] | Integer[np.ndarray, " n"] | ShardedTokens
 """The utterances of a split in full, without <eos> and <pad>; of a text, its tokens."""
 
 

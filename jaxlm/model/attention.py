@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,39 @@ SCORES: dict[str, Callable[..., Array]] = {
 Implementation = Literal["cudnn", "local", "reference"]
 
 
+class Inputs(NamedTuple):
+    """What attention computes from. On a mesh each device has its own rows and heads of all of it."""
+
+    queries: Float[Array, "B T N H"]
+    new: KeyValues
+    """Keys and values of the same tokens."""
+    positions: Int[Array, "#B T"]
+    weights: dict[str, Float[Array, "N ..."]]
+    """The parameters of the score."""
+    past: LayerCache | None
+    first: Int[Array, "B T"] | None
+    """The first position that each token may see, without a cache; None = 0."""
+    dropout_key: Array | None
+    lines: Int[Array, "B T N"] | None
+    """The numbers by which dropout draws (`WeightDropout`)."""
+
+    def names(self) -> Any:
+        """The logical axes of each array, in the same structure."""
+        of_keys, of_tokens = ("batch", None, "kv_heads", None), ("batch", None)
+        make: Any = type(self)
+        named = make(
+            queries=("batch", None, "heads", None),
+            new=KeyValues._make([of_keys, of_keys, of_tokens]),
+            positions=of_tokens,
+            weights={name: ("heads", *[None] * (weight.ndim - 1)) for name, weight in self.weights.items()},
+            past=LAYER_CACHE_NAMES,
+            first=of_tokens,
+            dropout_key=(None,),
+            lines=("batch", None, "heads"),
+        )
+        return make(*(None if own is None else name for own, name in zip(self, named, strict=True)))
+
+
 class Attention(nn.Module):
     """Self-attention of one layer: projections, positions, cache, output projection."""
 
@@ -40,122 +73,39 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | int | None, train: bool
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"],
+        cache: LayerCache | int | None,
+        train: bool,
+        first: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         """Attends from x to the cache and to x itself. Returns the cache with the keys and values of x written.
 
         Args:
           cache: a number = none so far, and one of so many slots comes back.
+          first: the first position that each token may see, without a cache; None = 0.
         """
         cfg = self.cfg
         queries, new = self._project(x, positions)
-        weights = self._score_weights()
-        dropout = None
+        past, slots = (cache, None) if isinstance(cache, LayerCache) else (None, cache)
+        key, lines = None, None
         if train and cfg.attention_dropout:
             dropout = WeightDropout(cfg.attention_dropout, self.make_rng("dropout")).numbered(*queries.shape[:3])
-        if mesh_shape():  # each device attends with its own rows and heads
-            out, new_cache = self._attend_locally(queries, new, positions, cache, weights, dropout, train)
+            key, lines = jax.random.key_data(dropout.key), dropout.lines
+        inputs = Inputs(queries, new, positions, self._score_weights(), past, first, key, lines)
+        attended = functools.partial(attend_seen, cfg, self.layer, slots, train)
+        if mesh_shape():
+            results = ("batch", None, "heads", None), None if cache is None else LAYER_CACHE_NAMES
+            out, new_cache = locally(attended, (inputs.names(),), results)(inputs)
         else:
             sow = functools.partial(self.sow, "intermediates", "attention_weights")  # does nothing unless asked for
-            out, new_cache = self._attend(queries, new, positions, cache, weights, dropout, train, sow)
+            out, new_cache = attended(inputs, sow)
         out = rearrange(out, "b t maps h -> b t (maps h)")
         if cfg.attention_out_proj:
             bias = cfg.use_bias if cfg.attention_out_bias is None else cfg.attention_out_bias
             out = Dense(cfg, cfg.embed_dim, bias, ("heads", "embed"), to_residual=True, name="out")(out)
         return constrain(out, "batch", None, None), new_cache
-
-    @nn.nowrap
-    def _attend_locally(
-        self,
-        queries: Float[Array, "B T N H"],
-        new: KeyValues,
-        positions: Int[Array, "#B T"],
-        cache: LayerCache | int | None,
-        weights: dict[str, Array],
-        dropout: WeightDropout | None,
-        train: bool,
-    ) -> tuple[Float[Array, "B T maps Hv"], LayerCache | None]:
-        """`_attend` on a mesh: each device computes the rows and heads that it has."""
-        of_keys, of_positions = ("batch", None, "kv_heads", None), ("batch", None)
-        of_new = KeyValues(of_keys, of_keys, of_positions)  # type: ignore[arg-type]
-        of_weights = {name: ("heads", *[None] * (weight.ndim - 1)) for name, weight in weights.items()}
-        arrays: list[Any] = [queries, new, positions, weights]
-        names: list[Any] = [("batch", None, "heads", None), of_new, of_positions, of_weights]
-        if isinstance(cache, LayerCache):
-            arrays.append(cache)
-            names.append(LAYER_CACHE_NAMES)
-        if dropout is not None:
-            arrays += [jax.random.key_data(dropout.key), dropout.lines]
-            names += [(None,), ("batch", None, "heads")]
-
-        def attend_own(queries, new, positions, weights, *others):
-            own_cache, own_dropout = cache, None
-            if isinstance(cache, LayerCache):
-                own_cache = others[0]
-            if dropout is not None:
-                key, lines = others[-2:]
-                own_dropout = WeightDropout(dropout.rate, jax.random.wrap_key_data(key), lines)
-            return self._attend(queries, new, positions, own_cache, weights, own_dropout, train)
-
-        result = ("batch", None, "heads", None), None if cache is None else LAYER_CACHE_NAMES
-        return locally(attend_own, tuple(names), result)(*arrays)
-
-    @nn.nowrap
-    def _attend(
-        self,
-        queries: Float[Array, "B T N H"],
-        new: KeyValues,
-        positions: Int[Array, "#B T"],
-        cache: LayerCache | int | None,
-        weights: dict[str, Array],
-        dropout: WeightDropout | None,
-        train: bool,
-        on_weights: Callable[[Array], object] | None = None,
-    ) -> tuple[Float[Array, "B T maps Hv"], LayerCache | None]:
-        """What the queries read from the cache and from their own tokens, and the cache with these written.
-
-        All sizes are those of the arrays: on a mesh they are a part of the batch and of the heads.
-        """
-        cfg, (batch, length) = self.cfg, queries.shape[:2]
-        window = cache.slots if isinstance(cache, LayerCache) else self.layer.window  # slots: min(W, capacity)
-        if isinstance(cache, int):
-            window = cache if cache < length else None
-        implementation = self._implementation(length, window, cached=isinstance(cache, LayerCache))
-        seen: tuple[KeyValues, ...] = (new,)
-        new_cache = None
-        if isinstance(cache, LayerCache):
-            seen, new_cache = cache.extend(new, in_order=implementation == "local")
-        elif cache is not None:
-            placed = new._replace(positions=jnp.broadcast_to(new.positions, (batch, length)))
-            new_cache = new_layer_cache(cfg, batch, cache, new.keys.shape[2]).write(*placed)
-        if implementation == "cudnn":
-            return cudnn_attend(queries, new.keys, new.values, window, scale=cfg.attention_scale), new_cache
-        options: dict[str, Any] = {"score": self._score(weights), "cap": cfg.attention_softcap, "dropout": dropout}
-        if implementation == "local":
-            joined = _joined(seen)
-            at = positions, joined.positions, window
-            batched = True if cfg.attention_impl == "local" and window else None
-            out = blocked_attend(queries, joined.keys, joined.values, *at, batched=batched, train=train, **options)
-            return out, new_cache
-        key_positions = jnp.concatenate([part.positions for part in seen], axis=1)
-        mask = attention_mask(positions, key_positions, window)
-        past, own = (seen[0].keys, seen[0].values) if len(seen) > 1 else None, seen[-1]
-        return attend(queries, own.keys, own.values, mask, past=past, on_weights=on_weights, **options), new_cache
-
-    @nn.nowrap
-    def _implementation(self, length: int, window: int | None, cached: bool) -> Implementation:
-        """Which function computes the attention of `length` queries under this window."""
-        asked = self.cfg.attention_impl
-        if asked == "cudnn" and not cached and length > 1:
-            return "cudnn"
-        if asked == "reference" or length == 1:
-            return "reference"
-        if not cached:
-            return "local"
-        # Blocks need the cached keys in order and in one array. That pays if there are many.
-        assert window is not None
-        many = length >= max(BATCHED_FROM_WINDOWS * window, BATCHED_FROM_TOKENS)
-        return "local" if asked == "local" or many else "reference"
 
     @nn.nowrap
     def _project(
@@ -196,37 +146,94 @@ class Attention(nn.Module):
     @nn.nowrap
     def _score_weights(self) -> dict[str, Float[Array, "N ..."]]:
         """The parameters of the configured score, one set for each query head."""
-        cfg, sizes = self.cfg, self.cfg.resolved
-        width, hidden = sizes.head_dim, cfg.score_dim or sizes.head_dim
-        halves: dict[str, tuple[int, ...]] = {}
-        if cfg.attention_score == "multiplicative":
-            return {"weight": self._score_weight("weight", width, width, width)}
-        if cfg.attention_score == "concat":
-            halves = {"key": (width,), "query": (width,)}
-        elif cfg.attention_score == "additive":
-            halves = {"key": (width, hidden), "query": (width, hidden)}
-        weights = {f"{name}_weight": self._score_weight(name, 2 * width, *shape) for name, shape in halves.items()}
-        if cfg.attention_score == "additive":
-            weights["out_weight"] = self._score_weight("out", hidden, hidden)
+        cfg, width = self.cfg, self.cfg.resolved.head_dim
+        hidden = cfg.score_dim or width
+        # the features that each sums over, and its shape for one head
+        shapes: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {
+            "dot": {},
+            "multiplicative": {"weight": (width, (width, width))},
+            "concat": {"key": (2 * width, (width,)), "query": (2 * width, (width,))},
+            "additive": {
+                "key": (2 * width, (width, hidden)),
+                "query": (2 * width, (width, hidden)),
+                "out": (hidden, (hidden,)),
+            },
+        }
+        weights = {}
+        for name, (fan_in, shape) in shapes[cfg.attention_score].items():
+            init = split(weight_init(cfg, fan_in), "heads", *[None] * len(shape))
+            weight = self.param(f"score_{name}", init, (cfg.num_heads, *shape), jnp.dtype(cfg.param_dtype))
+            weights[name if name == "weight" else f"{name}_weight"] = weight.astype(cfg.dtype)
         return weights
 
-    @nn.nowrap
-    def _score_weight(self, name: str, fan_in: int, *shape: int) -> Float[Array, "N ..."]:
-        cfg = self.cfg
-        init = split(weight_init(cfg, fan_in), "heads", *[None] * len(shape))
-        return self.param(f"score_{name}", init, (cfg.num_heads, *shape), jnp.dtype(cfg.param_dtype)).astype(cfg.dtype)
 
-    @nn.nowrap
-    def _score(self, weights: dict[str, Float[Array, "N ..."]]) -> Score:
-        """The configured score with its parameters."""
-        cfg, group = self.cfg, self.cfg.num_heads // self.cfg.resolved.num_kv_heads
-        grouped: dict[str, Any] = {
-            name: weight.reshape(-1, group, *weight.shape[1:]) for name, weight in weights.items()
-        }
-        if cfg.attention_score in ("dot", "multiplicative"):
-            grouped |= {"scale": cfg.attention_scale}
-        score: Score = functools.partial(SCORES[cfg.attention_score], **grouped)
-        return summed(score) if cfg.kv_sharing == "summed_scores" else score
+def attend_seen(
+    cfg: ModelConfig,
+    layer: LayerSettings,
+    slots: int | None,
+    train: bool,
+    inputs: Inputs,
+    on_weights: Callable[[Array], object] | None = None,
+) -> tuple[Float[Array, "B T maps Hv"], LayerCache | None]:
+    """What the queries read from the cache and from their own tokens, and the cache with these written.
+
+    All sizes are those of the arrays: on a mesh they are a part of the batch and of the heads.
+
+    Args:
+      slots: of a new cache, where there is none so far; None = no cache.
+    """
+    queries, new, positions, weights, past, first, key, lines = inputs
+    batch, length = queries.shape[:2]
+    window = layer.window if past is None else past.slots  # slots: min(W, capacity)
+    if slots is not None:
+        window = slots if slots < length else None
+    implementation = choose(cfg, length, window, cached=past is not None)
+    seen: tuple[KeyValues, ...] = (new,)
+    new_cache = None
+    if past is not None:
+        seen, new_cache = past.extend(new, in_order=implementation == "local")
+    elif slots is not None:
+        placed = new._replace(positions=jnp.broadcast_to(new.positions, (batch, length)))
+        new_cache = new_layer_cache(cfg, batch, slots, new.keys.shape[2]).write(*placed)
+    if implementation == "cudnn":
+        return cudnn_attend(queries, new.keys, new.values, window, scale=cfg.attention_scale), new_cache
+    options: dict[str, Any] = {"score": _score(cfg, weights), "cap": cfg.attention_softcap}
+    if key is not None:
+        options["dropout"] = WeightDropout(cfg.attention_dropout, jax.random.wrap_key_data(key), lines)
+    if implementation == "local":
+        joined = _joined(seen)
+        at = positions, joined.positions, window
+        options |= {"batched": True if cfg.attention_impl == "local" and window else None, "train": train}
+        return blocked_attend(queries, joined.keys, joined.values, *at, first=first, **options), new_cache
+    key_positions = jnp.concatenate([part.positions for part in seen], axis=1)
+    mask = attention_mask(positions, key_positions, window, first)
+    before, own = (seen[0].keys, seen[0].values) if len(seen) > 1 else None, seen[-1]
+    return attend(queries, own.keys, own.values, mask, past=before, on_weights=on_weights, **options), new_cache
+
+
+def choose(cfg: ModelConfig, length: int, window: int | None, cached: bool) -> Implementation:
+    """Which function computes the attention of `length` queries under this window."""
+    asked = cfg.attention_impl
+    if asked == "cudnn" and not cached and length > 1:
+        return "cudnn"
+    if asked == "reference" or length == 1:
+        return "reference"
+    if not cached:
+        return "local"
+    # Blocks need the cached keys in order and in one array. That pays if there are many.
+    assert window is not None
+    many = length >= max(BATCHED_FROM_WINDOWS * window, BATCHED_FROM_TOKENS)
+    return "local" if asked == "local" or many else "reference"
+
+
+def _score(cfg: ModelConfig, weights: dict[str, Float[Array, "N ..."]]) -> Score:
+    """The configured score with its parameters."""
+    group = cfg.num_heads // cfg.resolved.num_kv_heads
+    options: dict[str, Any] = {name: leaf.reshape(-1, group, *leaf.shape[1:]) for name, leaf in weights.items()}
+    if cfg.attention_score in ("dot", "multiplicative"):
+        options["scale"] = cfg.attention_scale
+    score: Score = functools.partial(SCORES[cfg.attention_score], **options)
+    return summed(score) if cfg.kv_sharing == "summed_scores" else score
 
 
 def _joined(parts: tuple[KeyValues, ...]) -> KeyValues:

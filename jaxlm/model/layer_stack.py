@@ -27,6 +27,7 @@ def _in_turn(
     positions: Int[Array, "#B T"],
     caches: Sequence[Any] | None,
     train: bool,
+    *more: Any,
 ) -> tuple[Float[Array, "B T D"], tuple[Any, ...] | None]:
     """One layer for each of the settings, named block_0, block_1, ...; each takes its cache and returns the new one."""
     new = []
@@ -34,7 +35,7 @@ def _in_turn(
         layer = nn.remat(layer, prevent_cse=not cfg.scan_layers, static_argnums=(4,))
     for i, own in enumerate(settings):
         cache = None if caches is None else caches[i]
-        x, cache = layer(cfg, own, name=f"block_{i}")(x, positions, cache, train)
+        x, cache = layer(cfg, own, name=f"block_{i}")(x, positions, cache, train, *more)
         new.append(cache)
     return x, None if caches is None else tuple(new)
 
@@ -48,10 +49,10 @@ class Period(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], caches: Sequence[Any] | None, positions: Int[Array, "#B T"]
+        self, x: Float[Array, "B T D"], caches: Sequence[Any] | None, positions: Int[Array, "#B T"], *more: Any
     ) -> tuple[Float[Array, "B T D"], tuple[Any, ...] | None]:
         """Its layers in turn."""
-        return _in_turn(self.layer, self.cfg, self.cfg.layer_period, x, positions, caches, self.train)
+        return _in_turn(self.layer, self.cfg, self.cfg.layer_period, x, positions, caches, self.train, *more)
 
 
 def apply_layers(
@@ -61,28 +62,31 @@ def apply_layers(
     positions: Int[Array, "#B T"],
     caches: Sequence[Any] | None,
     train: bool,
+    *more: Any,
 ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
-    """The L layers of a model, called inside its compact method; `layer(cfg, settings)(x, positions, cache, train)`.
+    """The L layers of a model, called inside its compact method.
+
+    Each is `layer(cfg, settings)(x, positions, cache, train, *more)`.
 
     With scan_layers, one period is compiled and scanned over stacked parameters. The caches stay separate, which costs
     a copy of them on the way in and out.
     """
     if not cfg.scan_layers:
-        x, new = _in_turn(layer, cfg, cfg.layer_settings, x, positions, caches, train)
+        x, new = _in_turn(layer, cfg, cfg.layer_settings, x, positions, caches, train, *more)
         return x, new or ()
     period = len(cfg.layer_period)
     scanned = nn.scan(
         Period,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast),
+        in_axes=(0, nn.broadcast, *[nn.broadcast] * len(more)),
         length=cfg.num_layers // period,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )(layer, cfg, train, name="layers")
     stacked = None
     if caches is not None:
         stacked = tuple(_stacked(caches[j::period]) for j in range(period))
-    x, stacked = scanned(x, stacked, positions)
+    x, stacked = scanned(x, stacked, positions, *more)
     if stacked is None:
         return x, ()
     return x, tuple(_at(stacked[i % period], i // period) for i in range(cfg.num_layers))

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.config import ModelConfig
 from jaxlm.config.model import LayerSettings
-from jaxlm.model.attention import Attention, Implementation
+from jaxlm.errors import UserError
+from jaxlm.model.attention import Attention, Implementation, choose
 from jaxlm.model.cache import (
     KVCache,
     LayerCache,
@@ -21,6 +22,7 @@ from jaxlm.model.cache import (
 from jaxlm.model.layer_stack import apply_layers
 from jaxlm.model.layers import Dense, Dropout, LanguageModel, Norm, split, table_init
 from jaxlm.ops import wide_gradients
+from jaxlm.ops.masks import document_starts
 from jaxlm.ops.partition import gathered
 from jaxlm.ops.positions import sinusoids
 from jaxlm.types import Logits, Tokens
@@ -72,15 +74,20 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"], cache: LayerCache | int | None, train: bool
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"],
+        cache: LayerCache | int | None,
+        train: bool,
+        first: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        """One layer; the cache goes in and comes out."""
+        """One layer; the cache goes in and comes out. A token sees nothing before its `first` position."""
         cfg, order = self.cfg, self.cfg.norm_order
         new_cache = None
 
         def attention(y: Array) -> Array:
             nonlocal new_cache
-            out, new_cache = Attention(cfg, self.layer, name="attention")(y, positions, cache, train)
+            out, new_cache = Attention(cfg, self.layer, name="attention")(y, positions, cache, train, first)
             return out
 
         def changed(function: Callable[[Array], Array], y: Array, name: str) -> Array:
@@ -118,11 +125,22 @@ class Transformer(LanguageModel):
         cache: Any = None,
         lengths: Int[Array, " B"] | None = None,
         train: bool = False,
+        documents: Int[Array, "B T"] | None = None,
     ) -> tuple[Logits, KVCache | None]:
-        """See LanguageModel."""
+        """See LanguageModel.
+
+        Args:
+          documents: the number of each token's document in its row (`masks.document_numbers`); a token attends to its
+            own document alone. Neighbours with one number are of one document. Positions count from the beginning of
+            the row all the same: with RoPE, and without positions, each document has the logits that it has alone;
+            learned and sinusoidal ones stay those of the row. None = a row is one document.
+        """
         cfg = self.cfg
         batch, length = tokens.shape
         cfg.check_reach(length)
+        if documents is not None and (cache is not None or cfg.attention_impl == "cudnn"):
+            what = "attention_impl = 'cudnn'" if cache is None else "a cache"
+            raise UserError(f"documents do not go together with {what}: leave one out")
         cache = checked_past(cfg, batch, cache, KVCache)
         if isinstance(cache, int) and (cfg.scan_layers or cfg.remat):  # which take arrays
             cache = cast(KVCache, self.init_cache(batch, cache))
@@ -149,7 +167,8 @@ class Transformer(LanguageModel):
         caches: Any = cache.layers if isinstance(cache, KVCache) else None
         if isinstance(cache, int):
             caches = layer_slots(cfg, cache)
-        x, layers = apply_layers(Block, cfg, x, positions, caches, train)
+        more = () if documents is None else (document_starts(documents),)
+        x, layers = apply_layers(Block, cfg, x, positions, caches, train, *more)
         if cfg.norm_order != "post":
             x = Norm(cfg, name="final_norm")(x)
         logits = self._logits(x, table)
@@ -163,4 +182,4 @@ def attention_implementations(model: LanguageModel, length: int) -> list[Impleme
     """Which function computes the attention of each layer over `length` tokens without a cache; none without layers."""
     cfg = model.cfg
     layers = cfg.layer_settings if cfg.family == "transformer" else ()
-    return [Attention(cfg, layer)._implementation(length, layer.window, cached=False) for layer in layers]
+    return [choose(cfg, length, layer.window, cached=False) for layer in layers]

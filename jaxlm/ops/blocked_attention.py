@@ -44,6 +44,7 @@ def blocked_attend(
     key_positions: Int[Array, "#B S"],
     window: int | None = None,
     *,
+    first: Int[Array, "#B T"] | None = None,
     batched: bool | None = None,
     block: int | None = None,
     tile: int | None = None,
@@ -61,6 +62,7 @@ def blocked_attend(
 
     Args:
       window: keys a query sees, itself included; None = all.
+      first: the first position that each query may see, as in `attention_mask`.
       batched: whether the blocks, which then read equally many keys, form a larger batch; None = if there are many.
       block: queries in a block. None = a quarter of the queries, but at least BLOCK; if batched, about half the window,
         which is fastest for windows of 32 to 256 (docs/log.md).
@@ -75,8 +77,10 @@ def blocked_attend(
     window = seen if window is None else min(window, seen)
     if batched is None:
         batched = length >= max(BATCHED_FROM_WINDOWS * window, BATCHED_FROM_TOKENS)
-    options: dict[str, Any] = {"window": window, "score": score, "cap": cap}
+    options: dict[str, Any] = {"window": window, "score": score, "cap": cap, "has_first": first is not None}
     arrays: tuple[Array, ...] = queries, keys, values, query_positions, key_positions
+    if first is not None:
+        arrays = (*arrays, first)
     if dropout is not None:
         if dropout.lines is None:
             dropout = dropout.numbered(*queries.shape[:3])
@@ -95,7 +99,7 @@ def blocked_attend(
         pieces = _cut(jnp.broadcast_to(x, (len(queries), *x.shape[1:])), block, seen, length, fill)
         return pieces.reshape(-1, *pieces.shape[2:])
 
-    sizes, fills = (block, reach, reach, block, reach, block), (0, 0, 0, -1, -1, 0)
+    sizes, fills = (block, reach, reach, block, reach, block, block), (0, 0, 0, -1, -1, 0, 0)
     blocks = tuple(cut(*of_array) for of_array in zip(arrays, sizes, fills, strict=False))
     out = _by_rows(functools.partial(_masked, **options), blocks, heads * block * reach, tile)
     return out.reshape(len(queries), -1, *out.shape[2:])[:, :length]
@@ -107,14 +111,16 @@ def _masked(
     values: Array,
     query_positions: Array,
     key_positions: Array,
-    lines: Array | None = None,
-    *,
+    *of_queries: Array,
+    has_first: bool,
     window: int,
     dropout: WeightDropout | None = None,
     **options: Any,
 ) -> Float[Array, "B T maps Hv"]:
-    mask = attention_mask(query_positions, key_positions, window)
-    own = None if dropout is None else dropout._replace(lines=lines)
+    """`attend` with the mask of positions; the other arrays of the queries are `first` and the lines of the dropout."""
+    first = of_queries[0] if has_first else None
+    mask = attention_mask(query_positions, key_positions, window, first)
+    own = None if dropout is None else dropout._replace(lines=of_queries[-1])
     return attend(queries, keys, values, mask, dropout=own, **options)
 
 
@@ -124,7 +130,7 @@ def _causal(
     values: Float[Array, "B S K Hv"],
     query_positions: Int[Array, "#B T"],
     key_positions: Int[Array, "#B S"],
-    *lines: Int[Array, "B T N"],
+    *more: Array,
     block: int,
     pieces: int,
     window: int,
@@ -133,7 +139,7 @@ def _causal(
     """Each block of queries reads the keys of its window up to its own end, in so many pieces one after the other."""
     (rows, length), seen = queries.shape[:2], keys.shape[1]
     attended: Callable[..., Array] = functools.partial(_masked, window=window, **options)
-    of_queries, fills = (queries, query_positions, *lines), (0, -1, 0)
+    of_queries, fills = (queries, query_positions, *more), (0, -1, 0, 0)
     out = []
     for start in range(0, length, block):
         stop = min(start + block, length)

@@ -8,9 +8,11 @@ from jaxtyping import Integer
 
 from jaxlm.config import ModelConfig
 from jaxlm.errors import UserError
+from jaxlm.ops.partition import mesh_shape
 
 ROWS, DRAWS = 3, 3
-"""Rows of a random batch, and batches over which rounding errors are averaged."""
+"""Rows of a random batch (on a mesh as many more as it takes to split them), and batches over which rounding errors are
+averaged."""
 
 SUMMED = 64 * 64
 """Tokens of a batch for bfloat16, in a single draw. A sum kept in bfloat16 is wrong by more the longer it is: 3 rows
@@ -84,7 +86,9 @@ def _random_shape(cfg: ModelConfig, rows: int) -> tuple[int, int]:
     length = min(max(128, 3 * widest) + 3, cfg.max_seq_len)  # local attention begins at 128 tokens and 3 windows
     if cfg.dtype == "bfloat16":
         rows = max(rows, math.ceil(min(SUMMED, LARGEST_LOGITS // cfg.vocab_size) / length))
-    return rows, length + 1
+    mesh = mesh_shape()
+    ways = mesh.get("data", 1) * mesh.get("fsdp", 1)
+    return math.ceil(rows / ways) * ways, length + 1
 
 
 def _check(cfg: ModelConfig, windows: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from jaxlm.model.cache import KVCache
 from jaxlm.ops.loss import cross_entropy
 from jaxlm.parity.capture import Event, hooked, traced
 from jaxlm.parity.measure import Results
+from jaxlm.sharding.layout import put_params
 from jaxlm.types import Params
 
 Values = dict[Event, np.ndarray]
@@ -39,14 +40,14 @@ class Pass:
 
 
 class JaxNetwork:
-    """The network in JAX, with products at the highest precision."""
+    """The network in JAX, with products at the highest precision; on a mesh in context it is split over that."""
 
     begins_anywhere = True
 
     def __init__(self, cfg: ModelConfig, params: Params) -> None:
         self.cfg = cfg
-        self.params = jax.tree.map(jnp.asarray, params)
         self.model = build_model(cfg)
+        self.params = put_params(self.model, jax.tree.map(jnp.asarray, params))
         self.apply = jax.jit(traced(self._logits))
         self._plain = jax.jit(self._logits)
         self._pass = jax.jit(self._loss_and_grads, static_argnames="with_grads")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxlm.model.build import build_model
 from jaxlm.model.layer_stack import stack_params, unstack_params
 from jaxlm.parity import causes, optimizer_steps
 from jaxlm.parity.comparison import Comparison, pick
@@ -14,6 +15,7 @@ from jaxlm.parity.inputs import Inputs
 from jaxlm.parity.measure import Distances, Row, distances, judge
 from jaxlm.parity.networks import Network, TorchNetwork, computing
 from jaxlm.parity.report import Divergence, PartResult
+from jaxlm.sharding.layout import put_params
 from jaxlm.types import Params
 
 
@@ -104,9 +106,11 @@ def _step(comparison: Comparison, name: str, network: Network, grads: Params) ->
     params, slopes = (jax.tree.map(lambda leaf: leaf.astype(dtype), tree) for tree in trees)
     if isinstance(network, TorchNetwork):
         return optimizer_steps.torch_updates(name, dataclasses.replace(network.cfg, num_layers=layers), params, slopes)
+    model = build_model(cfg)
     if not cfg.scan_layers:
-        return optimizer_steps.jax_updates(name, params, slopes)
-    stacked = optimizer_steps.jax_updates(name, *(stack_params(cfg, tree) for tree in (params, slopes)))
+        return optimizer_steps.jax_updates(name, *(put_params(model, tree) for tree in (params, slopes)))
+    on_devices = (put_params(model, stack_params(cfg, tree)) for tree in (params, slopes))
+    stacked = optimizer_steps.jax_updates(name, *on_devices)
     return flatten_dict(unstack_params(cfg, unflatten_dict(stacked, sep="/")), sep="/")
 
 

@@ -8,8 +8,10 @@ The rest of a run's state (batches, dropout) is a function of seed and step. No 
 imported when it is first needed: that takes a tenth of a second, and a run begins without it.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,39 +20,61 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxlm.data.files import staged
+from jaxlm.data.files import staged, staging_path
 from jaxlm.errors import CheckError, UserError
-from jaxlm.sharding.layout import put_array
+from jaxlm.sharding import processes
+from jaxlm.sharding.layout import put_like
 from jaxlm.training.step import TrainState
 
 _Tree = TypeVar("_Tree")
 
 
 def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> Path:
-    """Writes the state as folder/<step>; returns when all of it is on disk.
+    """Writes the state as folder/<step>; returns when all of it is on disk. All processes of a training call it alike.
 
     Keeps this checkpoint, the latest `keep` and the one with the lowest val_loss, and removes the others.
     """
-    import orbax.checkpoint as ocp
-
-    step = int(state.step)
+    step, first = int(state.step), processes.first()
     target = folder / str(step)
-    for killed in folder.glob(".*.partial"):  # what a killed process has left; a run is trained by one at a time
-        shutil.rmtree(killed)
-    with staged(target) as staging:
-        staging.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(staging / "params", state.params)
-            if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
-                checkpointer.save(staging / "opt_state", state.opt_state)
-        manifest = {"step": step, "val_loss": val_loss, "sha256": _digests(staging)}
-        (staging / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)  # a folder with files cannot be replaced
+    if first:
+        for killed in folder.glob(".*.partial"):  # what a killed process has left; a run is trained by one at a time
+            shutil.rmtree(killed)
+    with _staging(target) as staging:
+        _write(staging / "params", state.params)
+        if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
+            _write(staging / "opt_state", state.opt_state)
+        if first:
+            manifest = {"step": step, "val_loss": val_loss, "sha256": _digests(staging)}
+            (staging / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)  # a folder with files cannot be replaced
     kept = {step, best_step(folder), *steps(folder)[-keep:]}
-    for old in steps(folder):
+    for old in steps(folder) if first else ():
         if old not in kept:
             shutil.rmtree(folder / str(old))
+    processes.wait(f"checkpoint {step} is there")
     return target
+
+
+@contextlib.contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A new folder into which all processes write. When the block ends well in process 0, it becomes `target`."""
+    if not processes.first():
+        pid = int(processes.agree(0)[0, 0])
+        yield staging_path(target, pid)
+        return
+    with staged(target) as staging:
+        staging.mkdir()
+        processes.agree(os.getpid())
+        yield staging
+
+
+def _write(path: Path, tree: Any) -> None:
+    """Writes arrays; returns when those of all processes are on disk."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+    processes.wait(f"{path.name} is written")
 
 
 def steps(folder: Path) -> list[int]:
@@ -121,12 +145,13 @@ def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str
         except CheckError as error:
             damaged[path] = str(error)
             continue
+        processes.check_same({"the latest sound checkpoint": step})
         state = TrainState(
             params=_restore(path / "params", like.params),
             opt_state=_restore(path / "opt_state", like.opt_state),
-            step=put_array(np.asarray(step, np.int32)),
+            step=put_like(np.asarray(step, np.int32), like.step),
         )
-        for bad in damaged:
+        for bad in damaged if processes.first() else ():
             bad.rename(folder / f".{bad.name}.damaged")
         return state, list(damaged.values())
     if damaged:
@@ -137,7 +162,7 @@ def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str
 def _restore(path: Path, like: _Tree) -> _Tree:
     import orbax.checkpoint as ocp
 
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or one)

@@ -77,3 +77,13 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+class NoMetricsFile:
+    """Stands for the file in the processes that do not write it."""
+
+    def write(self, row: Row) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""

@@ -44,14 +44,15 @@ class Clock:
 class Progress:
     """Shows where a run is."""
 
-    def __init__(self, cfg: TrainConfig, done: int) -> None:
+    def __init__(self, cfg: TrainConfig, done: int, shown: bool = True) -> None:
+        """Args: done: steps before this session. shown: whether anything is printed."""
         self.clock = Clock(cfg)
-        self._steps = cfg.steps
+        self._steps, self._shown = cfg.steps, shown
         self._last_line = 0.0
         self._loss = self._val = self._speed = ""
         self._bar = None
         console = rich.console.Console(stderr=True)
-        if console.is_terminal and not console.is_dumb_terminal:
+        if shown and console.is_terminal and not console.is_dumb_terminal:
             columns = "{task.completed:.0f}/{task.total:.0f}", "{task.fields[text]}"
             self._bar = rich.progress.Progress(rich.progress.BarColumn(24), *columns, console=console)
             self._task = self._bar.add_task("train", total=cfg.steps, completed=done, text="compiling")
@@ -90,7 +91,7 @@ class Progress:
         """A line of its own."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif self._shown:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -108,4 +109,5 @@ class Progress:
 
     def _line(self, step: int, text: str) -> None:
         self._last_line = time.perf_counter()
-        print(f"step {step}/{self._steps}  {text}", file=sys.stderr, flush=True)
+        if self._shown:
+            print(f"step {step}/{self._steps}  {text}", file=sys.stderr, flush=True)

@@ -2,19 +2,22 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
 
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
-from jaxlm.config.base import difference
+from jaxlm.config.base import difference, to_dict
 from jaxlm.data import tokenizer as tokenizers
-from jaxlm.data.corpus import Corpus, load_corpus
+from jaxlm.data.corpus import Corpus, document_end, load_corpus, with_own_tokenizer
 from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
@@ -32,9 +35,10 @@ from jaxlm.run.init_from import (
     source_entry,
     with_source_settings,
 )
-from jaxlm.run.metrics import MetricsFile, Row, read_rows
+from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.progress import Progress
+from jaxlm.sharding import processes
 from jaxlm.sharding.layout import check_batch, put, put_params
 from jaxlm.sharding.mesh import make_mesh, use_mesh
 from jaxlm.training.evaluate import Evaluation
@@ -102,6 +106,9 @@ def train(
     checkpoint; a second signal acts at once. Progress goes to stderr, and rows to out/metrics.jsonl, whose fields
     `jaxlm.run.metrics` lists.
 
+    With config.mesh.coordinator, all processes of the training call this alike, before they compute anything. Process 0
+    writes and shows; a signal to one stops all; one that dies or fails ends all.
+
     Args:
       keep_warmup: use optim.warmup_steps as it is. Otherwise the warm-up of a preset shrinks with train.steps.
       init_from: a run whose weights (of the checkpoint that `jaxlm.load_run` opens) and tokenizer the new run begins
@@ -122,7 +129,6 @@ def train(
       CheckError: the loss or gradient is not finite (optim.max_nonfinite skips some such steps), or every checkpoint is
         damaged.
     """
-    warn_of_known_fault()
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"config = {config!r} is not an ExperimentConfig: give one, such as jaxlm.preset('tiny')")
     out = Path(out)
@@ -132,16 +138,21 @@ def train(
         raise UserError(f"{option} is for a new run, and --resume goes on with an old one: leave one out")
     if init_from is None and extend_positions:
         raise UserError("--model.extend-positions is for the weights of another run: add --init-from, or leave it out")
-    mesh = make_mesh(config.mesh)
-    with use_mesh(mesh):
-        if mesh is not None:
-            check_batch(config.train, dict(mesh.shape))
-        if resume:
-            session = resumed_session(config, out)
-        else:
-            session = new_session(config, out, keep_warmup, init_from, extend_positions)
-        with _signals() as received, matmul_precision(session.config.train.matmul_precision):
-            return _run(session, received)
+    with processes.joined(config.mesh):
+        warn_of_known_fault()
+        source = str(init_from.path if isinstance(init_from, Run) else init_from)
+        options = {"resume": resume, "keep_warmup": keep_warmup, "extend_positions": extend_positions}
+        processes.check_same({**_shared(config), "out": str(out), "init_from": source, **options})
+        mesh = make_mesh(config.mesh)
+        with use_mesh(mesh):
+            if mesh is not None:
+                check_batch(config.train, dict(mesh.shape))
+            if resume:
+                session = resumed_session(config, out)
+            else:
+                session = new_session(config, out, keep_warmup, init_from, extend_positions)
+            with _signals() as received, matmul_precision(session.config.train.matmul_precision):
+                return _run(session, received)
 
 
 def new_session(
@@ -161,14 +172,19 @@ def new_session(
         is_run = (out / "config.json").exists()
         fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
         raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
+    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     if not keep_warmup:
         config = shrink_warmup(config)
+    processes.wait("out is checked")
     if init_from is not None:
         return _session_from(open_source(init_from), config, out, extend_positions)
-    corpus = load_corpus(config.data, config.model.max_seq_len)
+    with processes.first_before_others("the corpus is read"):
+        corpus = load_corpus(config.data, config.model.max_seq_len)
     session = _session(_fit_vocabulary(config, corpus.tokenizer.vocab_size), out, corpus)
-    with new_folder(out, session.config, corpus.tokenizer, corpus.sha256):
-        pass
+    if processes.first():
+        with new_folder(out, session.config, corpus.tokenizer, corpus.sha256):
+            pass
+    processes.wait("the folder is there")
     return session
 
 
@@ -192,6 +208,7 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
       UserError: as `train`.
       CheckError: every checkpoint is damaged.
     """
+    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     record = read_record(out)
     stored_config, sha256 = record.config, record.corpus_sha256
     if sha256 is None:
@@ -203,7 +220,8 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
     check_vocabulary(out, tokenizer, record)
     config = _fit_vocabulary(config, stored_config.model.vocab_size)
     _check_same(config, stored_config, out)
-    corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
+    with processes.first_before_others("the corpus is read"):
+        corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
     check_data(corpus.sha256, sha256)
     session = _session(config, out, corpus)
     # Without a checkpoint the run was stopped before its first one, and begins again.
@@ -222,12 +240,16 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
             warnings.warn(f"{line}; resuming from step {saved_step}", stacklevel=3)
         session = dataclasses.replace(session, state=state, saved_step=saved_step)
     more = {} if record.init_from is None else {"init_from": record.init_from}
-    write_config(out, session.config, corpus.sha256, **more)
+    processes.wait("the run is read")
+    if processes.first():
+        write_config(out, session.config, corpus.sha256, **more)
     return session
 
 
 def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params | None = None) -> Session:
     """A session at step 0, with these parameters or else new ones. Nothing is written yet."""
+    vocabulary = hashlib.sha256(json.dumps(corpus.tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
+    processes.check_same({"sha256 of the data": corpus.sha256, "sha256 of the tokenizer": vocabulary})
     config = fit_prompt(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
@@ -239,10 +261,11 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
 def _run(session: Session, received: list[int]) -> Outcome:
     """Trains to the last step, or until a signal or the time limit."""
     out, cfg, train_split = session.out, session.config.train, session.corpus.train
-    done = session.saved_step or 0
+    done, first = session.saved_step or 0, processes.first()
+    processes.advise(lambda: _how_to_go_on(out))
     with (
-        contextlib.closing(MetricsFile(out / "metrics.jsonl", done)) as rows,
-        contextlib.closing(Progress(cfg, done)) as progress,
+        contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
+        contextlib.closing(Progress(cfg, done, shown=first)) as progress,
     ):
 
         def write(row: Row) -> None:
@@ -262,16 +285,32 @@ def _run(session: Session, received: list[int]) -> Outcome:
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
         source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
-        chunk = make_chunk(session.model, session.tx, cfg, session.state)
+        chunk = make_chunk(
+            session.model, session.tx, cfg, session.state, document_end(session.config.data, train_split)
+        )
         state = loop(chunk, session.state, source, cfg, in_order)
-        if logged := read_rows(out / "metrics.jsonl"):
+        if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)
         step = int(state.step)
         stopped_early = step < cfg.steps
+        signum = int(processes.agree(received[0] if received else 0).max())
         if stopped_early:
-            why = signal.Signals(received[0]).name if received else "max_minutes"
+            why = signal.Signals(signum).name if signum else "max_minutes"
             progress.say(f"stopped by {why} at step {step}; saved; continue with --resume --out {out}")
-    return Outcome(out, step, evaluate.val_loss, received[0] if received and stopped_early else None)
+    return Outcome(out, step, evaluate.val_loss, signum if signum and stopped_early else None)
+
+
+def _how_to_go_on(out: Path) -> str:
+    """What the user does when one of several processes has died."""
+    saved = checkpoint.steps(out / "checkpoints")
+    kept = f"keeps its checkpoint of step {saved[-1]}" if saved else "has no checkpoint yet"
+    return f"{out} {kept}: start all again with --resume --out {out}"
+
+
+def _shared(config: ExperimentConfig) -> dict[str, Any]:
+    """What must be the same in all processes: not who they are, nor where their data lie, whose sha256 counts."""
+    data = dataclasses.replace(config.data, path=None, val_path=None)
+    return to_dict(dataclasses.replace(config, data=data, mesh=config.mesh.without_processes()))
 
 
 def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:

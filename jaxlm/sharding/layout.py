@@ -73,6 +73,11 @@ def put_array(array: np.ndarray, *names: str | None) -> jax.Array:
     return put(array.shape, array.dtype, lambda part: array[part], *names)
 
 
+def put_like(array: np.ndarray, like: jax.Array) -> jax.Array:
+    """An array in memory, where another one lies."""
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda part: array[cast(Any, part)])
+
+
 def abstract_params(model: LanguageModel) -> Params:
     """The shapes and types of a model's parameters, on a mesh in context with their shardings; nothing is computed."""
     mesh = jax.sharding.get_mesh()

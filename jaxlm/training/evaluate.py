@@ -9,13 +9,16 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxlm.config import ExperimentConfig
-from jaxlm.data.batches import EvalBatch, Split, num_bytes
-from jaxlm.data.corpus import Corpus
+from jaxlm.data.batches import EvalBatch, Split, TokenStream, num_bytes
+from jaxlm.data.bpe import BPETokenizer
+from jaxlm.data.corpus import Corpus, document_end
+from jaxlm.data.document_tokens import document_bytes
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.loss import token_losses
 from jaxlm.ops.partition import constrain
+from jaxlm.training.step import packing
 from jaxlm.types import Params
 
 Evaluate = Callable[[Params, Iterable[EvalBatch]], float]
@@ -27,8 +30,12 @@ DIVERGED = 700.0
 """A loss above this many nats has no perplexity in float64."""
 
 
-def make_sums(model: LanguageModel) -> Callable[..., Float[Array, " groups"]]:
-    """Compiles `sums(params, windows, weights)`: the weighted sum of the losses of each batch, in nats."""
+def make_sums(model: LanguageModel, document_end: int | None = None) -> Callable[..., Float[Array, " groups"]]:
+    """Compiles `sums(params, windows, weights)`: the weighted sum of the losses of each batch, in nats.
+
+    Args:
+      document_end: as in `training.step.batch_loss`.
+    """
 
     @jax.jit
     def sums(
@@ -38,7 +45,7 @@ def make_sums(model: LanguageModel) -> Callable[..., Float[Array, " groups"]]:
     ):
         def batch(_, pair):
             tokens, weight = constrain(pair[0].astype(jnp.int32), "batch", None), pair[1]
-            logits, _ = model.apply({"params": params}, tokens[:, :-1])
+            logits, _ = model.apply({"params": params}, tokens[:, :-1], **packing(tokens[:, :-1], document_end))
             return None, (token_losses(logits, tokens[:, 1:]) * weight).sum()
 
         return jax.lax.scan(batch, None, (windows, weights))[1]
@@ -46,9 +53,9 @@ def make_sums(model: LanguageModel) -> Callable[..., Float[Array, " groups"]]:
     return sums
 
 
-def make_evaluate(model: LanguageModel) -> Evaluate:
+def make_evaluate(model: LanguageModel, document_end: int | None = None) -> Evaluate:
     """Compiles `evaluate(params, batches) -> mean loss in nats a token` over every target that has weight."""
-    sums = make_sums(model)
+    sums = make_sums(model, document_end)
 
     def evaluate(params: Params, batches: Iterable[EvalBatch]) -> float:
         total, count = 0.0, 0.0
@@ -81,6 +88,9 @@ def check_converged(losses: dict[str, float]) -> None:
 
 def count_bytes(split: Split, tokenizer: Tokenizer) -> int | None:
     """Bytes of the UTF-8 text that the targets of a split spell; None if they spell none."""
+    if isinstance(split, TokenStream) and split.document_end is not None and isinstance(tokenizer, BPETokenizer):
+        token_bytes = document_bytes(tokenizer, split.document_end)
+        return None if token_bytes is None else num_bytes(split, token_bytes) or None
     token_bytes = tokenizer.token_bytes()
     return None if token_bytes is None else max(num_bytes(split, token_bytes) - tokenizer.added_bytes, 0) or None
 
@@ -101,7 +111,7 @@ class Evaluation:
     """Exact losses over the validation split and over the start of the training split, as long (in tokens or rows)."""
 
     def __init__(self, model: LanguageModel, corpus: Corpus, config: ExperimentConfig) -> None:
-        self._loss = make_evaluate(model)
+        self._loss = make_evaluate(model, document_end(config.data, corpus.val))
         self._splits = {"val_loss": corpus.val, "train_loss": corpus.train.head(len(corpus.val))}
         self._batch_size = eval_batch_size(config)
         self._targets = {name: split.num_targets for name, split in self._splits.items()}

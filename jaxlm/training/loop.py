@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 from jaxlm.config import TrainConfig
 from jaxlm.data.batches import BatchSource
 from jaxlm.model.layers import LanguageModel
+from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_array, shardings
 from jaxlm.training.step import StepMetrics, TrainState, train_step
 
@@ -32,7 +33,11 @@ Chunk = Callable[[TrainState, BatchSource, Any], tuple[TrainState, StepMetrics]]
 
 
 def make_chunk(
-    model: LanguageModel, tx: optax.GradientTransformation, cfg: TrainConfig, like: TrainState | None = None
+    model: LanguageModel,
+    tx: optax.GradientTransformation,
+    cfg: TrainConfig,
+    like: TrainState | None = None,
+    document_end: int | None = None,
 ) -> Chunk:
     """Compiles `chunk(state, source, stop) -> (state, metrics of its last step)`; the state is donated.
 
@@ -43,6 +48,7 @@ def make_chunk(
     Args:
       like: on a mesh, a state whose arrays lie where those of the result shall lie. Otherwise the compiler chooses, and
         the next call may compile once more.
+      document_end: as in `training.step.batch_loss`.
     """
     on_mesh = like is not None and not jax.sharding.get_mesh().empty
     places = (shardings(like), None) if on_mesh else None
@@ -52,7 +58,8 @@ def make_chunk(
         @jax.jit  # so that it is traced once, for its shapes and for the loop
         def step(state: TrainState) -> tuple[TrainState, StepMetrics]:
             windows = source.windows(cfg.seed, state.step, cfg.batch_size)
-            return train_step(state, windows, model, tx, cfg.seed, cfg.grad_accum, source.weights(windows))
+            weights = source.weights(windows)
+            return train_step(state, windows, model, tx, cfg.seed, cfg.grad_accum, weights, document_end)
 
         # The loop carries the metrics of the last step, so it needs some of the same shapes to start with. Zeros are
         # sound.
@@ -68,7 +75,7 @@ class Hook:
     """What `loop` calls beside the steps, in the order of the steps. A subclass overrides what it needs."""
 
     def should_stop(self) -> bool:
-        """Asked before each chunk: whether training ends here."""
+        """Asked before each chunk: whether training ends here, in all processes."""
         return False
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
@@ -121,8 +128,13 @@ def loop(
             for hook in hooks:
                 hook.on_chunk(metrics, steps, seconds)
 
-    while step < cfg.steps and not any(hook.should_stop() for hook in hooks):
+    while step < cfg.steps:
+        # Clocks and signals differ between processes, so process 0 says where a chunk ends, and all stop if one must.
         stop = min(next_boundary(step, cfg), step + chunk_limit)
+        agreed = processes.agree(stop, any(hook.should_stop() for hook in hooks))
+        if agreed[:, 1].any():
+            break
+        stop = int(agreed[0, 0])
         block, end, called = source(step), put_array(np.asarray(stop, np.int32)), time.perf_counter()
         state, metrics = chunk(state, block, end)
         returned = time.perf_counter()

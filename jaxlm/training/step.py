@@ -1,7 +1,7 @@
 """One training step, a pure function."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.loss import cross_entropy, token_losses
+from jaxlm.ops.masks import document_numbers
 from jaxlm.ops.partition import constrain
 from jaxlm.optim import skipped_steps
 from jaxlm.sharding.layout import optimizer_shardings
@@ -60,12 +61,18 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(params, *make(params))
 
 
+def packing(tokens: Int[Array, "B T"], document_end: int | None) -> dict[str, Any]:
+    """The further argument of a model that keeps attention inside a document; none if there is no `document_end`."""
+    return {} if document_end is None else {"documents": document_numbers(tokens, document_end)}
+
+
 def batch_loss(
     params: Params,
     model: LanguageModel,
     windows: Int[Array, "B T1"],
     dropout_key: Array | None = None,
     weights: Float[Array, "B T"] | None = None,
+    document_end: int | None = None,
 ) -> Float[Array, ""]:
     """Mean cross entropy, nats a token, of predicting each of windows[:, 1:] from the tokens before it.
 
@@ -73,9 +80,11 @@ def batch_loss(
       dropout_key: turns dropout on; None = off.
       weights: multiply the losses and do not divide the mean. So the losses of micro-batches average to the weighted
         mean over the whole batch, however its padding is spread over them, if the mean weight of the batch is 1.
+      document_end: the token that ends a document, which attention does not look past; None = it sees the window.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    logits, _ = model.apply({"params": params}, windows[:, :-1], train=dropout_key is not None, rngs=rngs)
+    packed = packing(windows[:, :-1], document_end)
+    logits, _ = model.apply({"params": params}, windows[:, :-1], train=dropout_key is not None, rngs=rngs, **packed)
     if weights is None:
         return cross_entropy(logits, windows[:, 1:])
     losses = token_losses(logits, windows[:, 1:])
@@ -90,6 +99,7 @@ def train_step(
     seed: Int[Array, ""] | int,
     grad_accum: int = 1,
     weights: Float[Array, "B T"] | None = None,
+    document_end: int | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One optimizer step on a batch of token windows, a pure function.
 
@@ -99,11 +109,12 @@ def train_step(
     Args:
       weights: of each target, with a mean of 1 over the batch (`jaxlm.data.batches.target_weights`); None = all count
         alike.
+      document_end: as in `batch_loss`.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), 1)
 
     def value_and_grad(windows: Int[Array, "micro T1"], weights: Float[Array, "micro T"] | None, key: Array):
-        return jax.value_and_grad(batch_loss)(state.params, model, windows, key, weights)
+        return jax.value_and_grad(batch_loss)(state.params, model, windows, key, weights, document_end)
 
     windows = constrain(windows, "batch", None)
     if grad_accum == 1:

@@ -1,7 +1,7 @@
 """Decoding through a cache: slots, positions, what a later token sees."""
 
 from jaxlm.decode.prefill import start
-from jaxlm.model import cache, transformer
+from jaxlm.model import attention, cache, transformer
 from planted.bugs import ROPE, edit, later
 
 ATTENTION = "block_0/attention"
@@ -29,8 +29,8 @@ BUGS = [
         "decoding", "a later chunk that forgets the old keys",
         "A chunk of tokens behind others sees only itself.",
         ATTENTION, "old keys",
-        edit(transformer.Attention._attend, "[part.positions for part in seen]",
-             "[jnp.full_like(part.positions, -1) for part in seen[:-1]] + [own.positions]"), **ROPE,
+        edit(attention.attend_seen, "[part.positions for part in seen]",
+             "[jnp.full_like(part.positions, -1) for part in seen[:-1]] + [new.positions]"), **ROPE,
     ),
     later(
         "decoding", "a chunk that sees the keys it overwrites",

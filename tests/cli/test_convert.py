@@ -27,7 +27,7 @@ def gpt2(tmp_path):
 # The command and the runs it makes
 
 
-@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("config", [GPT2, pytest.param(LLAMA, marks=pytest.mark.slow)], ids=["gpt2", "llama"])
 def test_a_folder_becomes_a_run_that_every_command_opens(tmp_path, config):
     source, out = write(tmp_path / "source", config), tmp_path / "runs" / "new"
     code, stdout, stderr = command("convert", "--from", "hf", source, out, "--json")

@@ -51,7 +51,7 @@ from jaxlm.errors import CheckError
             "was trained with optim.name = 'adamw', not 'sgd'",
         ),
         (["train", "tiny", "--optim.warmup-steps", "500"], "warmup_steps = 500 is not below steps = 500"),
-        (["sample", "runs/tiny-1", "--mesh.data", "2"], "option --mesh.data is not there yet"),
+        (["attend", "runs/tiny-1", "--mesh.data", "2"], "--mesh.data"),
         (["train", "tiny", "--mesh.data", "0"], "mesh.data = 0 is out of range: give at least 1, or -1"),
         (["train", "tiny", "--mesh.process-id", "1"], "mesh.process_id = 1 with mesh.coordinator = None"),
         (
@@ -114,7 +114,7 @@ from jaxlm.errors import CheckError
         (["eval", "runs/tiny-1", "--task", "generation", "--top-p", "2"], "top_p = 2.0"),
         (["eval", "other"], "other/config.json is not a configuration of this version: ModelConfig has no field depth"),
         (["prepare", "wiki"], "dataset 'wiki' is unknown"),
-        (["prepare"], "DATASET is missing; see jaxlm prepare --help"),
+        (["prepare"], "DATASET is missing (or --data.path, or --check); see jaxlm prepare --help"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(folder, arguments, words):

@@ -111,6 +111,7 @@ def test_trainings_started_together_take_different_names(tmp_path, monkeypatch):
     assert len({*names}) == 40
 
 
+@pytest.mark.slow
 def test_two_trainings_at_once_both_train(folder):
     arguments = ["train", "tiny", *SHORT, "--optim.warmup-steps", "1", "--train.steps", "2", "--train.eval-every", "2"]
     start = [sys.executable, "-m", "jaxlm", *arguments]
@@ -148,7 +149,12 @@ def test_a_place_where_no_run_can_be_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words", "warmup"),
     [
-        (["tiny", "--train.steps", "20"], "the preset's warm-up of 20 steps shrinks to 0", 0),
+        pytest.param(
+            ["tiny", "--train.steps", "20"],
+            "the preset's warm-up of 20 steps shrinks to 0",
+            0,
+            marks=pytest.mark.slow,
+        ),
         (["nanogpt-cpu", "--train.steps", "200"], "the preset's warm-up of 200 steps shrinks to 20", 20),
     ],
 )

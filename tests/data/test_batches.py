@@ -7,6 +7,7 @@ import pytest
 
 from jaxlm.data import batches
 from jaxlm.data.batches import PaddedRows, TokenStream, batch_starts, num_bytes, target_weights
+from jaxlm.data.shards import ShardedTokens
 
 
 def test_a_batch_is_a_function_of_seed_and_step_alone():
@@ -42,10 +43,16 @@ def mapped(tmp_path, tokens):
     return np.memmap(tmp_path / "tokens.bin", tokens.dtype, mode="r")
 
 
-@pytest.mark.parametrize("in_file", [False, True])
-def test_what_the_device_reads_of_a_stream_are_the_windows_of_its_steps(tmp_path, in_file):
+def sharded(tokens):
+    return ShardedTokens(np.split(tokens, [7, 7, 100, 290]))
+
+
+@pytest.mark.parametrize("kind", ["memory", "file", "shards"])
+def test_what_the_device_reads_of_a_stream_are_the_windows_of_its_steps(tmp_path, kind):
     tokens = random_tokens(300)
-    stream = TokenStream(mapped(tmp_path, tokens) if in_file else tokens, 11)
+    held = {"memory": tokens, "file": mapped(tmp_path, tokens), "shards": sharded(tokens)}
+    stream = TokenStream(held[kind], 11)
+    assert stream.is_mapped == (kind != "memory")
     source = stream.feed(seed=3, batch_size=5, num_steps=2)(7)
     for step in (7, 8):
         starts = np.asarray(batch_starts(3, step, 5, 300 - 11))
@@ -62,6 +69,75 @@ def test_a_stream_in_memory_is_copied_to_the_device_once_and_a_mapped_one_never_
     assert isinstance(read(0).tokens, jax.Array)
     read = TokenStream(mapped(tmp_path, tokens), 11).feed(0, 5, 2)
     assert [leaf.shape for leaf in jax.tree.leaves(read(4))] == [(2, 5, 12), ()]
+
+
+class Counted:
+    """Tokens of a shard that count how many are read."""
+
+    dtype = np.dtype(np.uint16)
+
+    def __init__(self, length):
+        self.length, self.read = length, []
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, places):
+        start, stop, _ = places.indices(self.length)
+        self.read.append((start, stop))
+        return (np.arange(start, stop) % 60_013).astype(np.uint16)
+
+
+def test_a_process_reads_the_rows_that_it_asks_for_and_no_other():
+    tokens, asked = ShardedTokens([Counted(200), Counted(300)]), []
+
+    def put(shape, dtype, read, *names):
+        if not shape:
+            return jnp.asarray(read(()))
+        asked.append((shape, dtype, names))
+        return jnp.asarray(read((slice(None), slice(2, 4), slice(None))))
+
+    block = TokenStream(tokens, 11).feed(3, 6, 5, put)(20)
+    assert asked == [((5, 6, 12), np.uint16, (None, "batch", None))]
+    assert block.block.shape == (5, 2, 12)
+    read = [stop - start for shard in tokens._arrays for start, stop in shard.read]
+    assert sum(read) == 5 * 2 * 12
+    whole = TokenStream(tokens, 11).feed(3, 6, 5)(20)
+    np.testing.assert_array_equal(block.block, np.asarray(whole.block)[:, 2:4])
+
+    def put_part(shape, dtype, read, *names):
+        return jnp.asarray(read(np.s_[1:3, 5:, 4:7] if shape else ()))
+
+    part = TokenStream(tokens, 11).feed(3, 6, 5, put_part)(20).block
+    np.testing.assert_array_equal(part, np.asarray(whole.block)[1:3, 5:, 4:7])
+
+
+@pytest.mark.parametrize("places", [2**31, 5_000_000_000, 2**48 + 12_345])
+def test_windows_of_a_large_corpus_begin_where_the_long_recurrence_says_to_the_last_bit(places):
+    offset = int(jax.random.bits(jax.random.key(5), (), jnp.uint32))
+    for step in (0, 3, 2_000_000, 2**40):
+        fractions = [((step * 13 + b) * 0x9E3779B97F4A7C15 + (offset << 32)) % 2**64 for b in range(13)]
+        starts = batches._host_starts(offset, np.array([step]), 13, places)
+        assert starts.tolist() == [[fraction * places >> 64 for fraction in fractions]]
+
+
+def test_a_corpus_of_five_billion_tokens_is_read_everywhere():
+    shards = [Counted(1_250_000_000) for _ in range(4)]
+    stream = TokenStream(ShardedTokens(shards), 11)
+    stream.check_training()
+    block = np.asarray(stream.feed(0, 50, 20)(1000).block)
+    read = np.array([place for shard in shards for place in shard.read])
+    assert all(abs(len(shard.read) - 250) <= 2 for shard in shards)
+    assert set((read[:, 1] - read[:, 0]).tolist()) == {12}
+    assert len(set(read[:, 0].tolist())) == 1000
+    assert read[:, 0].max() > 1_240_000_000
+    np.testing.assert_array_equal(np.sort(block[..., 0].ravel()), np.sort(read[:, 0] % 60_013))
+    shards = [np.broadcast_to(np.uint16(number), 1_250_000_000) for number in range(4)]
+    head = TokenStream(ShardedTokens(shards), 11).head(3_000_000_000)
+    assert (len(head), head.num_targets, int(head.tokens[-1:][0])) == (3_000_000_000, 2_999_999_999, 2)
+    batch = next(TokenStream(ShardedTokens(shards).part(3_749_999_990, 5_000_000_000).part(0, 20), 11).eval_batches(2))
+    assert int(batch.weights.sum()) == 19
+    np.testing.assert_array_equal(batch.windows[0, 0], [2] * 10 + [3] * 2)
 
 
 def padded(lengths, width):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -6,9 +7,13 @@ import tokenizers
 from foreign_tokenizers import llama2_tokenizer
 
 from jaxlm.config import DataConfig
-from jaxlm.data.corpus import identity, load_corpus, load_unsplit
+from jaxlm.config.prepare import PrepareConfig
+from jaxlm.data.corpus import identity, learn_tokenizer, load_corpus, load_unsplit, with_own_tokenizer
 from jaxlm.data.hugging_face import from_hugging_face
+from jaxlm.data.prepare import prepare_corpus
+from jaxlm.data.shards import ShardedTokens
 from jaxlm.data.tokenizer import CharTokenizer, IdTokenizer, TranscriptTokenizer
+from jaxlm.training.evaluate import count_bytes
 
 
 @pytest.fixture
@@ -234,3 +239,39 @@ def test_the_real_transcripts(librispeech, monkeypatch):
     corpus = load_corpus(DataConfig(dataset="librispeech", tokenizer="transcript"), seq_len=256)
     assert [split.num_targets for split in (corpus.train, corpus.val)] == [291_159 + 275_697, 284_150]
     assert [int((split.rows[:, 0] == 28).sum()) for split in (corpus.train, corpus.val)] == [2703 + 2939, 2620]
+
+
+# Prepared corpora ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    texts = [f"document {i}: {'to be ' * (i % 4)}<|endoftext|>\n" for i in range(30)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    cfg = PrepareConfig(path=str(tmp_path / "a.jsonl"), bpe_vocab_size=300, shard_tokens=50)
+    prepare_corpus(cfg, tmp_path / "out", workers=1)
+    return tmp_path / "out", texts
+
+
+def test_a_prepared_corpus_is_split_by_documents_and_never_in_memory(prepared):
+    folder, texts = prepared
+    corpus = corpus_of(folder, val_fraction=0.2)
+    assert isinstance(corpus.train.tokens, ShardedTokens)
+    assert [split.document_end for split in (corpus.train, corpus.val)] == [0, 0]
+    spelled = [corpus.tokenizer.decode(split.tokens[: len(split)]) for split in (corpus.train, corpus.val)]
+    assert spelled == ["".join(f"{text}<|endoftext|>" for text in part) for part in (texts[:24], texts[24:])]
+    cfg = DataConfig(path=str(folder))
+    assert identity(cfg) == corpus.sha256 == hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    assert len(load_unsplit(cfg, 7, corpus.tokenizer)) == len(corpus.train) + len(corpus.val)
+    assert learn_tokenizer(cfg).to_dict() == corpus.tokenizer.to_dict()
+    assert with_own_tokenizer(cfg).tokenizer == "bpe"
+    assert with_own_tokenizer(DataConfig(path=str(folder.parent))) == DataConfig(path=str(folder.parent))
+    with pytest.raises(ValueError, match="out was prepared with another tokenizer than the model's: prepare"):
+        load_corpus(cfg, 7, CharTokenizer("abc"))
+
+
+def test_the_bytes_of_documents_are_those_of_their_text_alone(prepared):
+    folder, texts = prepared
+    corpus = corpus_of(folder, val_fraction=0.2)
+    first = corpus.tokenizer.decode(corpus.val.tokens[:1])
+    assert count_bytes(corpus.val, corpus.tokenizer) == len("".join(texts[24:])) - len(first)

@@ -24,7 +24,13 @@ pytestmark = pytest.mark.x64
 
 @pytest.mark.parametrize(
     "name",
-    ["learned", "local", "summed_scores", "scan_layers", "wide_values", "lstm", "gru_scanned", "bigram"],
+    [
+        *("learned", "local", "scan_layers", "lstm"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("summed_scores", "wide_values", "gru_scanned", "bigram")
+        ),
+    ],
 )
 def test_cached_and_naive_draw_the_same_in_every_family(name):
     cfg = dataclasses.replace(VARIANTS[name], max_seq_len=30, **WIDE)
@@ -39,10 +45,10 @@ def test_cached_and_naive_draw_the_same_in_every_family(name):
 
 FILTERS = [
     {"temperature": 0.7},
-    {"temperature": 0},
+    pytest.param({"temperature": 0}, marks=pytest.mark.slow),
     {"top_k": 5, "top_p": 0.8, "min_p": 0.1},
     {"repetition_penalty": 1.7, "forbidden_tokens": (1, 4), "stop_token": 2},
-    {"temperature": 0, "repetition_penalty": 1.3, "stop_token": 2},
+    pytest.param({"temperature": 0, "repetition_penalty": 1.3, "stop_token": 2}, marks=pytest.mark.slow),
     {"stop_token": (2, 7)},
 ]
 

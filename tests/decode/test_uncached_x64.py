@@ -1,6 +1,7 @@
 """Both samplers past the context, against a full pass for each token, in float64."""
 
 import dataclasses
+import itertools
 import warnings
 
 import jax
@@ -34,8 +35,13 @@ def written_out(model, params, prompt, key, context, count):
     return rows[:, prompt.shape[1] :], np.stack(log_probs, axis=1)
 
 
-@pytest.mark.parametrize("position", ["learned", "rope", "sinusoidal", "none"])
-@pytest.mark.parametrize("prompt_len", [1, 8, 11])
+QUICK = [("learned", 1), ("learned", 8), ("learned", 11), ("rope", 11), ("sinusoidal", 1), ("none", 8)]
+OTHERS = [pair for pair in itertools.product(["rope", "sinusoidal", "none"], [1, 8, 11]) if pair not in QUICK]
+
+
+@pytest.mark.parametrize(
+    ("position", "prompt_len"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
+)
 def test_past_the_context_both_samplers_draw_what_is_written_out(position, prompt_len):
     cfg = dataclasses.replace(
         CFG, max_seq_len=8, position=position, window=None if position == "learned" else (3, None)

@@ -22,12 +22,21 @@ def loss_and_grads(cfg, params, tokens):
     return jax.jit(jax.value_and_grad(lambda p: (model.apply({"params": p}, tokens)[0] ** 2).sum()))(params)
 
 
-@pytest.mark.parametrize("cfg", [PATTERN, VARIANTS["lstm"]], ids=["blocks", "cells"])
-def test_scanned_and_recomputed_layers_give_the_value_and_gradients_of_plain_ones(cfg):
+@pytest.mark.parametrize(
+    ("cfg", "changes"),
+    [
+        (PATTERN, [{"scan_layers": True}, {"remat": True}]),
+        (VARIANTS["lstm"], [{"scan_layers": True, "remat": True}]),
+        pytest.param(PATTERN, [{"scan_layers": True, "remat": True}], marks=pytest.mark.slow),
+        pytest.param(VARIANTS["lstm"], [{"scan_layers": True}, {"remat": True}], marks=pytest.mark.slow),
+    ],
+    ids=["blocks", "cells", "blocks, both", "cells, each"],
+)
+def test_scanned_and_recomputed_layers_give_the_value_and_gradients_of_plain_ones(cfg, changes):
     _, params = built(cfg)
     tokens = random_tokens(cfg, 3, 7)
     loss, grads = loss_and_grads(cfg, params, tokens)
-    for fields in ({"scan_layers": True}, {"remat": True}, {"scan_layers": True, "remat": True}):
+    for fields in changes:
         other = dataclasses.replace(cfg, **fields)
         made = stack_params(cfg, params) if other.scan_layers else params
         other_loss, other_grads = loss_and_grads(other, made, tokens)

@@ -49,7 +49,16 @@ def full_logits(name):
     return cfg, tokens, apply(*built(cfg), tokens)[0]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+UNCACHED = (
+    *("rmsnorm", "no_norm", "post_norm", "no_residual", "no_bias", "qkv_bias", "head_bias_untied", "no_out_proj"),
+    *("no_mlp", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "final_softcap", "bigram_capped", "elman_relu"),
+)
+"""Variants of what no cache holds or changes."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in UNCACHED else ()) for name in VARIANTS]
+)
 def test_cached_logits_are_those_of_the_full_pass_however_the_prompt_is_cut(name):
     cfg, tokens, full = full_logits(name)
     assert full.dtype == jnp.float64

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizers import APART, GRID, assert_trees_close, compiled, every, leaves, make, numbers, trajectory
+from optimizers import APART, GRID, after, assert_trees_close, compiled, every, leaves, make, numbers, trajectory
 from tolerances import FLOAT32, assert_close
 
 from jaxlm.optim import adafactor, adam, adamsn, adamw, scale_by_adam, scale_by_factored_rms, sgd
@@ -121,17 +121,6 @@ def test_a_step_takes_over_the_buffers_of_parameters_and_state(name):
 # Types and structure
 
 
-def after(tx, params, grads):
-    """Shapes of (state, next state, updates, next params)."""
-
-    def step(params, grads):
-        state = tx.init(params)
-        updates, new = tx.update(grads, state, params)
-        return state, new, updates, optax.apply_updates(params, updates)
-
-    return jax.eval_shape(step, params, grads)
-
-
 @every
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_state_is_float32_updates_and_parameters_are_as_given(name, dtype):
@@ -143,15 +132,6 @@ def test_state_is_float32_updates_and_parameters_are_as_given(name, dtype):
     _, _, updates, moved = after(make(name), params, numbers(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float32)}  # as the gradients are
     assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {jnp.dtype(dtype)}
-
-
-@pytest.mark.x64
-@every
-def test_float64_stays_float64(name):
-    params = numbers(0, dtype=np.float64)
-    state, _, updates, moved = after(make(name), params, params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {jnp.dtype(jnp.float64), jnp.dtype(jnp.int32)}
-    assert {leaf.dtype for leaf in jax.tree.leaves((updates, moved))} == {jnp.dtype(jnp.float64)}
 
 
 @pytest.mark.parametrize(

@@ -83,14 +83,14 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize(
     "model",
     [
-        BASE,
-        LEARNED,
-        variant(scan_layers=True),
-        variant(param_dtype="bfloat16"),
+        pytest.param(BASE, marks=pytest.mark.slow),
+        pytest.param(LEARNED, marks=pytest.mark.slow),
+        pytest.param(variant(scan_layers=True), marks=pytest.mark.slow),
+        variant(position="learned", scan_layers=True, param_dtype="bfloat16"),
         family("recurrent", cell="lstm", embed_dim=24, num_layers=2),
-        family("recurrent", cell="elman", embed_dim=24, scan_layers=True),
+        pytest.param(family("recurrent", cell="elman", embed_dim=24, scan_layers=True), marks=pytest.mark.slow),
         family("bigram"),
-        family("embedding_bigram", embed_dim=24, tie_embeddings=False),
+        pytest.param(family("embedding_bigram", embed_dim=24, tie_embeddings=False), marks=pytest.mark.slow),
     ],
     ids=lambda cfg: f"{cfg.family}-{cfg.position}-{cfg.scan_layers}-{cfg.param_dtype}",
 )
@@ -113,7 +113,10 @@ def test_the_weights_are_the_sources_to_the_bit_and_all_else_is_new(begin, tmp_p
     assert record["init_from"] == {**where, "sha256": digest.hexdigest()}
 
 
-@pytest.mark.parametrize("position", ["rope", "sinusoidal", "none"])
+@pytest.mark.parametrize(
+    "position",
+    ["rope", pytest.param("sinusoidal", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)],
+)
 def test_a_model_without_a_table_takes_a_longer_context_and_computes_the_same_on_a_short_one(begin, tmp_path, position):
     session = begin(variant(position=position), model={"max_seq_len": 20})
     source = load_run(tmp_path / "source")
@@ -166,7 +169,7 @@ def test_extending_what_needs_none_is_refused(begin, model, changes, words):
         begin(model, model=changes, extend_positions=True)
 
 
-@pytest.mark.parametrize("window", [None, (2, None)])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), (2, None)])
 def test_layers_are_stacked_and_unstacked(begin, tmp_path, window):
     plain = built(BASE)[1]
     session = begin(BASE, model={"scan_layers": True, "remat": True, "window": window})

@@ -109,3 +109,13 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         "50/100 loss 2.0000  1,234 tokens/s  eta 5s",
     ):
         assert words in text
+
+
+def test_a_process_that_shows_nothing_shows_nothing(capsys):
+    quiet = Progress(CFG, 0, shown=False)
+    quiet.show(row(1))
+    quiet.evaluating(40)
+    quiet.show(row(40, val_loss=2.0))
+    quiet.say("saved")
+    quiet.close()
+    assert lines(capsys) == []

@@ -84,11 +84,11 @@ def wait_for(process, condition):
         time.sleep(0.002)
 
 
-def test_killed_three_times_and_resumed_a_run_is_bitwise_the_uninterrupted_one(config, whole, tmp_path):
+def test_killed_twice_and_resumed_a_run_is_bitwise_the_uninterrupted_one(config, whole, tmp_path):
     out = tmp_path / "killed"
-    for kill, wanted in enumerate((10, 20, 40)):
+    for kill, wanted in enumerate((10, 20)):
         process = start(config, out, *(["--resume"] if kill else []))
-        # The second kill comes in the middle of a save, the others between two.
+        # The second kill comes in the middle of a save, the first between two.
         sign = f".{wanted}.*.partial" if kill == 1 else str(wanted)
         wait_for(process, lambda sign=sign: any((out / "checkpoints").glob(sign)))
         process.send_signal(signal.SIGKILL)
@@ -111,8 +111,8 @@ def test_killed_three_times_and_resumed_a_run_is_bitwise_the_uninterrupted_one(c
             {"arguments": ("momentum=0.9", "nesterov=true")},
         ),
         ("chargpt", "adamsn --optim.subset per_input", {"b2": 0.95, "subset": "per_input"}),
-        ("chargpt", "adafactor", {"b2": 0.95}),
-        ("chargpt", "adam", {"b2": 0.95, "weight_decay": 0.0}),
+        pytest.param("chargpt", "adafactor", {"b2": 0.95}, marks=pytest.mark.slow),
+        pytest.param("chargpt", "adam", {"b2": 0.95, "weight_decay": 0.0}, marks=pytest.mark.slow),
         ("another", "lion", {}),
     ],
 )
@@ -143,7 +143,9 @@ def test_resumed_with_factored_moments_and_momentum_a_run_is_bitwise_the_uninter
     assert_same_run(tmp_path / "resumed", tmp_path / "whole", 12)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_says_so_and_sets_the_exit_code(config, whole, tmp_path, signum, code):
     out = tmp_path / "stopped"
     process = start(config, out, "--train.max-minutes", "5")
