@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
     if first:
         for killed in folder.glob(".*.partial"):  # what a killed process has left; a run is trained by one at a time
             shutil.rmtree(killed)
-    with _staging(target) as staging:
+    with together(target, lambda: _new_folder(target)) as staging:
         _write(staging / "params", state.params)
         if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
             _write(staging / "opt_state", state.opt_state)
@@ -56,15 +57,24 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
 
 
 @contextlib.contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A new folder into which all processes write. When the block ends well in process 0, it becomes `target`."""
+def together(target: Path, folder: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
+    """The folder that becomes `target` when the block ends well in process 0, which creates it by `folder`, staged.
+
+    Of several processes all get the same path, to write into it.
+    """
     if not processes.first():
         pid = int(processes.agree(0)[0, 0])
         yield staging_path(target, pid)
         return
+    with folder() as staging:
+        processes.agree(os.getpid())
+        yield staging
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
     with staged(target) as staging:
         staging.mkdir()
-        processes.agree(os.getpid())
         yield staging
 
 

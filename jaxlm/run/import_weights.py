@@ -8,7 +8,7 @@ from jaxlm.convert.export import check_new
 from jaxlm.run import checkpoint
 from jaxlm.run.folder import Run, load_run, new_folder
 from jaxlm.run.foreign_model import Activation, Format, read_model
-from jaxlm.run.training import fit_prompt
+from jaxlm.run.session import fit_prompt
 from jaxlm.training.step import TrainState
 
 FORMATS: dict[Format, str] = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxlm.config import ExperimentConfig, ModelConfig, presets
@@ -21,6 +20,7 @@ from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layer_stack import stack_params, unstack_params
 from jaxlm.run.folder import Run, load_run, read_config
 from jaxlm.run.foreign_model import is_hugging_face, read_model
+from jaxlm.sharding.layout import to_host
 from jaxlm.types import Params
 
 POSITIONS = "position_embedding"
@@ -157,7 +157,7 @@ def params_sha256(params: Params) -> str:
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
         digest.update(f"{path} {leaf.dtype} {list(leaf.shape)}\n".encode())
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(to_host(leaf).tobytes())
     return digest.hexdigest()
 
 

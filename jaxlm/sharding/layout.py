@@ -6,6 +6,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.config import TrainConfig
@@ -78,6 +79,13 @@ def put_like(array: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.make_array_from_callback(array.shape, like.sharding, lambda part: array[cast(Any, part)])
 
 
+def to_host(leaf: Any) -> np.ndarray:
+    """A whole array in the memory of this process; of several processes all call it alike."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+
 def abstract_params(model: LanguageModel) -> Params:
     """The shapes and types of a model's parameters, on a mesh in context with their shardings; nothing is computed."""
     mesh = jax.sharding.get_mesh()
@@ -98,7 +106,7 @@ def put_params(model: LanguageModel, params: Params) -> Params:
         return params
 
     def placed(leaf: Any, spec: PartitionSpec) -> jax.Array:
-        array = np.asarray(leaf)
+        array = to_host(leaf)
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda part: array[cast(Any, part)])
 
     return jax.tree.map(placed, params, param_specs(model, dict(mesh.shape)))

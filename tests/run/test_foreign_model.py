@@ -21,7 +21,7 @@ from jaxlm.run.folder import load_run
 from jaxlm.run.foreign_model import read_model
 from jaxlm.run.import_weights import import_run
 from jaxlm.run.init_from import default_config, open_source
-from jaxlm.run.training import new_session
+from jaxlm.run.session import new_session
 
 ROWS = 340
 TEXT = "the cat sat on the café</s> 你好\n" * 60

@@ -22,7 +22,8 @@ from jaxlm.run import checkpoint
 from jaxlm.run.folder import load_run, new_folder, read_config
 from jaxlm.run.import_weights import import_run
 from jaxlm.run.init_from import default_config
-from jaxlm.run.training import new_session, resumed_session, train
+from jaxlm.run.session import new_session, resumed_session
+from jaxlm.run.training import train
 from jaxlm.training.step import TrainState
 
 CHARS = "\nabcdefghij"

@@ -10,7 +10,7 @@ import pytest
 from jaxlm.config import DataConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
-from jaxlm.run import training
+from jaxlm.run import session, training
 from jaxlm.run.folder import read_config
 
 
@@ -53,10 +53,10 @@ def test_every_product_of_a_run_has_the_precision_asked_for(tmp_path, monkeypatc
 
 def test_a_run_goes_on_in_its_own_precision_only(tmp_path):
     asked = config(tmp_path, matmul_precision="float32")
-    training.new_session(asked, tmp_path / "run")
+    session.new_session(asked, tmp_path / "run")
     other = dataclasses.replace(asked, train=dataclasses.replace(asked.train, matmul_precision="default"))
     with pytest.raises(UserError, match=r"trained with train.matmul_precision = 'float32', not 'default'"):
-        training.resumed_session(other, tmp_path / "run")
+        session.resumed_session(other, tmp_path / "run")
 
 
 def test_bfloat16_is_one_field_and_leaves_parameters_and_moments_in_float32(tmp_path, monkeypatch):

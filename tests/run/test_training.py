@@ -25,7 +25,8 @@ from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
 from jaxlm.run.folder import load_run, read_config
 from jaxlm.run.samples import sample
-from jaxlm.run.training import new_session, resumed_session, train
+from jaxlm.run.session import new_session, resumed_session
+from jaxlm.run.training import train
 
 STEPS = 60
 
