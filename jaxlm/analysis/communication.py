@@ -65,7 +65,7 @@ def collectives(program: str, mesh: Mapping[str, int]) -> list[Collective]:
                 continue
             if fused:  # on a TPU several fusions share the work of one collective, and each of them names it
                 channel = re.search(r"channel_id=\d+", line)
-                key = kind, operation["shape"], channel[0] if channel else line
+                key = kind, re.sub(r"\{.*?\}", "", operation["shape"]), channel[0] if channel else line
                 if key in spread:
                     continue
                 spread.add(key)

@@ -45,7 +45,7 @@ class DeviceMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The sum: what must live at once. A compiled program needs more, for its temporary arrays."""
+        """The sum: what must live at once. What XLA fuses takes less, and its temporary arrays take more."""
         return sum(self)
 
 

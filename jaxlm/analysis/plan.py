@@ -164,7 +164,7 @@ class Change(NamedTuple):
     """A change of a config or mesh that lowers the memory of a device."""
 
     what: str
-    """Such as "--model.remat True"."""
+    """Such as "--model.remat"."""
     total: int
     """Bytes of a device after it."""
 
@@ -185,7 +185,7 @@ def changes_that_help(config: ExperimentConfig, plan: Plan) -> list[Change]:
 def _candidates(config: ExperimentConfig, plan: Plan) -> Iterator[tuple[str, ExperimentConfig, dict[str, int]]]:
     model, train, mesh = config.model, config.train, plan.mesh
     if not model.remat and model.family in ("transformer", "recurrent"):
-        yield "--model.remat True", dataclasses.replace(config, model=dataclasses.replace(model, remat=True)), mesh
+        yield "--model.remat", dataclasses.replace(config, model=dataclasses.replace(model, remat=True)), mesh
     if plan.rows > 1:
         accumulation = train.grad_accum * plan.rows
         changed = dataclasses.replace(config, train=dataclasses.replace(train, grad_accum=accumulation))

@@ -48,7 +48,7 @@ def show_plan(name: str, config: ExperimentConfig, on: str | None, as_json: bool
     print_table(f"{name}, plan of a training step", ["what", "value", "meaning"], rows)
     memory = plan.memory
     rows = [[part, _size(getattr(memory, part)), meaning] for part, meaning in _MEMORY.items() if getattr(memory, part)]
-    rows.append(["together", _size(memory.total), "at once; a compiled program needs more, for its temporary arrays"])
+    rows.append(["together", _size(memory.total), "at once; what XLA fuses takes less, its temporary arrays take more"])
     print_table("memory of each device", ["what", "size", "meaning"], rows)
     rows = [[term.name, term.axes, term.kind, _size(term.sent)] for term in plan.traffic]
     rows += [["together", axes, "", _size(sent)] for axes, sent in sent_over(plan.traffic).items()]
@@ -140,4 +140,6 @@ def _size(count: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1e3 * seconds:,.2f} ms"
+    if seconds >= 1:
+        return f"{seconds:,.2f} s"
+    return f"{1e3 * seconds:,.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:,.2f} us"

@@ -157,6 +157,21 @@ def test_a_branch_and_an_operation_that_runs_aside_are_followed():
     assert [row.kind for row in collectives(program, MESH)] == ["reduce-scatter", "all-reduce", "all-reduce"]
 
 
+def test_what_a_tpu_spreads_over_fusions_counts_once_and_an_all_reduce_of_parts_is_a_reduce_scatter():
+    groups = "replica_groups=[4,2]<=[8]"
+    program = (
+        f"{HEAD}%a (q: f32[2]) -> f32[4] {{\n  ROOT %r = f32[4]{{0:T(8)}} all-gather(%q), channel_id=5, {groups}\n}}\n"
+        f"%b (q: f32[2]) -> f32[4] {{\n  ROOT %r = f32[4]{{0:T(8)S(1)}} all-gather(%q), channel_id=5, {groups}\n}}\n"
+        f"%c (q: f32[2]) -> f32[4] {{\n  ROOT %r = f32[4]{{0:T(8)}} all-gather(%q), channel_id=6, {groups}\n}}\n\n"
+        f"%all-reduce-scatter.1 (q: f32[6]) -> f32[3] {{\n  %r = f32[6] all-reduce(%q), channel_id=1, {groups}\n}}\n\n"
+        f"{ENTRY}"
+        + "".join(f"  %{name}1 = f32[4] fusion(%p), calls=%{name}\n" for name in "abc")
+        + "  ROOT %d = f32[3] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1\n}\n"
+    )
+    found = collectives(program, MESH)
+    assert [(row.kind, row.sent) for row in found] == [("all-gather", 8), ("all-gather", 8), ("reduce-scatter", 12)]
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [

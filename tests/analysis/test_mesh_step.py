@@ -15,11 +15,12 @@ import dataclasses, json, sys
 import jax
 from jax.sharding import AxisType
 from jaxlm.analysis.communication import collectives, sent_by_axis
-from jaxlm.analysis.mesh_memory import device_state
+from jaxlm.analysis.mesh_memory import device_cache, device_state
 from jaxlm.analysis.mesh_step import compiled_step
 from jaxlm.analysis.mesh_traffic import step_traffic
 from jaxlm.config import ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxlm.model.build import build_model, init_params
+from jaxlm.model.cache import init_cache
 from jaxlm.optim import build_optimizer
 from jaxlm.sharding.layout import optimizer_shardings
 
@@ -46,6 +47,11 @@ for shape in json.loads(sys.argv[1]):
         real = [sum(shard.data.nbytes for shard in part) for part in shards]
         planned = device_state(own, sizes)
         stored[name] = [real, [planned.parameters, planned.optimizer_state]]
+    with jax.set_mesh(mesh):
+        cache = jax.tree.leaves(jax.jit(lambda: init_cache(model, 16, 8))())
+    rows = 16 // (sizes["data"] * sizes["fsdp"])
+    real = sum(leaf.addressable_shards[3].data.nbytes for leaf in cache)
+    stored["cache"] = [real, rows * device_cache(model, sizes) + 4 * (16 - rows)]  # next positions are whole
     found["x".join(map(str, shape))] = {"counted": counted, "terms": terms, "stored": stored}
 print(json.dumps(found))
 """

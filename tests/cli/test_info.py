@@ -88,10 +88,15 @@ def test_what_does_not_fit_is_said_with_what_would_help(monkeypatch):
     small = dataclasses.replace(ACCELERATORS["v5e"], memory=300_000.0)
     monkeypatch.setitem(ACCELERATORS, "v5e", small)
     out = command("info", "tiny", "--on", "v5e")[1]
-    total = json.loads(command("info", "tiny", "--on", "v5e", "--json")[1])["plan"]["memory_bytes"]["total"]
+    plan = json.loads(command("info", "tiny", "--on", "v5e", "--json")[1])["plan"]
+    total, helps = plan["memory_bytes"]["total"], plan["on"]["what_helps"]
     assert f"does not fit: {total / 1e6:,.2f} MB of 300,000 bytes, {(total - 3e5) / 1e6:,.2f} MB too many" in out
     assert re.search(r"^  --train.grad-accum 8: [\d,.]+ ", out, re.MULTILINE)
-    assert re.search(r"^  --model.remat True: ", out, re.MULTILINE)
+    assert len(helps) == 4
+    for change in helps:  # each is a part of a command, and gives what it promises
+        options = change["change"].partition(" (")[0].split()
+        found = json.loads(command("info", "tiny", *options, "--on", "v5e", "--json")[1])["plan"]
+        assert found["memory_bytes"]["total"] == change["total"] < total
 
 
 def test_alone_it_says_that_every_program_of_the_canary_is_right():
