@@ -52,7 +52,7 @@ def losses_in_torch(model, windows):
     return losses
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama 3"])
+@pytest.mark.parametrize("case", [pytest.param("gpt2", marks=pytest.mark.slow), "llama 3"])
 def test_fifty_steps_have_the_losses_of_transformers(case):
     theirs = family_models.model(case)
     for module in theirs.modules():

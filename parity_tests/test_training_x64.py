@@ -48,7 +48,13 @@ def batches():
     return ids[starts[..., None] + np.arange(12)]
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adamsn", "adafactor"])
+QUICK = ("adamw", "adamsn")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adam", "adafactor"))],
+)
 def test_twenty_steps_of_training_are_those_of_torch(name, batches):
     optim = OptimConfig(name=name, learning_rate=3e-2, schedule="constant", warmup_steps=0, clip_norm=5.0)
     model, params = build_model(CFG), random_params(CFG)

@@ -89,7 +89,9 @@ def test_blocked_attention_with_padded_rows_scores_and_caps(window, batched, blo
     assert (np.asarray(ours[0])[1, 6:] == 0).all()
 
 
-@pytest.mark.parametrize("before", [1, 4, 9])
+@pytest.mark.parametrize(
+    "before", [4, pytest.param(1, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
+)
 def test_blocked_attention_after_a_cache(before):
     keys, values, queries = normal(0, 2, 12 + before, 2, 3), normal(1, 2, 12 + before, 2, 3), normal(2, 2, 12, 4, 3)
     positions = jnp.arange(12 + before)[None] - 2  # the first slots are empty: position -1 or below
