@@ -55,7 +55,7 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
 
     With a mesh in context the optimizer's state is split over it as the parameters are.
     """
-    mesh = jax.sharding.get_mesh()
+    mesh = jax.sharding.get_abstract_mesh()
     places = None if mesh.empty else (optimizer_shardings(tx, params), NamedSharding(mesh, PartitionSpec()))
     make = jax.jit(lambda params: (tx.init(params), jnp.zeros((), jnp.int32)), out_shardings=places)
     return TrainState(params, *make(params))

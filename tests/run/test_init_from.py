@@ -26,8 +26,7 @@ from jaxlm.run.session import new_session, resumed_session
 from jaxlm.run.training import train
 from jaxlm.training.step import TrainState
 
-CHARS = "\nabcdefghij"
-LEARNED = variant(position="learned")
+CHARS, LEARNED = "\nabcdefghij", variant(position="learned")
 
 
 def random_text(characters, length, seed=0):

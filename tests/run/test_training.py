@@ -210,7 +210,7 @@ def test_skipped_steps_are_told_and_counted_across_resumption(config, tmp_path, 
         train=dataclasses.replace(config.train, steps=30),
     )
 
-    def spoiled(stream, seed, batch_size, num_steps):
+    def spoiled(stream, seed, batch_size, num_steps, put):
         on_device = TokenStream(jax.numpy.asarray(stream.tokens), stream.seq_len)
 
         def read(first):
