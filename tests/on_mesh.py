@@ -43,10 +43,13 @@ MODELS = {
         "max_seq_len": 24,
         "num_layers": 2,
         "embed_dim": 32,
+        "init": "torch",
         "dropout": 0.1,
     },
     "bigram": {"family": "bigram", "vocab_size": 64, "max_seq_len": 24},
 }
+
+PLAIN = {"vocab_size": 65, "max_seq_len": 24, "num_layers": 1, "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2}
 
 ROWS, GRAD_ACCUM = 16, 2
 
@@ -79,15 +82,23 @@ def config(name):
     return ModelConfig(**MODELS[name], dtype=dtype, param_dtype=dtype)
 
 
+def optimizer_of(name, params):
+    """One of OPTIMIZERS, at a rate at which it learns."""
+    from jaxlm.config import OptimConfig
+    from jaxlm.optim import build_optimizer
+
+    rate = {"sgd": 0.5, "adamsn": 1e-2}.get(name, 1e-3)
+    return build_optimizer(OptimConfig(name=name, learning_rate=rate, warmup_steps=2), 20, params)
+
+
 def trained(name, optimizer, mesh, steps=20, begin=lambda state: state):
     """The losses of some steps, and the last state; `begin` may replace the first."""
     import jax
     import numpy as np
 
-    from jaxlm.config import OptimConfig, TrainConfig
+    from jaxlm.config import TrainConfig
     from jaxlm.data.batches import TokenStream
     from jaxlm.model.build import build_model, init_params
-    from jaxlm.optim import build_optimizer
     from jaxlm.sharding.layout import put
     from jaxlm.sharding.mesh import use_mesh
     from jaxlm.training.loop import make_chunk
@@ -95,13 +106,12 @@ def trained(name, optimizer, mesh, steps=20, begin=lambda state: state):
 
     cfg = config(name)
     train = TrainConfig(batch_size=ROWS, grad_accum=GRAD_ACCUM, steps=20)
-    rate = {"sgd": 0.1, "adamsn": 1e-2, "lion": 1e-4}.get(optimizer, 1e-3)
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, 2000).astype(np.uint8)
     tokens[1::2] = tokens[::2]  # something to learn
     with use_mesh(mesh):
         model = build_model(cfg)
         params = init_params(model, jax.random.key(0))
-        tx = build_optimizer(OptimConfig(name=optimizer, learning_rate=rate, warmup_steps=2), 20, params)
+        tx = optimizer_of(optimizer, params)
         state = init_state(params, tx)
         state = begin(state)
         chunk = make_chunk(model, tx, train, state)
@@ -175,11 +185,8 @@ def device_bytes(tree):
 def sizes(models, optimizers, meshes):
     """Bytes a device of parameters and of the optimizer's state, on one device and on meshes."""
     import jax
-    import numpy as np
 
-    from jaxlm.config import OptimConfig
     from jaxlm.model.build import build_model, init_params
-    from jaxlm.optim import build_optimizer
     from jaxlm.sharding.mesh import use_mesh
     from jaxlm.training.step import init_state
 
@@ -190,19 +197,63 @@ def sizes(models, optimizers, meshes):
                 mesh = mesh_of(shape)
                 with use_mesh(mesh):
                     params = init_params(build_model(config(name)), jax.random.key(0))
-                    state = init_state(params, build_optimizer(OptimConfig(name=optimizer), 200, params))
-                own = {
-                    "params": {
-                        jax.tree_util.keystr(path, simple=True, separator="/"): [
-                            device_bytes(leaf),
-                            int(np.prod(leaf.shape)) * leaf.dtype.itemsize,
-                        ]
-                        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
-                    },
-                    "opt_state": device_bytes(state.opt_state),
-                }
+                    state = init_state(params, optimizer_of(optimizer, params))
+                own = {"params": bytes_by_path(state.params), "opt_state": device_bytes(state.opt_state)}
                 found[f"{name} {optimizer} {tuple(shape)}"] = own
     return found
+
+
+def quick(folder):
+    """A little of everything, in one process: losses, bytes and a checkpoint of the mesh (2, 2, 2), and decoding."""
+    import jax
+    import numpy as np
+
+    import jaxlm
+    from jaxlm.run import checkpoint
+    from jaxlm.sharding.mesh import use_mesh
+    from jaxlm.training.step import TrainState, init_state
+
+    alone, _ = trained("transformer", "adamsn", None, 4)
+    losses, state = trained("transformer", "adamsn", mesh_of((2, 2, 2)), 4)
+    with use_mesh(mesh_of((2, 2, 2))):
+        checkpoint.save(Path(folder), state, None, 1)
+    places = {}
+    for shape in ((1, 1, 1), (8, 1, 1)):
+        with use_mesh(mesh_of(shape)):
+            params = jaxlm.init_params(jaxlm.build_model(config("transformer")), jax.random.key(1))
+            like = init_state(params, optimizer_of("adamsn", params))
+            restored: TrainState = checkpoint.restore_latest(Path(folder), like)[0]
+        pairs = zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True)
+        same = all((np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
+        places[str(shape)] = same, len(restored.step.sharding.device_set)
+    model = jaxlm.build_model(jaxlm.ModelConfig(**PLAIN))
+    params = jax.tree.map(lambda leaf: leaf * 8, jaxlm.init_params(model, jax.random.key(0)))
+    prompts = np.random.default_rng(1).integers(0, 65, (8, 3)).astype(np.int32)
+    options = {"max_new_tokens": 8, "key": jax.random.key(2), "temperature": 0.0}
+    expected = jaxlm.generate(model, params, prompts, **options)
+    with use_mesh(mesh_of((2, 2, 2))):
+        there = jaxlm.generate(model, jaxlm.put_params(model, params), prompts, **options)
+        cache = jax.jit(lambda: model.init_cache(8, 16))()
+    return {
+        "losses": max(abs(a - b) for a, b in zip(alone, losses, strict=True)),
+        "params": bytes_by_path(state.params),
+        "opt_state": [device_bytes(state.opt_state), sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state))],
+        "checkpoint": places,
+        "tokens": (np.asarray(there.tokens) == np.asarray(expected.tokens)).all().item(),
+        "distinct": len(np.unique(np.asarray(expected.tokens))),
+        "cache": [device_bytes(cache.layers[0].stored_keys), cache.layers[0].stored_keys.nbytes],
+    }
+
+
+def bytes_by_path(tree):
+    """Of each array: the most bytes that one device holds, and all of its bytes."""
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [device_bytes(leaf), leaf.nbytes]
+        for path, leaf in leaves
+    }
 
 
 def planted():
@@ -289,6 +340,6 @@ def decode(meshes):
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
         checking.install()
-        checks = (compare, sizes, planted, checkpoints, decode)
+        checks = (quick, compare, sizes, planted, checkpoints, decode)
         answer = {check.__name__: check for check in checks}[sys.argv[1]](*sys.argv[2:])
     print(json.dumps(answer))

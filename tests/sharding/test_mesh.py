@@ -10,12 +10,36 @@ from jaxlm.ops.partition import partition_spec
 from jaxlm.sharding.mesh import make_mesh
 
 
-def test_losses_on_a_mesh_are_those_of_one_device():
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """What the quick check in a process of its own finds."""
+    return on_mesh.run("quick", str(tmp_path_factory.mktemp("checkpoints")))
+
+
+def test_losses_on_a_mesh_are_those_of_one_device(small):
     """Windows, grouped queries, scanned and recomputed layers, two kinds of dropout, micro-batches: all at once."""
-    (worst,) = on_mesh.run("compare", "transformer", "adamsn", "[[2, 2, 2]]", "4").values()
-    assert worst < 1e-5
+    assert small["losses"] < 1e-5
 
 
+def test_a_checkpoint_of_one_mesh_is_bitwise_the_same_on_others(small):
+    assert small["checkpoint"] == {"(1, 1, 1)": [True, 1], "(8, 1, 1)": [True, 8]}
+
+
+def test_rows_decode_on_a_mesh_as_on_one_device(small):
+    assert small["tokens"]
+    assert small["distinct"] > 5
+    held, whole = small["cache"]
+    assert held == whole // 8
+
+
+def test_bytes_a_device_fall_as_the_mesh_says(small):
+    for path, (held, whole) in small["params"].items():
+        assert held == expected_bytes(path, whole, (2, 2, 2)), path
+    held, whole = small["opt_state"]
+    assert held < 0.4 * whole, "the moments with them, also AdamSN's, which are one number for many"
+
+
+@pytest.mark.slow
 def test_a_missing_sum_over_devices_changes_the_losses():
     moved = on_mesh.run("planted")
     assert moved.pop("nothing missing") < 1e-5
@@ -42,7 +66,8 @@ def expected_bytes(path, whole, shape):
     return whole
 
 
-def test_bytes_a_device_fall_as_the_mesh_says():
+@pytest.mark.slow
+def test_bytes_a_device_of_three_optimizers():
     """Parameters one by one; the moments of AdamW with them; AdamSN's and Adafactor's are a part of them."""
     found = on_mesh.run("sizes", "transformer", "adamw,adamsn,adafactor", "[[1, 1, 1], [2, 2, 2], [1, 2, 4]]")
     for shape in ((2, 2, 2), (1, 2, 4)):
@@ -71,7 +96,8 @@ def test_without_one_rule_more_bytes_are_held(rule, monkeypatch):
     assert param_specs(model, sizes) != before
 
 
-def test_a_checkpoint_of_one_mesh_goes_on_bitwise_on_others(tmp_path):
+@pytest.mark.slow
+def test_a_checkpoint_of_one_mesh_goes_on_on_others(tmp_path):
     results = on_mesh.run("checkpoints", str(tmp_path), "[[1, 1, 1], [8, 1, 1]]")
     assert [result["devices"] for result in results.values()] == [1, 8]
     assert all(result["bitwise"] and result["losses"] < 1e-5 for result in results.values()), results
