@@ -256,6 +256,33 @@ def bytes_by_path(tree):
     }
 
 
+def memory(meshes):
+    """Bytes of temporary arrays a device in the gradient of 8 rows of 2,048 tokens, as compiled."""
+    import jax
+    import numpy as np
+
+    import jaxlm
+    from jaxlm.sharding.layout import abstract_params
+    from jaxlm.sharding.mesh import use_mesh
+    from jaxlm.training.step import batch_loss
+
+    fields = PLAIN | {"max_seq_len": 2048, "num_heads": 8, "num_kv_heads": 8, "position": "rope"}
+    kinds = {"all keys": {}, "window": {"window": 128}, "dropout": {"attention_dropout": 0.1}}
+    windows = jax.ShapeDtypeStruct((8, 2049), np.int32)
+    found = {}
+    for kind, fields in kinds.items():
+        cfg = jaxlm.ModelConfig(
+            **PLAIN | {"max_seq_len": 2048, "num_heads": 8, "num_kv_heads": 8, "position": "rope"} | fields
+        )
+        model, key = jaxlm.build_model(cfg), jax.random.key(0) if "attention_dropout" in fields else None
+        gradient = jax.grad(lambda params, windows, model=model, key=key: batch_loss(params, model, windows, key))
+        for shape in json.loads(meshes):
+            with use_mesh(mesh_of(shape)):
+                compiled = jax.jit(gradient).lower(abstract_params(model), windows).compile()
+            found[f"{kind} {tuple(shape)}"] = compiled.memory_analysis().temp_size_in_bytes
+    return found
+
+
 def planted():
     """How far the losses move if one sum over devices is missing, and the bytes if one rule is."""
     from unittest import mock
@@ -340,6 +367,6 @@ def decode(meshes):
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
         checking.install()
-        checks = (quick, compare, sizes, planted, checkpoints, decode)
+        checks = (quick, compare, sizes, memory, planted, checkpoints, decode)
         answer = {check.__name__: check for check in checks}[sys.argv[1]](*sys.argv[2:])
     print(json.dumps(answer))

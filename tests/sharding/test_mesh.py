@@ -104,6 +104,16 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_others(tmp_path):
 
 
 @pytest.mark.slow
+def test_attention_in_blocks_keeps_its_memory_bound_on_each_device():
+    """All scores of a device's rows and heads at once would take 8 x 8 x 2048^2 x 4 / 8 = 134 MB."""
+    temporary = on_mesh.run("memory", json.dumps([(1, 1, 1), *on_mesh.MESHES]))
+    for kind in ("all keys", "window", "dropout"):
+        whole = temporary[f"{kind} (1, 1, 1)"]
+        for shape in on_mesh.MESHES:
+            assert temporary[f"{kind} {shape}"] < min(0.6 * whole, 100e6), (kind, shape, temporary)
+
+
+@pytest.mark.slow
 def test_32_rows_decode_on_eight_devices_as_on_one():
     results = on_mesh.run("decode", json.dumps([(1, 1, 1), *on_mesh.MESHES]), x64=True)
     assert all(result["equal"] and result["log_probs"] < 1e-10 for result in results.values()), results
