@@ -1,7 +1,10 @@
 """Shape checks as in tests/."""
 
+import os
+
 import checking
 
+os.environ.pop("JAX_NUM_CPU_DEVICES", None)  # tests that need several devices ask for them
 checking.install()
 
 

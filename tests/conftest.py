@@ -1,7 +1,10 @@
 """Every test runs with jaxtyping's shape checks on, without rank promotion, and on real text where it reads text."""
 
+import os
+
 import checking
 
+os.environ.pop("JAX_NUM_CPU_DEVICES", None)  # tests that need several devices ask for them
 checking.install()
 
 import hypothesis  # noqa: E402

@@ -234,9 +234,14 @@ def quick(folder):
     with use_mesh(mesh_of((2, 2, 2))):
         there = jaxlm.generate(model, jaxlm.put_params(model, params), prompts, **options)
         cache = jax.jit(lambda: model.init_cache(8, 16))()
+    with use_mesh(mesh_of((2, 2, 2))):
+        names = ("recurrent", "bigram")
+        others = {
+            name: bytes_by_path(jaxlm.init_params(jaxlm.build_model(config(name)), jax.random.key(1))) for name in names
+        }
     return {
         "losses": max(abs(a - b) for a, b in zip(alone, losses, strict=True)),
-        "params": bytes_by_path(state.params),
+        "params": {"transformer": bytes_by_path(state.params), **others},
         "opt_state": [device_bytes(state.opt_state), sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state))],
         "checkpoint": places,
         "tokens": (np.asarray(there.tokens) == np.asarray(expected.tokens)).all().item(),

@@ -11,6 +11,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.build import build_model
 from jaxlm.model.layer_stack import unstack_params
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.partition import mesh_shape
 from jaxlm.run import plots
 from jaxlm.run.folder import Run
 from jaxlm.types import Params, Tokens
@@ -23,11 +24,13 @@ def attention_maps(model: LanguageModel, params: Params, tokens: Tokens) -> list
     implementation the config names.
 
     Raises:
-      UserError: a family without attention, or more tokens than a learned position table has.
+      UserError: a family without attention, more tokens than a learned position table has, or a mesh in context.
     """
     cfg = model.cfg
     if cfg.family != "transformer":
         raise UserError(f"family = {cfg.family!r} has no attention maps: give a transformer")
+    if mesh_shape():
+        raise UserError("attention maps are computed on one device: leave `jaxlm.use_mesh` out")
     plain = dataclasses.replace(cfg, attention_impl="reference", scan_layers=False, remat=False)
     if cfg.scan_layers:  # intermediates do not leave a scan
         params = unstack_params(cfg, params)

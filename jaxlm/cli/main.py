@@ -86,6 +86,9 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         why = "is not there yet" if name in NOT_YET_COMMANDS else "is unknown"
         raise UserError(f"command {name!r} {why}: choose one of {', '.join(COMMANDS)}")
+    number = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not number.isdecimal() or int(number) < 1:  # JAX would end in a traceback
+        raise UserError(f"JAX_NUM_CPU_DEVICES={number} is not a number of devices: give at least 1, or unset it")
     try:
         return COMMANDS[name][0](rest)
     except SystemExit as end:  # --help

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -79,6 +80,8 @@ def train(arguments: list[str]) -> int:
     from jaxlm.sharding import processes
 
     extend = options.extend_positions
+    if config.mesh.coordinator is not None:  # Gloo prints on stdout, where only results belong
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with kept_programs(), processes.joined(config.mesh):
         place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
         with place as folder:

@@ -72,11 +72,10 @@ def param_specs(model: LanguageModel, mesh_shape: Mapping[str, int]) -> Params:
     Raises:
       UserError: the mesh does not divide a size of the model.
     """
-    cfg, tensor = model.cfg, mesh_shape.get("tensor", 1)
-    heads = {"num_heads": cfg.num_heads, "num_kv_heads": cfg.resolved.num_kv_heads}
-    for name, number in heads.items() if cfg.family == "transformer" else ():
-        if number % tensor:
-            raise UserError(f"mesh.tensor = {tensor} does not divide {name} = {number}: change the mesh or the model")
+    cfg = model.cfg
+    if cfg.family == "transformer":  # a kernel has all heads side by side, so its size does not tell
+        for name, size in (("heads", cfg.num_heads), ("kv_heads", cfg.resolved.num_kv_heads)):
+            partition_spec((name,), (size,), mesh_shape)
     boxed = jax.eval_shape(model.init, jax.random.key(0), TOKEN)["params"]
     names = nn.get_partition_spec(boxed)
 

@@ -31,6 +31,18 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 """The mesh axes that split each logical axis; any other axis is whole on each device."""
 
+FIELDS = {
+    "embed": "embed_dim",
+    "table_embed": "embed_dim",
+    "hidden": "embed_dim",
+    "vocab_rows": "vocab_size",
+    "vocab": "vocab_size",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "mlp": "mlp_dim",
+}
+"""The field of ModelConfig that a refusal names for each logical axis."""
+
 Names: TypeAlias = tuple[str | None, ...]
 """The logical axes of an array; None = an axis that is whole on each device."""
 
@@ -56,8 +68,8 @@ def partition_spec(names: Names, shape: tuple[int, ...], mesh_shape: Mapping[str
         ways = _ways(axes, mesh_shape)
         if size % ways:
             raise UserError(
-                f"{' x '.join(f'mesh.{axis} = {mesh_shape[axis]}' for axis in axes)} does not divide the {size} of "
-                f"{name}: change the mesh or the model"
+                f"{' x '.join(f'mesh.{axis} = {mesh_shape[axis]}' for axis in axes)} does not divide "
+                f"{FIELDS.get(name or '', name)} = {size}: change the mesh or the model"
             )
         spec.append(axes[0] if len(axes) == 1 else axes or None)
     return PartitionSpec(*spec)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -18,10 +19,7 @@ def make_mesh(cfg: MeshConfig) -> Mesh | None:
       UserError: the mesh needs more devices than there are, or in a run of many processes not all of them; an axis of
         -1 whose devices the other axes do not divide; JAX has no devices.
     """
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:  # such as JAX_PLATFORMS=cuda without CUDA
-        raise UserError(f"JAX finds no devices: {error}; change JAX_PLATFORMS, or unset it") from None
+    devices = find_devices()
     there = f"{len(devices)} ({devices[0].platform})"
     sizes = {axis: getattr(cfg, axis) for axis in AXES}
     given = math.prod(size for size in sizes.values() if size != -1)
@@ -44,6 +42,20 @@ def make_mesh(cfg: MeshConfig) -> Mesh | None:
         return None
     shape = tuple(sizes.values())
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:total])
+
+
+def find_devices() -> list[jax.Device]:
+    """The devices that JAX has.
+
+    Raises:
+      UserError: it has none, as under JAX_PLATFORMS=cuda without CUDA.
+    """
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        why = f"JAX_PLATFORMS={asked}: {str(error) or 'there is none'}" if asked else str(error)
+        raise UserError(f"JAX finds no devices ({why}); change JAX_PLATFORMS, or unset it") from None
 
 
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:

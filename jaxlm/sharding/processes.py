@@ -109,7 +109,8 @@ def _detected(patience: float) -> Place:
         ) from None
     address, number, process_id, devices = found
     if address is None or number is None or process_id is None:
-        known = ", ".join(cluster.name for cluster in ClusterEnv._cluster_types if not cluster.opt_in_only_method)
+        kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
+        known = ", ".join(kind.name or kind.__name__ for kind in kinds)
         raise UserError(
             f"mesh.coordinator = auto: this process is in no cluster that JAX knows ({known}); give HOST:PORT of "
             "process 0, --mesh.processes and --mesh.process-id"

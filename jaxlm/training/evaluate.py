@@ -30,8 +30,8 @@ DIVERGED = 700.0
 """A loss above this many nats has no perplexity in float64."""
 
 
-def make_sums(model: LanguageModel, document_end: int | None = None) -> Callable[..., Float[Array, " groups"]]:
-    """Compiles `sums(params, windows, weights)`: the weighted sum of the losses of each batch, in nats.
+def make_sums(model: LanguageModel, document_end: int | None = None) -> Callable[..., Float[Array, "groups B"]]:
+    """Compiles `sums(params, windows, weights)`: the weighted sum of the losses of each row, in nats.
 
     Args:
       document_end: as in `training.step.batch_loss`.
@@ -46,7 +46,8 @@ def make_sums(model: LanguageModel, document_end: int | None = None) -> Callable
         def batch(_, pair):
             tokens, weight = constrain(pair[0].astype(jnp.int32), "batch", None), pair[1]
             logits, _ = model.apply({"params": params}, tokens[:, :-1], **packing(tokens[:, :-1], document_end))
-            return None, (token_losses(logits, tokens[:, 1:]) * weight).sum()
+            rows = (token_losses(logits, tokens[:, 1:]) * weight).sum(axis=1)
+            return None, constrain(rows, None)  # each process gets all of them
 
         return jax.lax.scan(batch, None, (windows, weights))[1]
 
@@ -60,7 +61,7 @@ def make_evaluate(model: LanguageModel, document_end: int | None = None) -> Eval
     def evaluate(params: Params, batches: Iterable[EvalBatch]) -> float:
         total, count = 0.0, 0.0
         for b in batches:
-            # Sums of a batch are float32; the sum over all batches is float64, for any size of split.
+            # Sums of a row are float32; the sum over all rows is float64, for any size of split and any mesh.
             total += np.asarray(sums(params, b.windows, b.weights), np.float64).sum()
             count += b.weights.sum(dtype=np.float64)
         return float(total / count)

@@ -86,7 +86,7 @@ BUGS = [
         "The activation is applied to the up projection, not to the gate.",
         MLP, "gate and up exchanged!",
         edit(transformer.MLP.__call__, 'name="gate" if gated else "up"', 'name="up"',
-             'use_bias, name="up")(x)\n        return', 'use_bias, name="gate")(x)\n        return'),
+             'axes, name="up")(x)\n        return', 'axes, name="gate")(x)\n        return'),
         activation="swiglu",
     ),
     bug(

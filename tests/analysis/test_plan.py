@@ -260,7 +260,7 @@ def test_what_helps_is_named_with_what_it_leaves():
     [
         ({"data": 3}, "3 x 1 = 3 does not divide the 8 rows of a micro-batch .*batch_size = 8, train.grad_accum = 1"),
         ({"fsdp": 16}, "1 x 16 = 16 does not divide the 8 rows"),
-        ({"tensor": 4}, "mesh.tensor = 4 does not divide the 2 of kv_heads"),
+        ({"tensor": 4}, "mesh.tensor = 4 does not divide num_kv_heads = 2"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_both_numbers(sizes, words):

@@ -137,7 +137,7 @@ def test_a_wrong_program_is_named_with_its_error_and_fails(monkeypatch):
         (["--on", "h100"], "--on is of a preset or a run: give one"),
         (["tiny", "--mesh.data", "3"], "mesh.data x mesh.fsdp = 3 x 1 = 3 does not divide the 8 rows of a micro-batch"),
         (["tiny", "--mesh.fsdp", "-1"], "mesh.fsdp = -1 is the rest of the devices, but a plan has no devices"),
-        (["tiny", "--mesh.tensor", "4"], "mesh.tensor = 4 does not divide the 2 of heads"),
+        (["tiny", "--mesh.tensor", "4"], "mesh.tensor = 4 does not divide num_heads = 2"),
         (["tiny", "--on", "b200"], "accelerator 'b200' is unknown: choose one of a100"),
         (["tiny", "--mesh.data", "2", "--memory"], "--memory compiles for this machine"),
         (["tiny", "--mesh.data", "2", "--mesh.coordinator", "auto"], "mesh.coordinator = 'auto' is for training"),

@@ -2,10 +2,15 @@
 
 import json
 
+import jax
+import numpy as np
 import on_mesh
 import pytest
 
+from jaxlm.analysis.attention_maps import attention_maps
 from jaxlm.config import MeshConfig
+from jaxlm.model.build import build_model, init_params, param_specs
+from jaxlm.ops import partition
 from jaxlm.ops.partition import partition_spec
 from jaxlm.sharding.mesh import make_mesh
 
@@ -33,8 +38,10 @@ def test_rows_decode_on_a_mesh_as_on_one_device(small):
 
 
 def test_bytes_a_device_fall_as_the_mesh_says(small):
-    for path, (held, whole) in small["params"].items():
-        assert held == expected_bytes(path, whole, (2, 2, 2)), path
+    assert set(small["params"]) == set(on_mesh.MODELS)
+    for model, params in small["params"].items():
+        for path, (held, whole) in params.items():
+            assert held == expected_bytes(path, whole, (2, 2, 2)), (model, path)
     held, whole = small["opt_state"]
     assert held < 0.4 * whole, "the moments with them, also AdamSN's, which are one number for many"
 
@@ -83,17 +90,27 @@ def test_bytes_a_device_of_three_optimizers():
             assert found[f"transformer {name} {shape}"]["opt_state"] < 0.7 * one, name
 
 
-@pytest.mark.parametrize("rule", ["embed", "table_embed", "heads", "kv_heads", "mlp"])
-def test_without_one_rule_more_bytes_are_held(rule, monkeypatch):
-    """What the test before counts on: every rule splits some parameter."""
-    from jaxlm.model.build import build_model, param_specs
-    from jaxlm.ops import partition
+RULES = {
+    "transformer": ["embed", "table_embed", "heads", "kv_heads", "mlp"],
+    "recurrent": ["hidden", "vocab"],
+    "bigram": ["vocab_rows", "vocab"],
+}
 
-    model = build_model(on_mesh.config("transformer"))
-    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
-    before = param_specs(model, sizes)
+
+@pytest.mark.parametrize(("name", "rule"), [(name, rule) for name, rules in RULES.items() for rule in rules])
+def test_without_one_rule_a_device_holds_more(name, rule, monkeypatch):
+    """So the test of the bytes fails if a rule is dropped."""
+    model, sizes = build_model(on_mesh.config(name)), {"data": 2, "fsdp": 2, "tensor": 2}
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+    def held() -> float:
+        specs = param_specs(model, sizes)
+        pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(specs), strict=True)
+        return sum(leaf.size / 2 ** len(jax.tree.leaves(tuple(spec))) for leaf, spec in pairs)
+
+    before = held()
     monkeypatch.setitem(partition.RULES, rule, ())
-    assert param_specs(model, sizes) != before
+    assert held() > before
 
 
 @pytest.mark.slow
@@ -117,6 +134,7 @@ def test_attention_in_blocks_keeps_its_memory_bound_on_each_device():
 def test_32_rows_decode_on_eight_devices_as_on_one():
     results = on_mesh.run("decode", json.dumps([(1, 1, 1), *on_mesh.MESHES]), x64=True)
     assert all(result["equal"] and result["log_probs"] < 1e-10 for result in results.values()), results
+    assert all(result["distinct"] > 20 for result in results.values()), "texts that say something"
     for kind in ("scanned", "learned"):
         whole = results[f"{kind} (1, 1, 1)"]["cache_bytes"]
         assert all(results[f"{kind} {shape}"]["cache_bytes"] == whole // 8 for shape in on_mesh.MESHES)
@@ -132,6 +150,27 @@ def test_32_rows_decode_on_eight_devices_as_on_one():
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(cfg, words):
     with pytest.raises(ValueError, match=words):
         make_mesh(MeshConfig(**cfg))
+
+
+@pytest.mark.parametrize(("platforms", "error"), [("cuda", AssertionError()), ("tpu", RuntimeError("no TPU"))])
+def test_without_devices_the_refusal_names_what_was_asked_for(platforms, error, monkeypatch):
+    """JAX raises an AssertionError without a word where CUDA is missing."""
+
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    with pytest.raises(ValueError, match=rf"JAX finds no devices .JAX_PLATFORMS={platforms}: .*; change JAX_PLAT"):
+        make_mesh(MeshConfig(data=2))
+
+
+def test_attention_maps_are_refused_on_a_mesh():
+    model = build_model(on_mesh.config("transformer"))
+    with jax.set_mesh(jax.make_mesh((1, 1, 1), partition.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)):
+        params = init_params(model, jax.random.key(0))
+        with pytest.raises(ValueError, match="computed on one device: leave `jaxlm.use_mesh` out"):
+            attention_maps(model, params, np.zeros((1, 3), np.int32))
 
 
 def test_no_mesh_for_one_device():
@@ -154,5 +193,5 @@ def test_partition_of_an_array(names, shape, spec):
 
 
 def test_a_size_that_a_mesh_does_not_divide_is_refused_with_both():
-    with pytest.raises(ValueError, match=r"mesh.tensor = 4 does not divide the 6 of kv_heads: change the mesh"):
+    with pytest.raises(ValueError, match=r"mesh.tensor = 4 does not divide num_kv_heads = 6: change the mesh"):
         partition_spec(("embed", "kv_heads"), (8, 6), {"data": 1, "fsdp": 2, "tensor": 4})
