@@ -26,7 +26,7 @@ from jaxlm.run.folder import read_config
 from jaxlm.run.hooks import StopOnRequest
 from jaxlm.run.session import resumed_session
 from jaxlm.sharding import processes
-from jaxlm.sharding.layout import put, to_host
+from jaxlm.sharding.layout import put, put_array, to_host
 from jaxlm.sharding.mesh import make_mesh, use_mesh
 from jaxlm.training.loop import loop
 
@@ -140,7 +140,8 @@ def read_windows(i, files, meshes):
         with use_mesh(make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))):
             source = TokenStream(Recorded(arrays), 16).feed(3, 8, 5, put)(10)
             windows = sorted(set(Recorded.read))
-            batches = [to_host(jax.jit(source.windows, static_argnums=(0, 2))(3, step, 8)) for step in range(10, 15)]
+            cut = jax.jit(lambda source, step: source.windows(3, step, 8))
+            batches = [to_host(cut(source, put_array(np.int32(step)))) for step in range(10, 15)]
         print(json.dumps([windows, digest(batches)]))
 
 
