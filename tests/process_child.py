@@ -3,6 +3,7 @@
 python tests/process_child.py HOST:PORT PROCESSES PROCESS_ID PATIENCE WHAT [ARGUMENT...]
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxlm.config import MeshConfig, TrainConfig
+from jaxlm.config import DataConfig, MeshConfig, TrainConfig
+from jaxlm.config.presets import preset
 from jaxlm.data.batches import TokenStream
 from jaxlm.data.shards import ShardedTokens
 from jaxlm.errors import UserError
+from jaxlm.run import training
 from jaxlm.run.folder import read_config
 from jaxlm.run.hooks import StopOnRequest
 from jaxlm.run.session import resumed_session
@@ -114,6 +117,13 @@ def restore(i, out, shape):
         leaves = jax.tree.leaves(state)
         assert any(len(leaf.sharding.device_set) == 8 and not leaf.is_fully_replicated for leaf in leaves)
         print(int(state.step), digest(state))
+
+
+def train_on_own_disk(i, root):
+    """The same --out in all, but each in a folder of its own."""
+    os.chdir(Path(root) / str(i))
+    data = DataConfig(path=str(Path(root) / "text.txt"))
+    training.train(dataclasses.replace(preset("tiny"), data=data, mesh=MeshConfig(data=2)), "out")
 
 
 def digest(tree):
