@@ -63,11 +63,11 @@ def _started(arguments: list, devices: int, **variables: str) -> subprocess.Pope
 
 
 def ended(child: subprocess.Popen, seconds: float = 120) -> Ended:
-    """Waits for the end of a process; what Gloo says on stdout is left out."""
+    """Waits for the end of a process; what Gloo's threads say on stdout, into one another's lines, is left out."""
     try:
         out, err = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         child.kill()
         raise
-    lines = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+    lines = [line for line in out.splitlines() if line and "[Gloo]" not in line and "peer ranks" not in line]
     return Ended(child.returncode, lines, err.splitlines(), child.pid)
