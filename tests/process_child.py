@@ -1,24 +1,36 @@
 """One of several processes in a test: meets the others, and then does what its last argument says.
 
-python tests/process_child.py HOST:PORT PROCESSES PROCESS_ID PATIENCE WHAT
+python tests/process_child.py HOST:PORT PROCESSES PROCESS_ID PATIENCE WHAT [ARGUMENT...]
 """
 
+import dataclasses
+import hashlib
+import json
 import os
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxlm.config import MeshConfig, TrainConfig
+from jaxlm.config import DataConfig, MeshConfig, TrainConfig
+from jaxlm.config.presets import preset
+from jaxlm.data.batches import TokenStream
+from jaxlm.data.shards import ShardedTokens
 from jaxlm.errors import UserError
+from jaxlm.run import training
+from jaxlm.run.folder import read_config
 from jaxlm.run.hooks import StopOnRequest
+from jaxlm.run.session import resumed_session
 from jaxlm.sharding import processes
+from jaxlm.sharding.layout import put, put_array, to_host
+from jaxlm.sharding.mesh import make_mesh, use_mesh
 from jaxlm.training.loop import loop
 
 
@@ -95,12 +107,60 @@ def train_until_signal(i):
     print("ended at", int(state.step), *ends)
 
 
-def main(coordinator, count, process_id, patience, what):
+def restore(i, out, shape):
+    """Prints a digest of all that a run restores on a mesh."""
+    config = read_config(Path(out))
+    data, fsdp, tensor = json.loads(shape)
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+    with use_mesh(mesh):
+        state = resumed_session(config, Path(out)).state
+        leaves = jax.tree.leaves(state)
+        assert any(len(leaf.sharding.device_set) == 8 and not leaf.is_fully_replicated for leaf in leaves)
+        print(int(state.step), digest(state))
+
+
+def train_on_own_disk(i, root):
+    """The same --out in all, but each in a folder of its own."""
+    os.chdir(Path(root) / str(i))
+    data = DataConfig(path=str(Path(root) / "text.txt"))
+    training.train(dataclasses.replace(preset("tiny"), data=data, mesh=MeshConfig(data=2)), "out")
+
+
+def digest(tree):
+    """sha256 of all arrays of a tree, whole."""
+    content = [(jax.tree_util.keystr(path), to_host(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return hashlib.sha256(b"".join(name.encode() + array.tobytes() for name, array in content)).hexdigest()
+
+
+class Recorded(ShardedTokens):
+    """Remembers which stretches were read."""
+
+    read: ClassVar[list[tuple[int, int]]] = []
+
+    def __getitem__(self, places):
+        self.read.append((places.start, places.stop))
+        return super().__getitem__(places)
+
+
+def read_windows(i, files, meshes):
+    """Prints for each mesh the windows that this process reads of memory-mapped files, and a digest of the batches."""
+    arrays = [np.memmap(file, np.uint8, mode="r") for file in json.loads(files)]
+    for data, fsdp, tensor in json.loads(meshes):
+        Recorded.read.clear()
+        with use_mesh(make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))):
+            source = TokenStream(Recorded(arrays), 16).feed(3, 8, 5, put)(10)
+            windows = sorted(set(Recorded.read))
+            cut = jax.jit(lambda source, step: source.windows(3, step, 8))
+            batches = [to_host(cut(source, put_array(np.int32(step)))) for step in range(10, 15)]
+        print(json.dumps([windows, digest(batches)]))
+
+
+def main(coordinator, count, process_id, patience, what, *arguments):
     i = int(process_id)
     mesh = MeshConfig(coordinator=coordinator, processes=int(count), process_id=i)
     try:
         with processes.joined(mesh, float(patience)):
-            globals()[what](i)
+            globals()[what](i, *arguments)
     except UserError as error:  # from before all had met
         print(f"jaxlm: error: {error}", file=sys.stderr)
         return 2

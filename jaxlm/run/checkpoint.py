@@ -61,14 +61,27 @@ def together(target: Path, folder: Callable[[], AbstractContextManager[Path]]) -
     """The folder that becomes `target` when the block ends well in process 0, which creates it by `folder`, staged.
 
     Of several processes all get the same path, to write into it.
+
+    Raises:
+      UserError: in all processes, if one of them does not find it: its host has another disk there.
     """
     if not processes.first():
         pid = int(processes.agree(0)[0, 0])
-        yield staging_path(target, pid)
+        yield _found_by_all(staging_path(target, pid))
         return
     with folder() as staging:
         processes.agree(os.getpid())
-        yield staging
+        yield _found_by_all(staging)
+
+
+def _found_by_all(staging: Path) -> Path:
+    there = processes.agree(staging.is_dir())[:, 0]
+    if not there.all():
+        raise UserError(
+            f"process {int(there.argmin())} does not find what process 0 writes in {staging.parent}: give an --out on "
+            "a disk that all processes share"
+        )
+    return staging
 
 
 @contextlib.contextmanager

@@ -31,7 +31,8 @@ def make_mesh(cfg: MeshConfig) -> Mesh | None:
             sizes[axis] = len(devices) // given
     total = math.prod(sizes.values())
     if total > len(devices):
-        fix = f"; JAX_NUM_CPU_DEVICES={total} makes virtual ones" if devices[0].platform == "cpu" else ""
+        each = -(-total // jax.process_count())
+        fix = f"; JAX_NUM_CPU_DEVICES={each} makes virtual ones" if devices[0].platform == "cpu" else ""
         raise UserError(f"{shown} needs {total} devices and JAX has {there}: give a smaller mesh{fix}")
     if jax.process_count() > 1 and total != len(devices):
         raise UserError(
