@@ -93,8 +93,8 @@ BUGS = [
         "square kernels applied transposed",
         "A kernel with as many rows as columns is applied transposed: no shape tells.",
         "block_0/attention/query", "kernel transposed!",
-        edit(Dense.__call__, "matmul(x.astype(cfg.dtype), kernel",
-             "matmul(x.astype(cfg.dtype), (kernel.T if kernel.shape == kernel.T.shape else kernel)"),
+        edit(Dense.__call__, "gathered(kernel.astype",
+             "gathered((kernel.T if kernel.shape == kernel.T.shape else kernel).astype"),
     ),
     bug(
         "final norm computed, not used",
