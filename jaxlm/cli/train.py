@@ -80,8 +80,8 @@ def train(arguments: list[str]) -> int:
     from jaxlm.sharding import processes
 
     extend = options.extend_positions
-    if config.mesh.coordinator is not None:  # Gloo prints on stdout, where only results belong
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if config.mesh.coordinator is not None:  # no result goes to stdout then, only what Gloo says of its connections
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with kept_programs(), processes.joined(config.mesh):
         place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
         with place as folder:

@@ -20,7 +20,7 @@ from jaxlm.model.layers import LanguageModel
 from jaxlm.model.recurrent import Recurrent
 from jaxlm.model.transformer import Transformer
 from jaxlm.ops.attention import cudnn_available
-from jaxlm.ops.partition import partition_spec
+from jaxlm.ops.partition import mesh_shape, partition_spec
 from jaxlm.types import Params
 
 FAMILIES: dict[str, type[LanguageModel]] = {
@@ -59,14 +59,14 @@ def init_params(model: LanguageModel, key: Array) -> Params:
 
     With a mesh in context each is sampled split over it, and no device holds the whole. The numbers are the same.
     """
-    mesh = jax.sharding.get_abstract_mesh()
     shardings = None
-    if not mesh.empty:
+    if mesh_shape():
+        mesh = jax.sharding.get_abstract_mesh()
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(model, dict(mesh.shape)))
     return jax.jit(functools.partial(_init, model), out_shardings=shardings)(key)
 
 
-def param_specs(model: LanguageModel, mesh_shape: Mapping[str, int]) -> Params:
+def param_specs(model: LanguageModel, sizes: Mapping[str, int]) -> Params:
     """How each parameter is split over a mesh with axes of these sizes, a tree of `PartitionSpec`; nothing is computed.
 
     Raises:
@@ -75,12 +75,12 @@ def param_specs(model: LanguageModel, mesh_shape: Mapping[str, int]) -> Params:
     cfg = model.cfg
     if cfg.family == "transformer":  # a kernel has all heads side by side, so its size does not tell
         for name, size in (("heads", cfg.num_heads), ("kv_heads", cfg.resolved.num_kv_heads)):
-            partition_spec((name,), (size,), mesh_shape)
+            partition_spec((name,), (size,), sizes)
     boxed = jax.eval_shape(model.init, jax.random.key(0), TOKEN)["params"]
     names = nn.get_partition_spec(boxed)
 
     def spec(leaf: Any, names: PartitionSpec) -> PartitionSpec:
-        return partition_spec((*names, *[None] * (leaf.ndim - len(names))), leaf.shape, mesh_shape)
+        return partition_spec((*names, *[None] * (leaf.ndim - len(names))), leaf.shape, sizes)
 
     return jax.tree.map(spec, nn.unbox(boxed), names)
 

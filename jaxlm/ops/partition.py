@@ -5,6 +5,7 @@ devices is inserted by XLA's partitioner (GSPMD), except in `locally`, where not
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -140,13 +141,13 @@ def locally(function: Callable[..., Any], in_names: Any, out_names: Any) -> Call
 
 
 def mesh_shape() -> dict[str, int]:
-    """The sizes of the axes of the mesh in context; empty = there is none, or the code is inside `locally`."""
+    """The sizes of the axes of the mesh in context; empty = there is none, or the code is inside `locally`.
+
+    A mesh of other axes is the user's own matter: the compiler splits a model over it as the arguments lie.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return {} if mesh.empty or mesh.manual_axes else dict(mesh.shape)
+    return {} if mesh.manual_axes or not {*AXES} <= {*mesh.axis_names} else dict(mesh.shape)
 
 
 def _ways(axes: tuple[str, ...], shape: Mapping[str, int]) -> int:
-    ways = 1
-    for axis in axes:
-        ways *= shape.get(axis, 1)
-    return ways
+    return math.prod(shape.get(axis, 1) for axis in axes)

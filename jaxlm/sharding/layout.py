@@ -14,7 +14,7 @@ from jaxlm.data.batches import Read, on_one_device
 from jaxlm.errors import UserError
 from jaxlm.model.build import init_params, param_specs
 from jaxlm.model.layers import LanguageModel
-from jaxlm.ops.partition import partition_spec
+from jaxlm.ops.partition import mesh_shape, partition_spec
 from jaxlm.types import Params
 
 
@@ -62,9 +62,9 @@ def put(shape: tuple[int, ...], dtype: np.dtype, read: Read, *names: str | None)
 
     Each process reads only the parts of its own devices.
     """
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
+    if not mesh_shape():
         return on_one_device(shape, dtype, read)
+    mesh = jax.sharding.get_mesh()
     sharding = NamedSharding(mesh, partition_spec(names, shape, dict(mesh.shape)))
     return jax.make_array_from_callback(shape, sharding, cast(Any, read), dtype=dtype)
 
@@ -88,10 +88,10 @@ def to_host(leaf: Any) -> np.ndarray:
 
 def abstract_params(model: LanguageModel) -> Params:
     """The shapes and types of a model's parameters, on a mesh in context with their shardings; nothing is computed."""
-    mesh = jax.sharding.get_mesh()
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    if mesh.empty:
+    if not mesh_shape():
         return params
+    mesh = jax.sharding.get_mesh()
 
     def placed(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
@@ -101,9 +101,9 @@ def abstract_params(model: LanguageModel) -> Params:
 
 def put_params(model: LanguageModel, params: Params) -> Params:
     """Parameters from anywhere, split over the mesh in context as the model declares; without a mesh as they are."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
+    if not mesh_shape():
         return params
+    mesh = jax.sharding.get_mesh()
 
     def placed(leaf: Any, spec: PartitionSpec) -> jax.Array:
         array = to_host(leaf)
@@ -112,13 +112,13 @@ def put_params(model: LanguageModel, params: Params) -> Params:
     return jax.tree.map(placed, params, param_specs(model, dict(mesh.shape)))
 
 
-def check_batch(cfg: TrainConfig, mesh_shape: Mapping[str, int]) -> None:
+def check_batch(cfg: TrainConfig, sizes: Mapping[str, int]) -> None:
     """Refuses a batch that the mesh does not divide.
 
     Raises:
       UserError: data x fsdp does not divide the rows of a micro-batch.
     """
-    ways = mesh_shape.get("data", 1) * mesh_shape.get("fsdp", 1)
+    ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
     rows = cfg.batch_size // cfg.grad_accum
     if rows % ways:
         raise UserError(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 from jaxlm.config import TrainConfig
 from jaxlm.data.batches import BatchSource
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.partition import mesh_shape
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_array, shardings
 from jaxlm.training.step import StepMetrics, TrainState, train_step
@@ -50,8 +51,7 @@ def make_chunk(
         the next call may compile once more.
       document_end: as in `training.step.batch_loss`.
     """
-    on_mesh = like is not None and not jax.sharding.get_mesh().empty
-    places = (shardings(like), None) if on_mesh else None
+    places = (shardings(like), None) if like is not None and mesh_shape() else None
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
     def chunk(state: TrainState, source: BatchSource, stop: Int[Array, ""]) -> tuple[TrainState, StepMetrics]:

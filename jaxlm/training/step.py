@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.loss import cross_entropy, token_losses
 from jaxlm.ops.masks import document_numbers
-from jaxlm.ops.partition import constrain
+from jaxlm.ops.partition import constrain, mesh_shape
 from jaxlm.optim import skipped_steps
 from jaxlm.sharding.layout import optimizer_shardings
 from jaxlm.types import Params
@@ -55,8 +55,10 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
 
     With a mesh in context the optimizer's state is split over it as the parameters are.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    places = None if mesh.empty else (optimizer_shardings(tx, params), NamedSharding(mesh, PartitionSpec()))
+    places = None
+    if mesh_shape():
+        whole = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec())
+        places = optimizer_shardings(tx, params), whole
     make = jax.jit(lambda params: (tx.init(params), jnp.zeros((), jnp.int32)), out_shardings=places)
     return TrainState(params, *make(params))
 

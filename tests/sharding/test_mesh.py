@@ -173,6 +173,17 @@ def test_attention_maps_are_refused_on_a_mesh():
             attention_maps(model, params, np.zeros((1, 3), np.int32))
 
 
+def test_a_mesh_of_other_axes_changes_nothing():
+    model, tokens = build_model(on_mesh.config("transformer")), np.zeros((2, 3), np.int32)
+    params = init_params(model, jax.random.key(0))
+    expected, _ = model.apply({"params": params}, tokens)
+    with jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))):
+        logits, _ = model.apply({"params": params}, tokens)
+        again = init_params(model, jax.random.key(0))
+    assert (np.asarray(logits) == np.asarray(expected)).all()
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
 def test_no_mesh_for_one_device():
     assert make_mesh(MeshConfig()) is None
     assert make_mesh(MeshConfig(data=-1)) is None
