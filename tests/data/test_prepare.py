@@ -14,7 +14,7 @@ import pytest
 from foreign_tokenizers import gpt2_tokenizer
 
 from jaxlm.config.prepare import PrepareConfig
-from jaxlm.data import document_workers, documents, prepare
+from jaxlm.data import document_workers, documents, prepare, prepare_folder
 from jaxlm.data.hugging_face import from_hugging_face
 from jaxlm.data.prepare import prepare_corpus
 from jaxlm.data.shards import check_prepared
@@ -142,7 +142,10 @@ def test_other_options_and_other_files_are_refused(corpus, tmp_path):
         prepared(corpus, out)
     (corpus / "d.txt").unlink()
     assert contents(out) == before
-    with prepare._alone(out), pytest.raises(ValueError, match=r"another process works in .*: wait for it, or choose"):
+    with (
+        prepare_folder.alone(out),
+        pytest.raises(ValueError, match=r"another process works in .*: wait for it, or choose"),
+    ):
         prepared(corpus, out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
@@ -155,7 +158,7 @@ def test_a_full_disk_is_named_and_what_is_finished_is_kept(corpus, tmp_path, mon
     with monkeypatch.context() as full:
         finished = []
         partial = property(lambda shards: Path("/dev/full") if len(shards.entries) == 3 else shards._out / ".part")
-        full.setattr(prepare._Shards, "_partial", partial)
+        full.setattr(prepare_folder.ShardWriter, "_partial", partial)
         full.setattr(Path, "unlink", lambda path, missing_ok=False: None)
         with pytest.raises(
             ValueError, match=r"cannot be written \(No space left on device\): free some space, and give"
