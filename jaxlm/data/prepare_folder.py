@@ -155,10 +155,10 @@ def read_journal(out: Path) -> list[Line]:
             content = json.loads(raw)
             entry, (*place, skip, texts) = content["shard"], content["next"]
             start = _Start(Place(*map(operator.index, place)), operator.index(skip), str(texts))
-            whole = all(type(entry[name]) is int for name in ("tokens", "documents"))
+            is_whole = entry["file"] == shard_name(i) and all(type(entry[n]) is int for n in ("tokens", "documents"))
         except (ValueError, KeyError, TypeError, RecursionError):
             break
-        if not whole or entry["file"] != shard_name(i):
+        if not is_whole:
             break
         lines.append(Line(raw.decode(), entry, start))
     return lines
@@ -187,6 +187,8 @@ class ShardWriter:
             self.next = line.next
         with staged(out / JOURNAL, FULL, ELSEWHERE) as path:
             path.write_text("".join(f"{line.text}\n" for line in lines), encoding="utf-8")
+        for file in set(out.glob("shard-*.bin")) - {out / entry["file"] for entry in self.entries}:
+            file.unlink()  # the journal does not know it: it is written again, if there is so much to write
         self.total = sum(entry["tokens"] for entry in self.entries)
         self._skip = self.next.skip
         self._source, self._texts = self.next.piece.source, TextChain(self.next.texts)
