@@ -1,6 +1,6 @@
 """A folder of token shards while it is written: its plan, its journal, and the shard under way.
 
-plan.json  progress.jsonl  tokenizer.json  shard-00000.bin  ...
+plan.json  progress.journal  tokenizer.json  shard-00000.bin  ...
 """
 
 import contextlib
@@ -20,8 +20,11 @@ from jaxlm.data.files import staged, unwritable
 from jaxlm.data.shards import FORMAT, MANIFEST, PLAN
 from jaxlm.errors import UserError
 
-JOURNAL = "progress.jsonl"
-"""A line for each finished shard: its entry of the manifest, and where the next one begins."""
+JOURNAL = "progress.journal"
+"""A line for each finished shard: its entry of the manifest, and where the next one begins.
+
+Not called .jsonl: a corpus in whose folder `out` lies must not read it.
+"""
 
 FULL = "free some space, and give the same command again: what is finished is kept"
 ELSEWHERE = "choose another --out"

@@ -82,10 +82,10 @@ def test_a_kill_at_any_moment_costs_nothing_but_the_shard_under_way(corpus, tmp_
     whole = contents(tmp_path / "whole")
     assert len(moments) > 40
     for i, folder in enumerate(moments[1::4]):
-        if i % 3 == 0 and (folder / "progress.jsonl").stat().st_size:  # a kill while a line was being written
-            journal = (folder / "progress.jsonl").read_bytes()
-            (folder / "progress.jsonl").write_bytes(journal[:-9])
-        done = (folder / "progress.jsonl").read_bytes().count(b"\n")
+        if i % 3 == 0 and (folder / "progress.journal").stat().st_size:  # a kill while a line was being written
+            journal = (folder / "progress.journal").read_bytes()
+            (folder / "progress.journal").write_bytes(journal[:-9])
+        done = (folder / "progress.journal").read_bytes().count(b"\n")
         kept = {path: path.stat().st_ino for path in sorted(folder.glob("shard-*"))[:done]}
         prepared(corpus, folder)
         assert contents(folder) == whole
@@ -137,10 +137,10 @@ def test_other_options_and_other_files_are_refused(corpus, tmp_path):
         prepared(corpus, out, shard_tokens=38)
     with pytest.raises(ValueError, match=r"was begun with bpe_vocab_size = 300, not None: give the same"):
         prepared(corpus, out, tokenizer=from_hugging_face(gpt2_tokenizer()), end_of_text=0)
-    (corpus / "d.txt").write_text("more")
-    with pytest.raises(ValueError, match="was begun with other files, or they have changed since: choose another"):
+    (corpus / "0.txt").write_text("more")
+    with pytest.raises(ValueError, match=r"was begun with other files, .*: choose another --out, or delete .*moment-9"):
         prepared(corpus, out)
-    (corpus / "d.txt").unlink()
+    (corpus / "0.txt").unlink()
     assert contents(out) == before
     with (
         prepare_folder.alone(out),
@@ -151,6 +151,107 @@ def test_other_options_and_other_files_are_refused(corpus, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="mine already holds something: choose another --out"):
         prepared(corpus, tmp_path / "mine")
+
+
+def test_files_may_change_behind_what_is_finished_and_not_in_it(corpus, tmp_path, monkeypatch):
+    """Without a change in the sample, either: with it a new corpus would have another tokenizer."""
+    monkeypatch.setattr(prepare, "SAMPLE_CHARS", 60)
+    bad = corpus / "c.jsonl"
+    whole_text = bad.read_text()
+    lines = whole_text.splitlines(keepends=True)
+    bad.write_text("".join([*lines[:9], '{"text": 1}\n', *lines[9:]]))
+    with pytest.raises(ValueError, match=r"c.jsonl, line 10 has text = 1"):
+        prepared(corpus, tmp_path / "out")
+    kept = {path: path.stat().st_ino for path in (tmp_path / "out").glob("shard-*")}
+    assert len(kept) > 20
+    (tmp_path / "out" / "shard-00999.bin").write_bytes(b"of a longer corpus")
+    long = (corpus / "b.txt").stat()
+    changes = {
+        "a file before": (corpus / "b.txt", LONG.replace("mind", "Mind")),
+        "a line before": (bad, whole_text.replace("document 26", "document 62")),
+        "the sample": (bad, whole_text.replace("document 25", "document 52")),
+    }
+    for file, text in changes.values():
+        bad.write_text(whole_text)
+        old = file.read_text()
+        file.write_text(text)
+        before = contents(tmp_path / "out")
+        with pytest.raises(ValueError, match=r"have changed since, in what is finished: choose another --out, or del"):
+            prepared(corpus, tmp_path / "out")
+        assert contents(tmp_path / "out") == before
+        file.write_text(old)
+        os.utime(corpus / "b.txt", ns=(long.st_atime_ns, long.st_mtime_ns))
+    bad.write_text("".join([*lines[:9], '{"text": "mended"}\n', *lines[9:]]))
+    (corpus / "d.txt").write_text("more")
+    prepared(corpus, tmp_path / "out")
+    prepared(corpus, tmp_path / "new")
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+    assert {path: path.stat().st_ino for path in kept} == kept
+
+
+def test_a_folder_inside_the_corpus_is_no_part_of_it(corpus, tmp_path):
+    """An interrupted call has left a plan, a journal and shards there."""
+    prepared(corpus, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        prepared(corpus, corpus / "out", report=interrupt)
+    assert len(prepare_folder.read_journal(corpus / "out")) == 3
+    prepared(corpus, corpus / "out")
+    assert contents(corpus / "out") == contents(tmp_path / "whole")
+
+
+def interrupt(progress):
+    if progress.shards == 3:
+        raise InterruptedError
+
+
+def test_before_a_shard_is_finished_any_file_may_change(corpus, tmp_path):
+    (corpus / "c.jsonl").write_text('{"text": "one"}\n{"text": 1}\n')
+    with pytest.raises(ValueError, match=r"c.jsonl, line 2 has text = 1"):
+        prepared(corpus, tmp_path / "out", shard_tokens=100_000)
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    (corpus / "a.jsonl").write_text('{"text": "another beginning"}\n')
+    (corpus / "c.jsonl").unlink()
+    prepared(corpus, tmp_path / "out", shard_tokens=100_000)
+    prepared(corpus, tmp_path / "new", shard_tokens=100_000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+@pytest.mark.parametrize("plan", [b"{}", b"[]", b"{", b"\xff", b'{"format": "jaxlm-tokens-1"}', b'{"format": 1}'])
+def test_a_plan_that_is_not_ours_is_left_alone(corpus, tmp_path, plan):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_bytes(plan)
+    with pytest.raises(ValueError, match=r"out already holds something: choose another --out"):
+        prepared(corpus, tmp_path / "out")
+    assert contents(tmp_path / "out") == {"plan.json": plan}
+
+
+def test_a_damaged_line_ends_the_journal(corpus, tmp_path):
+    moments = []
+    prepared(corpus, tmp_path / "whole", report=lambda progress: moments.append(copied(tmp_path, len(moments))))
+    whole = contents(tmp_path / "whole")
+    out = next(path for path in moments if (path / "shard-00005.bin").exists())
+    journal = (out / "progress.journal").read_bytes().splitlines(keepends=True)
+    entry = json.loads(journal[2])
+    wrong = [{**entry, "next": ["x", 0, 0, 0, ""]}, {**entry, "next": [0]}, {**entry, "shard": {"file": "../x"}}, 5]
+    for damaged in (b"\xff\x00", b"{", b"", *(json.dumps(line).encode() for line in wrong)):
+        folder = shutil.copytree(out, tmp_path / "damaged")
+        (folder / "progress.journal").write_bytes(b"".join([*journal[:2], damaged + b"\n", *journal[3:]]))
+        kept = {path: path.stat().st_ino for path in sorted(folder.glob("shard-*"))[:2]}
+        assert len(prepare_folder.read_journal(folder)) == 2
+        prepared(corpus, folder)
+        assert contents(folder) == whole
+        assert {path: path.stat().st_ino for path in kept} == kept
+        shutil.rmtree(folder)
+
+
+def test_a_damaged_tokenizer_of_unfinished_work_is_named(corpus, tmp_path):
+    moments = []
+    prepared(corpus, tmp_path / "whole", report=lambda progress: moments.append(copied(tmp_path, len(moments))))
+    (moments[5] / "tokenizer.json").write_text("{")
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json does not hold a tokenizer .*: delete .*moment-5, and prepare"
+    ):
+        prepared(corpus, moments[5])
 
 
 def test_a_full_disk_is_named_and_what_is_finished_is_kept(corpus, tmp_path, monkeypatch):
