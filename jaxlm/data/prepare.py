@@ -170,11 +170,11 @@ def _take_changes(cfg: PrepareConfig, folder: PlannedFolder, sources: list[Sourc
         assert isinstance(stored, BPETokenizer)
         if is_same and number < len(before):
             is_same = texts == _texts_before(cfg, sources, journal[-1].next.piece, cuts_at_spaces(stored))
-        if is_same and "sample" in folder.plan:
+        if is_same and "tokenizer" not in folder.plan:  # it was learned
             chain = TextChain()
             for text in _sample(sources, cfg):
                 chain.add(text)
-            is_same = chain.sha256 == folder.plan["sample"]
+            is_same = chain.sha256 == folder.plan.get("sample")
         if not is_same:
             raise UserError(
                 f"{folder.path} was begun with other files, or they have changed since, in what is finished: choose "

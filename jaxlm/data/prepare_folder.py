@@ -87,7 +87,7 @@ def begun(out: Path, plan: dict[str, Any]) -> Iterator[PlannedFolder]:
 def _check_free(out: Path) -> None:
     """Refuses a folder that is finished or holds something else."""
     if (out / MANIFEST).exists():
-        raise UserError(f"{out} is prepared already: train with --data.path {out}, or choose another --out")
+        raise UserError(f"{out} is prepared already: train with --data.path {out}, delete it, or choose another --out")
     if (out / PLAN).exists():
         _read_plan(out)
     elif out.exists() and (not out.is_dir() or any(not path.name.endswith(".partial") for path in out.iterdir())):
