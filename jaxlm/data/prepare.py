@@ -189,7 +189,7 @@ def _texts_before(cfg: PrepareConfig, sources: list[Source], last: Place, may_cu
     for piece in read_pieces(sources, cfg, may_cut, Place(last.source, 0, 0)):
         if piece.place > last:
             break
-        chain.add(piece.text)
+        chain.add(piece.text, piece.is_last)
     return chain.sha256
 
 

@@ -36,9 +36,9 @@ class TextChain:
     def __init__(self, sha256: str = "") -> None:
         self.sha256 = sha256
 
-    def add(self, text: str) -> None:
-        """Appends a text."""
-        self.sha256 = hashlib.sha256(f"{self.sha256} {text}".encode()).hexdigest()
+    def add(self, text: str, ends: bool = True) -> None:
+        """Appends a text, or a part of one that does not end here."""
+        self.sha256 = hashlib.sha256(f"{self.sha256} {ends:d} {text}".encode()).hexdigest()
 
     def through(self, texts: Iterable[str]) -> Iterator[str]:
         """The texts, each of which is appended as it passes."""
@@ -206,7 +206,7 @@ class ShardWriter:
         if piece.place.source != self._source:
             self._source, self._texts = piece.place.source, TextChain()
         if not self._skip:  # else the shard before has its first tokens, and the chain its text
-            self._texts.add(piece.text)
+            self._texts.add(piece.text, piece.is_last)
         at, self._skip = self._skip, 0
         while at < len(tokens):
             with _writing(self._out):

@@ -55,6 +55,7 @@ def test_links_are_followed_and_each_file_counts_once(tmp_path):
     (folder / "again").symlink_to(other)
     (folder / "c.txt").symlink_to(other / "far.TXT")
     (folder / "sub" / "loop").symlink_to(folder)
+    assert len(list(documents._walk(folder))) == 3  # c.txt and what two folders hold, once
     for path in (folder, folder / "**"):
         sources = find_sources(PrepareConfig(path=str(path)))
         assert [source.name for source in sources] == ["a/far.TXT", "sub/b.JSONL"]

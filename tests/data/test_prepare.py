@@ -156,36 +156,44 @@ def test_other_options_and_other_files_are_refused(corpus, tmp_path):
 def test_files_may_change_behind_what_is_finished_and_not_in_it(corpus, tmp_path, monkeypatch):
     """Without a change in the sample, either: with it a new corpus would have another tokenizer."""
     monkeypatch.setattr(prepare, "SAMPLE_CHARS", 60)
-    bad = corpus / "c.jsonl"
-    whole_text = bad.read_text()
-    lines = whole_text.splitlines(keepends=True)
-    bad.write_text("".join([*lines[:9], '{"text": 1}\n', *lines[9:]]))
-    with pytest.raises(ValueError, match=r"c.jsonl, line 10 has text = 1"):
-        prepared(corpus, tmp_path / "out")
-    kept = {path: path.stat().st_ino for path in (tmp_path / "out").glob("shard-*")}
-    assert len(kept) > 20
-    (tmp_path / "out" / "shard-00999.bin").write_bytes(b"of a longer corpus")
-    long = (corpus / "b.txt").stat()
-    changes = {
-        "a file before": (corpus / "b.txt", LONG.replace("mind", "Mind")),
-        "a line before": (bad, whole_text.replace("document 26", "document 62")),
-        "the sample": (bad, whole_text.replace("document 25", "document 52")),
-    }
-    for file, text in changes.values():
-        bad.write_text(whole_text)
-        old = file.read_text()
-        file.write_text(text)
-        before = contents(tmp_path / "out")
+    mended, out = corpus / "c.jsonl", tmp_path / "out"
+    (corpus / "d.txt").write_text("for who would bear the whips and scorns of time")
+    good = mended.read_text()
+    lines = good.splitlines(keepends=True)
+
+    def write(*parts):
+        mended.write_text("".join([*lines[:7], parts[0], *lines[7:11], parts[1], *lines[11:]]))
+
+    bad, line = '{"text": 1}\n', '{"text": "mended"}\n'
+    write(bad, bad)
+    with pytest.raises(ValueError, match=r"c.jsonl, line 8 has text = 1"):
+        prepared(corpus, out, val_fraction=0.001)
+    kept = {path: path.stat().st_ino for path in out.glob("shard-*")}
+    (out / "shard-00999.bin").write_bytes(b"of a longer corpus")
+    write(line, bad)
+    with pytest.raises(ValueError, match=r"c.jsonl, line 13 has text = 1"):
+        prepared(corpus, out, val_fraction=0.001)
+    assert len(list(out.glob("shard-*"))) > len(kept) > 20
+    write(line, line)
+    before = contents(out)
+    for name, old, new in (
+        ("b.txt", "suffer ", "SUFFER "),
+        ("c.jsonl", "document 26", "document 62"),
+        ("d.txt", "for who", "For who"),
+    ):
+        file = corpus / name
+        text, stat = file.read_text(), file.stat()
+        start, _, end = text.rpartition(old)
+        file.write_text(start + new + end)
         with pytest.raises(ValueError, match=r"have changed since, in what is finished: choose another --out, or del"):
-            prepared(corpus, tmp_path / "out")
-        assert contents(tmp_path / "out") == before
-        file.write_text(old)
-        os.utime(corpus / "b.txt", ns=(long.st_atime_ns, long.st_mtime_ns))
-    bad.write_text("".join([*lines[:9], '{"text": "mended"}\n', *lines[9:]]))
-    (corpus / "d.txt").write_text("more")
-    prepared(corpus, tmp_path / "out")
-    prepared(corpus, tmp_path / "new")
-    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+            prepared(corpus, out, val_fraction=0.001)
+        assert contents(out) == before
+        file.write_text(text)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (corpus / "e.txt").write_text("xy")
+    prepared(corpus, out, val_fraction=0.001)
+    prepared(corpus, tmp_path / "new", val_fraction=0.001)
+    assert contents(out) == contents(tmp_path / "new")
     assert {path: path.stat().st_ino for path in kept} == kept
 
 
