@@ -1,8 +1,12 @@
 """`jaxlm prepare`: fetches a dataset, or turns a large corpus into token shards."""
 
+import contextlib
 import dataclasses
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -69,7 +73,11 @@ def prepare(arguments: list[str]) -> int:
     _check_together(given)
     if options.dataset is not None:
         return _fetch(options.dataset, options.json)
-    result = _check(options.check) if options.check is not None else _prepare(options)
+    try:
+        result = _check(options.check) if options.check is not None else _prepare(options)
+    except _StoppedError as stopped:
+        print("stopped: the same command goes on; finished shards are kept", file=sys.stderr)
+        return 128 + stopped.signum
     if options.json:
         print_json(result)
     else:
@@ -131,9 +139,40 @@ def _prepare(options: _PrepareOptions) -> dict[str, Any]:
         from jaxlm.run.tokenizer_source import read_tokenizer
 
         tokenizer, end_of_text = read_tokenizer(options.tokenizer_from)
-    with _Bar() as bar:
+    with _signals(), _Bar() as bar:
         manifest = prepare_corpus(cfg, out, tokenizer, end_of_text, options.workers, bar.show)
     return _summary(out, manifest)
+
+
+class _StoppedError(BaseException):
+    """A signal came; what is finished is kept."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """In this block the first SIGINT or SIGTERM raises _StoppedError; more are ignored while the work is put away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _StoppedError(signum)
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    # A shell ignores SIGINT for what it starts by &, and None is a handler that Python cannot put back.
+    before = {signum: handler for signum, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for signum in before:
+        signal.signal(signum, stop)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _summary(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,9 @@ class DataConfig(Validated):
         check_at_least(self, 0, "resident_mb")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
+        for name in ("path", "val_path"):
+            if getattr(self, name) == "":
+                raise UserError(f"data.{name} = '' names nothing: give a path, or leave it out")
         if self.val_path is not None and self.tokenizer not in ("transcript", "source"):
             raise UserError(
                 f"val_path = {self.val_path!r} is for tokenizer = 'transcript', not {self.tokenizer!r}: leave it out; "

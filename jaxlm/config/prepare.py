@@ -27,6 +27,8 @@ class PrepareConfig(Validated):
         super().__post_init__()
         check_at_least(self, 257, "bpe_vocab_size")
         check_at_least(self, 1, "shard_tokens")
+        if not self.path:
+            raise UserError("data.path = '' names nothing: give a file, a folder or a pattern")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
         if self.separator is not None and ("\n" in self.separator or "\r" in self.separator):

@@ -71,6 +71,8 @@ def load_corpus(cfg: DataConfig, seq_len: int, tokenizer: Tokenizer | None = Non
         train, val = (TokenStream(part, seq_len, prepared.end_of_text) for part in parts)
         return Corpus(prepared.tokenizer, train, val, prepared.sha256)
     if cfg.pack == "documents":
+        if cfg.path is not None and not Path(cfg.path).exists():
+            raise _missing(cfg.path)
         raise UserError(
             "data.pack = 'documents' needs documents: prepare them by jaxlm prepare, and give its folder by --data.path"
         )
@@ -220,9 +222,15 @@ def _text_path(cfg: DataConfig) -> Path:
     else:
         _check_kind(cfg)
         path = sources.fetch(cfg.dataset).train[0]
+    if not path.exists():
+        raise _missing(path)
     if not path.is_file():
         raise UserError(f"corpus {path} is not a file: give an existing UTF-8 text by --data.path")
     return path
+
+
+def _missing(path: Path | str) -> UserError:
+    return UserError(f"corpus {path} does not exist: give an existing UTF-8 text or prepared corpus by --data.path")
 
 
 def _boundary(cfg: DataConfig, path: Path) -> int:

@@ -1,6 +1,7 @@
 """Worker processes that tokenize documents, in whose order the results come back."""
 
 import collections
+import contextlib
 import json
 import multiprocessing
 import os
@@ -44,7 +45,9 @@ def tokenized(
 
     try:
         for block in _blocks(pieces):
-            waiting.append((block, pool.submit(_encode, [(piece.text, piece.is_last) for piece in block])))
+            with _interrupts_held():
+                future = pool.submit(_encode, [(piece.text, piece.is_last) for piece in block])
+            waiting.append((block, future))
             if len(waiting) > 2 * workers:
                 yield from first()
         while waiting:
@@ -53,6 +56,16 @@ def tokenized(
         raise CheckError("a worker process was killed, perhaps for its memory: give fewer --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """In this block Ctrl-C waits, and processes that start in it never get it, not even before they ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _blocks(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

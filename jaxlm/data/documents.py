@@ -5,9 +5,10 @@ import functools
 import glob
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxlm.config.prepare import PrepareConfig
 from jaxlm.data.files import decode_utf8, not_utf8
@@ -36,9 +37,14 @@ class Source(NamedTuple):
     extent: int
     """Where its documents end: bytes, or rows of a .parquet file."""
 
+    @property
+    def kind(self) -> str:
+        """.txt, .jsonl or .parquet."""
+        return _kind(self.path)
+
     def bytes_before(self, place: "Place") -> int:
         """About how many bytes of the file a place has before it."""
-        in_document = 0 if self.path.suffix == ".parquet" else place.part * PIECE
+        in_document = 0 if self.kind == ".parquet" else place.part * PIECE
         return min(self.bytes * place.offset // max(self.extent, 1) + in_document, self.bytes)
 
 
@@ -72,34 +78,57 @@ Document = tuple[int, Iterator[str]]
 def find_sources(cfg: PrepareConfig) -> list[Source]:
     """The files that a path names, in the order of their names; fetches nothing and reads no document.
 
+    Links are followed, and each file counts once, under the first of its names.
+
     Raises:
-      UserError: there are none, one cannot be read, or a .parquet file has no such column of text.
+      UserError: there are none, one is not a regular file or cannot be read, or a .parquet file has no such column of
+        text.
     """
-    path, names = Path(cfg.path), []
+    path = Path(cfg.path)
     if path.is_dir():
-        for folder, _, files in os.walk(path, onerror=_refuse_unreadable):
-            names += [Path(folder, name) for name in files if Path(name).suffix in _READERS]
+        names = [name for name in _walk(path) if _kind(name) in _READERS]
         found = "no .txt, .jsonl or .parquet file is in it"
     elif path.exists():
         names, found = [path], ""
-        if path.suffix not in _READERS:
+        if _kind(path) not in _READERS:
             raise UserError(f"{path} is not a .txt, .jsonl or .parquet file: rename it, or name another by --data.path")
     else:
-        names = [Path(name) for name in glob.glob(cfg.path, recursive=True) if Path(name).suffix in _READERS]
+        names = [Path(name) for name in glob.glob(cfg.path, recursive=True) if _kind(Path(name)) in _READERS]
         found = "there is no such file or folder, and the pattern names no .txt, .jsonl or .parquet file"
     if not names:
         raise UserError(f"corpus {path}: {found}; name files of documents by --data.path")
     root = path if path.is_dir() else Path(os.path.commonpath([name.parent for name in names]))
-    sources = []
+    sources, seen = [], set()
     for name in sorted(names, key=lambda name: name.relative_to(root).parts):
+        if (real := os.path.realpath(name)) in seen:
+            continue
+        seen.add(real)
         try:
+            if not stat.S_ISREG(name.stat().st_mode):  # opening a pipe would wait for whoever writes it
+                raise UserError(f"{name} is not a regular file: leave it out, or write its text to a file")
             with name.open("rb"):
                 size = name.stat().st_size
         except OSError as error:
             raise _unreadable(name, error) from None
-        extent = _parquet(name, cfg.field).metadata.num_rows if name.suffix == ".parquet" else size
+        extent = _parquet(name, cfg.field).metadata.num_rows if _kind(name) == ".parquet" else size
         sources.append(Source(name.relative_to(root).as_posix(), name, size, extent))
     return sources
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """The files of a folder, at any depth. Each folder is read once, however many links lead to it."""
+    seen = set()
+    for folder, folders, files in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(folder, name) for name in files)
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def read_pieces(sources: list[Source], cfg: PrepareConfig, may_cut: bool, start: Place = FIRST) -> Iterator[Piece]:
@@ -116,7 +145,7 @@ def read_pieces(sources: list[Source], cfg: PrepareConfig, may_cut: bool, start:
     for number in range(start.source, len(sources)):
         source, offset = sources[number], start.offset if number == start.source else 0
         try:
-            for begin, blocks in _READERS[source.path.suffix](source, cfg, offset):
+            for begin, blocks in _READERS[source.kind](source, cfg, offset):
                 wanted = start.part if (number, begin) == start[:2] else 0
                 for part, (text, is_last) in enumerate(_cut(blocks, may_cut, source, begin)):
                     if part >= wanted and text:
@@ -156,14 +185,21 @@ def _mark(text: str, mark: str, first: int) -> int:
 
 
 def _unit(source: Source) -> str:
-    return "row" if source.path.suffix == ".parquet" else "byte"
+    return "row" if source.kind == ".parquet" else "byte"
+
+
+def _skip_to(file: BinaryIO, offset: int) -> int:
+    """Moves to a place of a text, and past a byte-order mark at its beginning, which is no text."""
+    if offset == 0 and file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+        return len(codecs.BOM_UTF8)
+    return file.seek(offset)
 
 
 def _text_documents(source: Source, cfg: PrepareConfig, offset: int) -> Iterator[Document]:
     """The documents of a .txt file: all of it, or what stands between lines that are the separator."""
     separator = None if cfg.separator is None else cfg.separator.encode()
     with source.path.open("rb") as file:
-        file.seek(offset)
+        offset = _skip_to(file, offset)
         read: Callable[[], bytes] = functools.partial(file.read, READ)
         if separator is not None:  # a part of a longer line must not look like it
             read = functools.partial(file.readline, max(READ, len(separator) + 3))
@@ -196,7 +232,7 @@ def _text_documents(source: Source, cfg: PrepareConfig, offset: int) -> Iterator
 def _json_documents(source: Source, cfg: PrepareConfig, offset: int) -> Iterator[Document]:
     """The documents of a .jsonl file: a field of the object of each line that is not blank."""
     with source.path.open("rb") as file:
-        file.seek(offset)
+        offset = _skip_to(file, offset)
         while raw := file.readline(DOCUMENT_LIMIT):
             if not raw.isspace():
                 yield offset, iter([_json_text(raw, source.path, cfg.field, offset)])

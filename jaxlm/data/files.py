@@ -11,7 +11,9 @@ from jaxlm.errors import UserError
 
 
 @contextlib.contextmanager
-def staged(target: Path, fix: str = "free some space, or choose another place") -> Iterator[Path]:
+def staged(
+    target: Path, fix: str = "free some space, or choose another place", elsewhere: str | None = None
+) -> Iterator[Path]:
     """Yields a path beside `target`; the file or folder written there becomes `target` when the block ends well.
 
     Whoever looks at `target` sees all of the new content or none of it, even after a kill. If the block raises, what
@@ -19,6 +21,7 @@ def staged(target: Path, fix: str = "free some space, or choose another place") 
 
     Args:
       fix: what the message tells the user to do.
+      elsewhere: the same where space is not what is missing; None = `fix`.
 
     Raises:
       UserError: the block or the renaming raised an OSError, for example on a full disk or in a read-only folder.
@@ -32,13 +35,19 @@ def staged(target: Path, fix: str = "free some space, or choose another place") 
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:
             raise UserError(f"{target} was created by another process in the meantime: {fix}") from None
-        reason = error.strerror or error  # NumPy's tofile raises without an errno when the disk is full
-        raise UserError(f"{target} cannot be written ({reason}): {fix}") from None
+        raise unwritable(target, error, fix, elsewhere) from None
     finally:
         if staging.is_dir():
             shutil.rmtree(staging)
         elif staging.exists():
             staging.unlink()
+
+
+def unwritable(target: Path, error: OSError, fix: str, elsewhere: str | None = None) -> UserError:
+    """The refusal of a place that cannot be written, with the fixes of `staged`."""
+    # NumPy's tofile raises without an errno when the disk is full.
+    is_full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
+    return UserError(f"{target} cannot be written ({error.strerror or error}): {fix if is_full else elsewhere or fix}")
 
 
 def staging_path(target: Path, pid: int) -> Path:

@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.bpe import END_OF_TEXT, BPETokenizer
 from jaxlm.data.document_tokens import cuts_at_spaces, special_ids
 from jaxlm.data.document_workers import tokenized
-from jaxlm.data.documents import FIRST, Piece, Place, Source, find_sources, read_pieces
-from jaxlm.data.files import staged
+from jaxlm.data.documents import Place, Source, find_sources, read_pieces
+from jaxlm.data.prepare_folder import JOURNAL, PlannedFolder, ShardWriter, TextChain, begun, read_journal, write_json
 from jaxlm.data.shards import FORMAT, MANIFEST, PLAN, TOKENIZER
 from jaxlm.errors import UserError
 
@@ -27,11 +26,6 @@ SAMPLE_CHARS = 1 << 26
 
 SAMPLE_FILES = 1024
 """And from the beginnings of about so many files, evenly spread, where there are far more."""
-
-JOURNAL = "progress.jsonl"
-"""A line for each finished shard: its entry of the manifest, and the place where the next one begins."""
-
-FULL = "free some space, and give the same command again: what is finished is kept"
 
 
 class Progress(NamedTuple):
@@ -84,14 +78,13 @@ def prepare_corpus(
         known = ", ".join(map(str, ids))
         raise UserError(f"end_of_text = {end_of_text} is no special token of the tokenizer: give one of {known}")
     plan = _plan(cfg, sources, tokenizer, end_of_text)
-    _begin(out, plan)
-    with _alone(out):
-        return _work(cfg, out, sources, tokenizer, end_of_text, workers or os.cpu_count() or 1, report)
+    with begun(out, plan) as folder:
+        return _work(cfg, folder, sources, tokenizer, end_of_text, workers or os.cpu_count() or 1, report)
 
 
 def _work(
     cfg: PrepareConfig,
-    out: Path,
+    folder: PlannedFolder,
     sources: list[Source],
     tokenizer: BPETokenizer | None,
     end_of_text: int | None,
@@ -99,9 +92,12 @@ def _work(
     report: Report,
 ) -> dict[str, Any]:
     """Writes what is missing in a folder that has its plan."""
-    tokenizer, end_of_text = _tokenizer(out, cfg, sources, tokenizer, end_of_text)
+    out = folder.path
+    if folder.has_other_files:
+        _take_changes(cfg, folder, sources)
+    tokenizer, end_of_text = _tokenizer(folder, cfg, sources, tokenizer, end_of_text)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    shards = _Shards(out, dtype, cfg.shard_tokens, len(sources))
+    shards = ShardWriter(out, dtype, cfg.shard_tokens)
     pieces = read_pieces(sources, cfg, cuts_at_spaces(tokenizer), shards.next.piece)
     before = [0]
     for source in sources:
@@ -124,7 +120,7 @@ def _work(
         "sources": [{"file": source.name, "bytes": source.bytes} for source in sources],
         "shards": shards.entries,
     }
-    _write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest)
     for file in (out / PLAN, out / JOURNAL, *out.glob(".*.partial")):
         file.unlink()
     return manifest
@@ -154,45 +150,65 @@ def _plan(
     return {"format": FORMAT, **plan, "files": files}
 
 
-def _begin(out: Path, plan: dict[str, Any]) -> None:
-    """Writes the plan into a new folder, or compares it with the one that is there."""
-    if (out / MANIFEST).exists():
-        raise UserError(f"{out} is prepared already: train with --data.path {out}, or choose another --out")
-    if not (out / PLAN).exists():
-        if out.exists() and (not out.is_dir() or any(not path.name.endswith(".partial") for path in out.iterdir())):
-            raise UserError(f"{out} already holds something: choose another --out")
-        _write_json(out / PLAN, plan)
-        return
-    begun = json.loads((out / PLAN).read_text(encoding="utf-8"))
-    if begun["files"] != plan["files"]:
-        raise UserError(f"{out} was begun with other files, or they have changed since: choose another --out")
-    for name in sorted(begun.keys() | plan.keys()):
-        if begun.get(name) != plan.get(name):
+def _take_changes(cfg: PrepareConfig, folder: PlannedFolder, sources: list[Source]) -> None:
+    """Goes on with other files than those of the plan, if what is finished is the same with them, and refuses if not.
+
+    Of the files that are finished, sizes and times of change are compared; of the one under way the texts that were
+    read; and the sample that the tokenizer learned from. All else may have changed: it was not read, or a line in it
+    was refused.
+    """
+    journal = read_journal(folder.path)
+    if not journal:
+        (folder.path / TOKENIZER).unlink(missing_ok=True)
+    else:
+        (number, *_), _, texts = journal[-1].next
+        before, after = folder.plan["files"], folder.new_plan["files"]
+        is_same = before[:number] == after[:number] and [name for name, *_ in before[number : number + 1]] == [
+            name for name, *_ in after[number : number + 1]
+        ]
+        stored = tokenizers.load(folder.path / TOKENIZER, folder.damaged)
+        assert isinstance(stored, BPETokenizer)
+        if is_same and number < len(before):
+            is_same = texts == _texts_before(cfg, sources, journal[-1].next.piece, cuts_at_spaces(stored))
+        if is_same and "tokenizer" not in folder.plan:  # it was learned
+            chain = TextChain()
+            for text in _sample(sources, cfg):
+                chain.add(text)
+            is_same = chain.sha256 == folder.plan.get("sample")
+        if not is_same:
             raise UserError(
-                f"{out} was begun with {name} = {begun.get(name)!r}, not {plan.get(name)!r}: give the same options "
-                "to go on, or choose another --out"
+                f"{folder.path} was begun with other files, or they have changed since, in what is finished: choose "
+                f"another --out, or delete {folder.path}"
             )
+    folder.save(files=folder.new_plan["files"])
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Locks a folder, so that no other process works in it. The lock ends with the process, however that ends."""
-    with (out / PLAN).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process works in {out}: wait for it, or choose another --out") from None
-        yield
+def _texts_before(cfg: PrepareConfig, sources: list[Source], last: Place, may_cut: bool) -> str:
+    """The sha256 of a chain of texts: those of a file from its first to the one at a place."""
+    chain = TextChain()
+    for piece in read_pieces(sources, cfg, may_cut, Place(last.source, 0, 0)):
+        if piece.place > last:
+            break
+        chain.add(piece.text, piece.is_last)
+    return chain.sha256
 
 
 def _tokenizer(
-    out: Path, cfg: PrepareConfig, sources: list[Source], tokenizer: BPETokenizer | None, end_of_text: int | None
+    folder: PlannedFolder,
+    cfg: PrepareConfig,
+    sources: list[Source],
+    tokenizer: BPETokenizer | None,
+    end_of_text: int | None,
 ) -> tuple[BPETokenizer, int]:
     """The tokenizer of the folder, which the first call learns or takes over, and its end-of-text token."""
-    if not (out / TOKENIZER).exists():
-        kept = tokenizer or BPETokenizer.train_on_documents(_sample(sources, cfg), cfg.bpe_vocab_size)
-        _write_json(out / TOKENIZER, kept.to_dict())
-    stored = tokenizers.load(out / TOKENIZER)
+    file = folder.path / TOKENIZER
+    if not file.exists():
+        if tokenizer is None:
+            chain = TextChain()
+            tokenizer = BPETokenizer.train_on_documents(chain.through(_sample(sources, cfg)), cfg.bpe_vocab_size)
+            folder.save(sample=chain.sha256)
+        write_json(file, tokenizer.to_dict())
+    stored = tokenizers.load(file, folder.damaged)
     assert isinstance(stored, BPETokenizer)
     return stored, special_ids(stored)[END_OF_TEXT] if end_of_text is None else end_of_text
 
@@ -213,102 +229,3 @@ def _sample(sources: list[Source], cfg: PrepareConfig) -> Iterator[str]:
                 break
             yield piece.text
             characters += len(piece.text)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    with staged(file, FULL) as path:
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-class _Start(NamedTuple):
-    """Where a shard begins: a piece, and how many of its tokens are in the shard before."""
-
-    piece: Place
-    skip: int
-
-
-class _Shards:
-    """Cuts a sequence of tokens into files, and goes on after those that the journal lists."""
-
-    def __init__(self, out: Path, dtype: np.dtype, shard_tokens: int, num_sources: int) -> None:
-        self._out, self._dtype, self._most = out, dtype, shard_tokens
-        self.entries: list[dict[str, Any]] = []
-        """Of the manifest, for each finished shard."""
-        self.next = _Start(FIRST, 0)
-        lines = []
-        with contextlib.suppress(FileNotFoundError):
-            lines = (out / JOURNAL).read_text(encoding="utf-8").split("\n")[:-1]  # behind the last is one cut off
-        for line in lines:
-            entry = json.loads(line)
-            source, offset, part, skip = entry.pop("next")
-            file = out / entry["file"]
-            if not file.is_file() or file.stat().st_size != entry["tokens"] * dtype.itemsize:
-                break
-            self.entries.append(entry)
-            self.next = _Start(Place(source, offset, part), skip)
-        kept = "".join(f"{line}\n" for line in lines[: len(self.entries)])
-        with staged(out / JOURNAL, FULL) as path:
-            path.write_text(kept, encoding="utf-8")
-        self.total = sum(entry["tokens"] for entry in self.entries)
-        self._skip = self.next.skip
-        self._file: BinaryIO | None = None
-
-    @property
-    def _partial(self) -> Path:
-        return self._out / ".shard.partial"
-
-    def add(self, piece: Piece, tokens: np.ndarray) -> None:
-        """Appends the tokens of the next piece."""
-        at, self._skip = self._skip, 0
-        while at < len(tokens):
-            with _writing(self._out):
-                if self._file is None:
-                    self._file, self._sha256 = self._partial.open("wb"), hashlib.sha256()
-                    self._tokens, self._documents, self._first = 0, 0, piece.place.source
-                taken = tokens[at : at + self._most - self._tokens]
-                content = taken.tobytes()
-                self._sha256.update(content)
-                self._file.write(content)
-            at, self._last = at + len(taken), piece.place.source
-            self._tokens, self.total = self._tokens + len(taken), self.total + len(taken)
-            self._documents += piece.is_last and at == len(tokens)
-            if self._tokens == self._most:
-                self.finish(piece.place, at)
-
-    def finish(self, place: Place, skip: int) -> None:
-        """Ends the shard, if one is begun; the next one begins with a piece, without its first `skip` tokens."""
-        if self._file is None:
-            return
-        name = f"shard-{len(self.entries):05d}.bin"
-        entry = {
-            "file": name,
-            "tokens": self._tokens,
-            "documents": self._documents,
-            "sha256": self._sha256.hexdigest(),
-            "sources": [self._first, self._last],
-        }
-        with _writing(self._out):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._partial.replace(self._out / name)
-            with (self._out / JOURNAL).open("a", encoding="utf-8") as journal:
-                journal.write(json.dumps({**entry, "next": [*place, skip]}) + "\n")
-        self._file = None
-        self.entries.append(entry)
-
-    def close(self) -> None:
-        """Drops a shard that is not finished."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written is not needed either
-                self._file.close()
-            self._partial.unlink(missing_ok=True)
-            self._file = None
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror or error}): {FULL}") from None

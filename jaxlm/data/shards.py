@@ -35,7 +35,9 @@ class ShardedTokens:
     An array has a length, a dtype and slices that are NumPy arrays; only for places it also takes an array of them.
     """
 
-    def __init__(self, arrays: Sequence[Any]) -> None:
+    def __init__(self, arrays: Sequence[Any], vocab_size: int | None = None, folder: Path | None = None) -> None:
+        """What is read is checked against a vocabulary size, if one is given; a message names the folder."""
+        self._limit, self._folder = vocab_size, folder
         self._arrays = [array for array in arrays if len(array)]
         self._starts = [0, *itertools.accumulate(map(len, self._arrays))]
         self.dtype = arrays[0].dtype
@@ -48,7 +50,8 @@ class ShardedTokens:
         """A stretch without steps (a view where one array has all of it, else a copy), or the tokens at some places."""
         if isinstance(places, slice):
             pieces = self._pieces(*places.indices(len(self)))
-            return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
+            whole = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
+            return self._checked(whole)
         flat = places.ravel()
         which = np.searchsorted(self._starts, flat, side="right") - 1
         order = np.argsort(which, kind="stable")
@@ -57,11 +60,21 @@ class ShardedTokens:
             if len(mine):
                 shard = which[mine[0]]
                 found[mine] = self._arrays[shard][flat[mine] - self._starts[shard]]
-        return found.reshape(places.shape)
+        return self._checked(found).reshape(places.shape)
 
     def part(self, start: int, stop: int) -> "ShardedTokens":
         """A stretch as a sequence of its own; nothing is read."""
-        return ShardedTokens(self._pieces(start, min(stop, len(self)), 1) or [np.empty(0, self.dtype)])
+        pieces = self._pieces(start, min(stop, len(self)), 1) or [np.empty(0, self.dtype)]
+        return ShardedTokens(pieces, self._limit, self._folder)
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        """Refuses ids that no token has: a model would read rows of its table that are not there."""
+        if self._limit is not None and ids.size and (largest := int(ids.max())) >= self._limit:
+            raise CheckError(
+                f"a shard in {self._folder} is damaged: it has the id {largest}, and the vocabulary ends with "
+                f"{self._limit - 1}; `jaxlm prepare --check {self._folder}` names the file"
+            )
+        return ids
 
     def _pieces(self, start: int, stop: int, step: int) -> list[np.ndarray]:
         """Views of the arrays that hold a stretch."""
@@ -120,8 +133,10 @@ class PreparedCorpus:
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether a folder is one of `jaxlm prepare`, finished or not."""
-    return (path / PLAN).is_file() or FORMAT.rpartition("-")[0] in str(_read(path / MANIFEST).get("format"))
+    """Whether a folder is one of `jaxlm prepare`, finished or not, or has a manifest that is not JSON."""
+    manifest = _read(path / MANIFEST)
+    is_damaged = not manifest and (path / MANIFEST).is_file()
+    return (path / PLAN).is_file() or is_damaged or FORMAT.rpartition("-")[0] in str(manifest.get("format"))
 
 
 def open_prepared(path: Path) -> PreparedCorpus:
@@ -132,6 +147,8 @@ def open_prepared(path: Path) -> PreparedCorpus:
       CheckError: a file is missing or damaged.
     """
     manifest = _read(path / MANIFEST)
+    if not manifest and (path / MANIFEST).is_file():
+        raise CheckError(f"{path / MANIFEST} cannot be read as JSON: restore it, or prepare the corpus again")
     if not manifest:
         raise UserError(f"{path} is not a prepared corpus, or not finished: give its `jaxlm prepare` command again")
     if manifest.get("format") != FORMAT:
@@ -140,8 +157,9 @@ def open_prepared(path: Path) -> PreparedCorpus:
         if name not in manifest:
             raise UserError(f"{path / MANIFEST} has no {name!r}: restore it, or prepare the corpus again")
     _check_file(path / TOKENIZER, manifest["tokenizer_sha256"])
-    tokenizer = tokenizers.load(path / TOKENIZER)
+    tokenizer = tokenizers.load(path / TOKENIZER, "restore it, or prepare the corpus again")
     assert isinstance(tokenizer, BPETokenizer)
+    _check_entries(path, manifest)
     dtype = np.dtype(manifest["dtype"])
     arrays = []
     for shard in manifest["shards"]:
@@ -152,7 +170,22 @@ def open_prepared(path: Path) -> PreparedCorpus:
             raise CheckError(f"{file} {what}: restore it, or prepare the corpus again")
         arrays.append(np.asarray(np.memmap(file, dtype, mode="r")))  # slices of a plain array take less time
     sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    return PreparedCorpus(path, manifest, sha256, tokenizer, ShardedTokens(arrays))
+    return PreparedCorpus(path, manifest, sha256, tokenizer, ShardedTokens(arrays, tokenizer.vocab_size, path))
+
+
+def _check_entries(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuses entries of other types than `jaxlm prepare` writes."""
+    numbers, texts, shards = ("documents", "tokens"), ("file", "sha256"), manifest["shards"]
+    is_whole = (
+        manifest["dtype"] in ("uint16", "uint32")
+        and all(type(manifest[name]) is int for name in (*numbers, "end_of_text"))
+        and isinstance(shards, list)
+        and all(isinstance(shard, dict) for shard in shards)
+        and all(type(shard.get(name)) is int for shard in shards for name in numbers)
+        and all(isinstance(shard.get(name), str) for shard in shards for name in texts)
+    )
+    if not is_whole or not shards:
+        raise CheckError(f"{path / MANIFEST} is damaged: restore it, or prepare the corpus again")
 
 
 def check_prepared(path: Path, report: Callable[[int, int], None] = lambda done, total: None) -> PreparedCorpus:

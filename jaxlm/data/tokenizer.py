@@ -251,8 +251,11 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
             raise UserError(f"tokenizer type {other!r} is unknown: expected 'char', 'bpe', 'transcript' or 'ids'")
 
 
-def load(path: Path) -> Tokenizer:
-    """Reads a run's tokenizer.json.
+def load(path: Path, fix: str = "restore it, or train again") -> Tokenizer:
+    """Reads the tokenizer.json of a run or of a prepared corpus.
+
+    Args:
+      fix: what the message tells the user to do.
 
     Raises:
       UserError: the file is missing or does not hold a tokenizer.
@@ -260,7 +263,7 @@ def load(path: Path) -> Tokenizer:
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(f"{path} does not hold a tokenizer ({error}): restore it, or train again") from None
+        raise UserError(f"{path} does not hold a tokenizer ({error}): {fix}") from None
 
 
 def prompt_ids(

@@ -58,7 +58,7 @@ from jaxlm.errors import CheckError
             ["train", "tiny", "--data.dataset", "wiki"],
             "dataset 'wiki' is unknown: choose one of librispeech, tinyshakespeare",
         ),
-        (["train", "tiny", "--data.path", "nothing.txt"], "nothing.txt is not a file"),
+        (["train", "tiny", "--data.path", "nothing.txt"], "nothing.txt does not exist"),
         (["train", "tiny", "--data.path", "empty.txt"], "empty.txt is empty"),
         (["train", "tiny", "--data.path", "short.txt"], "shorter than one context of max_seq_len = 32"),
         (["train", "tiny", "--data.path", "latin.txt"], "not UTF-8: byte 0xe9 at offset 3"),

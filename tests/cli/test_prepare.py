@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
 from foreign_tokenizers import gpt2_tokenizer
 from support import command, refused, snapshot
 
+from jaxlm.cli.prepare import _Bar
 from jaxlm.data.corpus import load_corpus
 from jaxlm.data.shards import open_prepared
 from jaxlm.run.folder import load_run, read_config
@@ -137,6 +140,11 @@ def test_a_tokenizer_of_another_folder_is_taken(work):
             ["train", "tiny", "--data.path", "corpus/a.jsonl", "--data.pack", "documents"],
             "data.pack = 'documents' needs documents: prepare them by jaxlm prepare, and give its",
         ),
+        (["train", "tiny", "--data.path", "gone", "--data.pack", "documents"], "gone does not exist: give an existing"),
+        (["train", "tiny", "--data.path", "gone"], "gone does not exist: give an existing"),
+        (["train", "tiny", "--data.path", ""], "data.path = '' names nothing: give a path, or leave it out"),
+        (["prepare", "--data.path", "", "--out", "x"], "data.path = '' names nothing: give a file, a folder or a"),
+        ([*PREPARE, "--out", "corpus/a.jsonl/x"], "cannot be written (Not a directory): choose another --out"),
         ([*TRAIN, "--data.path", "begun"], "begun is not a prepared corpus, or not finished: give its `jaxlm prepare`"),
     ],
 )
@@ -157,4 +165,37 @@ def test_a_file_that_turns_out_bad_leaves_what_is_finished_to_go_on_from(work):
     assert (work / "tokens" / "shard-00000.bin").exists()
     assert not list((work / "tokens").glob(".*"))
     (work / "corpus" / "b.jsonl").write_bytes(content)
-    assert "tokens was begun with other files, or they have changed since" in refused(*options)
+    shard = (work / "tokens" / "shard-00000.bin").stat().st_ino
+    assert command(*options)[0] == 0
+    assert (work / "tokens" / "shard-00000.bin").stat().st_ino == shard
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_says_that_the_same_command_goes_on(work, monkeypatch, signum):
+    whole = [*PREPARE, "--out", "whole", "--workers", "1"]
+    assert command(*whole)[0] == 0
+    before = signal.getsignal(signum)
+    monkeypatch.setattr(_Bar, "show", lambda bar, progress: progress.shards == 2 and os.kill(os.getpid(), signum))
+    if signum == signal.SIGINT:
+        monkeypatch.setattr(signal, "getsignal", lambda signum: signal.default_int_handler)  # a shell's & ignores it
+    code, out, err = command(*PREPARE, "--out", "tokens", "--workers", "1")
+    monkeypatch.undo()
+    signal.signal(signum, before)
+    assert (code, out) == (128 + signum, "")
+    assert err == "stopped: the same command goes on; finished shards are kept\n"
+    assert not list((work / "tokens").glob("*.partial")) + list((work / "tokens").glob(".*"))
+    monkeypatch.chdir(work)
+    assert command(*PREPARE, "--out", "tokens", "--workers", "1")[0] == 0
+    assert {file.name: file.read_bytes() for file in (work / "tokens").iterdir()} == {
+        file.name: file.read_bytes() for file in (work / "whole").iterdir()
+    }
+
+
+def test_training_names_a_shard_with_an_id_outside_the_vocabulary(work):
+    assert command(*PREPARE, "--out", "tokens", "--workers", "1")[0] == 0
+    shard = work / "tokens" / "shard-00000.bin"
+    shard.write_bytes(b"\xff\xee" * (shard.stat().st_size // 2))
+    code, _, err = command(*TRAIN, "--data.path", "tokens", "--out", "run")
+    assert code == 1
+    assert "the id 61183, and the vocabulary ends with " in err.splitlines()[-1]
+    assert f"`jaxlm prepare --check {work / 'tokens'}` names the file" in err.splitlines()[-1]

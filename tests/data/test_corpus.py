@@ -116,7 +116,7 @@ def test_a_text_unsplit_is_all_of_it(text_file, resident_mb):
 
 
 def test_a_missing_file_and_an_unknown_dataset_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"corpus .*nothing.txt is not a file"):
+    with pytest.raises(ValueError, match=r"corpus .*nothing.txt does not exist"):
         corpus_of(tmp_path / "nothing.txt")
     with pytest.raises(ValueError, match="dataset 'wikitext' is unknown: choose one of librispeech, tinyshakespeare"):
         load_corpus(DataConfig(dataset="wikitext"), 7)

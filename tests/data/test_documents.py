@@ -1,6 +1,7 @@
 """Documents of .txt, .jsonl and .parquet files: what they are, from which place, and what is refused."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -42,6 +43,46 @@ def test_a_folder_is_all_its_files_in_the_order_of_their_names(tmp_path):
     assert [source.name for source in find_sources(PrepareConfig(path=str(tmp_path)))] == [
         *("a.txt", "b/a.txt", "b/z.jsonl")
     ]
+
+
+def test_links_are_followed_and_each_file_counts_once(tmp_path):
+    folder, other = tmp_path / "in", tmp_path / "other"
+    (folder / "sub").mkdir(parents=True)
+    other.mkdir()
+    (other / "far.TXT").write_text("far")
+    json_lines(folder / "sub" / "b.JSONL", "near")
+    (folder / "a").symlink_to(other)
+    (folder / "again").symlink_to(other)
+    (folder / "c.txt").symlink_to(other / "far.TXT")
+    (folder / "sub" / "loop").symlink_to(folder)
+    assert len(list(documents._walk(folder))) == 3  # c.txt and what two folders hold, once
+    for path in (folder, folder / "**"):
+        sources = find_sources(PrepareConfig(path=str(path)))
+        assert [source.name for source in sources] == ["a/far.TXT", "sub/b.JSONL"]
+        assert texts_of(path) == ["far", "near"]
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path, tmp_path / "pipe.txt", tmp_path / "*"):
+        with pytest.raises(ValueError, match=r"pipe.txt is not a regular file: leave it out"):
+            find_sources(PrepareConfig(path=str(path)))
+
+
+@pytest.mark.parametrize("separator", [None, "-"])
+def test_a_byte_order_mark_is_no_text(tmp_path, separator):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n{"text": "\xef\xbb\xbftwo"}\n')
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf-\nthree\n")
+    (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbf")
+    (tmp_path / "d.txt").write_bytes(b"\xef\xbb")
+    cfg = PrepareConfig(path=str(tmp_path), separator=separator)
+    with pytest.raises(ValueError, match=r"d.txt is not UTF-8: byte 0xef at offset 0"):
+        pieces_of(tmp_path, separator=separator)
+    (tmp_path / "d.txt").unlink()
+    assert texts_of(tmp_path, separator=separator) == ["one", "\ufefftwo", "three\n" if separator else "-\nthree\n"]
+    pieces = pieces_of(tmp_path, separator=separator)
+    for i, piece in enumerate(pieces):
+        assert list(read_pieces(find_sources(cfg), cfg, True, piece.place)) == pieces[i:]
 
 
 @pytest.mark.parametrize("read", [3, 1 << 18])

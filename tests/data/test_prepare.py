@@ -14,7 +14,7 @@ import pytest
 from foreign_tokenizers import gpt2_tokenizer
 
 from jaxlm.config.prepare import PrepareConfig
-from jaxlm.data import document_workers, documents, prepare
+from jaxlm.data import document_workers, documents, prepare, prepare_folder
 from jaxlm.data.hugging_face import from_hugging_face
 from jaxlm.data.prepare import prepare_corpus
 from jaxlm.data.shards import check_prepared
@@ -82,10 +82,10 @@ def test_a_kill_at_any_moment_costs_nothing_but_the_shard_under_way(corpus, tmp_
     whole = contents(tmp_path / "whole")
     assert len(moments) > 40
     for i, folder in enumerate(moments[1::4]):
-        if i % 3 == 0 and (folder / "progress.jsonl").stat().st_size:  # a kill while a line was being written
-            journal = (folder / "progress.jsonl").read_bytes()
-            (folder / "progress.jsonl").write_bytes(journal[:-9])
-        done = (folder / "progress.jsonl").read_bytes().count(b"\n")
+        if i % 3 == 0 and (folder / "progress.journal").stat().st_size:  # a kill while a line was being written
+            journal = (folder / "progress.journal").read_bytes()
+            (folder / "progress.journal").write_bytes(journal[:-9])
+        done = (folder / "progress.journal").read_bytes().count(b"\n")
         kept = {path: path.stat().st_ino for path in sorted(folder.glob("shard-*"))[:done]}
         prepared(corpus, folder)
         assert contents(folder) == whole
@@ -137,12 +137,15 @@ def test_other_options_and_other_files_are_refused(corpus, tmp_path):
         prepared(corpus, out, shard_tokens=38)
     with pytest.raises(ValueError, match=r"was begun with bpe_vocab_size = 300, not None: give the same"):
         prepared(corpus, out, tokenizer=from_hugging_face(gpt2_tokenizer()), end_of_text=0)
-    (corpus / "d.txt").write_text("more")
-    with pytest.raises(ValueError, match="was begun with other files, or they have changed since: choose another"):
+    (corpus / "0.txt").write_text("more")
+    with pytest.raises(ValueError, match=r"was begun with other files, .*: choose another --out, or delete .*moment-9"):
         prepared(corpus, out)
-    (corpus / "d.txt").unlink()
+    (corpus / "0.txt").unlink()
     assert contents(out) == before
-    with prepare._alone(out), pytest.raises(ValueError, match=r"another process works in .*: wait for it, or choose"):
+    with (
+        prepare_folder.alone(out),
+        pytest.raises(ValueError, match=r"another process works in .*: wait for it, or choose"),
+    ):
         prepared(corpus, out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
@@ -150,12 +153,121 @@ def test_other_options_and_other_files_are_refused(corpus, tmp_path):
         prepared(corpus, tmp_path / "mine")
 
 
+def test_files_may_change_behind_what_is_finished_and_not_in_it(corpus, tmp_path, monkeypatch):
+    """Without a change in the sample, either: with it a new corpus would have another tokenizer."""
+    monkeypatch.setattr(prepare, "SAMPLE_CHARS", 60)
+    mended, out = corpus / "c.jsonl", tmp_path / "out"
+    (corpus / "d.txt").write_text("for who would bear the whips and scorns of time")
+    good = mended.read_text()
+    lines = good.splitlines(keepends=True)
+
+    def write(*parts):
+        mended.write_text("".join([*lines[:7], parts[0], *lines[7:11], parts[1], *lines[11:]]))
+
+    bad, line = '{"text": 1}\n', '{"text": "mended"}\n'
+    write(bad, bad)
+    with pytest.raises(ValueError, match=r"c.jsonl, line 8 has text = 1"):
+        prepared(corpus, out, val_fraction=0.001)
+    kept = {path: path.stat().st_ino for path in out.glob("shard-*")}
+    (out / "shard-00999.bin").write_bytes(b"of a longer corpus")
+    write(line, bad)
+    with pytest.raises(ValueError, match=r"c.jsonl, line 13 has text = 1"):
+        prepared(corpus, out, val_fraction=0.001)
+    assert len(list(out.glob("shard-*"))) > len(kept) > 20
+    write(line, line)
+    before = contents(out)
+    for name, old, new in (
+        ("b.txt", "suffer ", "SUFFER "),
+        ("c.jsonl", "document 26", "document 62"),
+        ("d.txt", "for who", "For who"),
+    ):
+        file = corpus / name
+        text, stat = file.read_text(), file.stat()
+        start, _, end = text.rpartition(old)
+        file.write_text(start + new + end)
+        with pytest.raises(ValueError, match=r"have changed since, in what is finished: choose another --out, or del"):
+            prepared(corpus, out, val_fraction=0.001)
+        assert contents(out) == before
+        file.write_text(text)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (corpus / "e.txt").write_text("xy")
+    prepared(corpus, out, val_fraction=0.001)
+    prepared(corpus, tmp_path / "new", val_fraction=0.001)
+    assert contents(out) == contents(tmp_path / "new")
+    assert {path: path.stat().st_ino for path in kept} == kept
+
+
+def test_a_folder_inside_the_corpus_is_no_part_of_it(corpus, tmp_path):
+    """An interrupted call has left a plan, a journal and shards there."""
+    prepared(corpus, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        prepared(corpus, corpus / "out", report=interrupt)
+    assert len(prepare_folder.read_journal(corpus / "out")) == 3
+    prepared(corpus, corpus / "out")
+    assert contents(corpus / "out") == contents(tmp_path / "whole")
+
+
+def interrupt(progress):
+    if progress.shards == 3:
+        raise InterruptedError
+
+
+def test_before_a_shard_is_finished_any_file_may_change(corpus, tmp_path):
+    (corpus / "c.jsonl").write_text('{"text": "one"}\n{"text": 1}\n')
+    with pytest.raises(ValueError, match=r"c.jsonl, line 2 has text = 1"):
+        prepared(corpus, tmp_path / "out", shard_tokens=100_000)
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    (corpus / "a.jsonl").write_text('{"text": "another beginning"}\n')
+    (corpus / "c.jsonl").unlink()
+    prepared(corpus, tmp_path / "out", shard_tokens=100_000)
+    prepared(corpus, tmp_path / "new", shard_tokens=100_000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+@pytest.mark.parametrize("plan", [b"{}", b"[]", b"{", b"\xff", b'{"format": "jaxlm-tokens-1"}', b'{"format": 1}'])
+def test_a_plan_that_is_not_ours_is_left_alone(corpus, tmp_path, plan):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_bytes(plan)
+    with pytest.raises(ValueError, match=r"out already holds something: choose another --out"):
+        prepared(corpus, tmp_path / "out")
+    assert contents(tmp_path / "out") == {"plan.json": plan}
+
+
+def test_a_damaged_line_ends_the_journal(corpus, tmp_path):
+    moments = []
+    prepared(corpus, tmp_path / "whole", report=lambda progress: moments.append(copied(tmp_path, len(moments))))
+    whole = contents(tmp_path / "whole")
+    out = next(path for path in moments if (path / "shard-00005.bin").exists())
+    journal = (out / "progress.journal").read_bytes().splitlines(keepends=True)
+    entry = json.loads(journal[2])
+    wrong = [{**entry, "next": ["x", 0, 0, 0, ""]}, {**entry, "next": [0]}, {**entry, "shard": {"file": "../x"}}, 5]
+    for damaged in (b"\xff\x00", b"{", b"", *(json.dumps(line).encode() for line in wrong)):
+        folder = shutil.copytree(out, tmp_path / "damaged")
+        (folder / "progress.journal").write_bytes(b"".join([*journal[:2], damaged + b"\n", *journal[3:]]))
+        kept = {path: path.stat().st_ino for path in sorted(folder.glob("shard-*"))[:2]}
+        assert len(prepare_folder.read_journal(folder)) == 2
+        prepared(corpus, folder)
+        assert contents(folder) == whole
+        assert {path: path.stat().st_ino for path in kept} == kept
+        shutil.rmtree(folder)
+
+
+def test_a_damaged_tokenizer_of_unfinished_work_is_named(corpus, tmp_path):
+    moments = []
+    prepared(corpus, tmp_path / "whole", report=lambda progress: moments.append(copied(tmp_path, len(moments))))
+    (moments[5] / "tokenizer.json").write_text("{")
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json does not hold a tokenizer .*: delete .*moment-5, and prepare"
+    ):
+        prepared(corpus, moments[5])
+
+
 def test_a_full_disk_is_named_and_what_is_finished_is_kept(corpus, tmp_path, monkeypatch):
     prepared(corpus, tmp_path / "whole")
     with monkeypatch.context() as full:
         finished = []
         partial = property(lambda shards: Path("/dev/full") if len(shards.entries) == 3 else shards._out / ".part")
-        full.setattr(prepare._Shards, "_partial", partial)
+        full.setattr(prepare_folder.ShardWriter, "_partial", partial)
         full.setattr(Path, "unlink", lambda path, missing_ok=False: None)
         with pytest.raises(
             ValueError, match=r"cannot be written \(No space left on device\): free some space, and give"

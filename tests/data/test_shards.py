@@ -107,6 +107,35 @@ def test_folders_that_are_not_whole_are_named(folder, tmp_path):
     assert open_prepared(folder).sha256 == identity
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]"])
+def test_a_manifest_that_cannot_be_read_is_named(folder, content):
+    (folder / "manifest.json").write_bytes(content)
+    assert is_prepared(folder)
+    with pytest.raises(CheckError, match=r"manifest.json cannot be read as JSON: restore it, or prepare the corpus"):
+        open_prepared(folder)
+
+
+@pytest.mark.parametrize("fields", [{"shards": 5}, {"shards": [{}]}, {"dtype": "object"}, {"tokens": "9"}])
+def test_a_manifest_with_other_types_is_named(folder, fields):
+    change(folder / "manifest.json", **fields)
+    with pytest.raises(CheckError, match=r"manifest.json is damaged: restore it, or prepare the corpus again"):
+        open_prepared(folder)
+
+
+def test_an_id_outside_the_vocabulary_is_refused_as_it_is_read(folder):
+    tokens = np.fromfile(folder / "shard-00001.bin", np.uint16)
+    tokens[5] = 60_000
+    tokens.tofile(folder / "shard-00001.bin")
+    corpus = open_prepared(folder)
+    for read in (slice(30, 40), np.array([2, 36]), slice(0, 70)):
+        for whole in (corpus.tokens, corpus.tokens.part(0, 80)):
+            with pytest.raises(
+                CheckError, match=r"has the id 60000, .* ends with \d+; `jaxlm prepare --check .*out` nam"
+            ):
+                whole[read]
+    assert len(corpus.tokens[:36]) == 36
+
+
 def test_a_shard_with_fewer_documents_than_the_manifest_says_is_named(folder):
     corpus = open_prepared(folder)
     shards = corpus.manifest["shards"]
