@@ -102,7 +102,7 @@ BUGS = [
     dropped(
         "mask", "random bits used twice",
         "Of each random word the lower half is used twice, the upper half never.",
-        "embedding", "one mask for rows 3 apart!",
+        "embedding", "one mask for features 8 apart!",
         edit(dropout.draw_kept, "words >> 16", "words & 0xFFFF"),
     ),
 ]  # fmt: skip
