@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +40,7 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
     if first:
         for killed in folder.glob(".*.partial"):  # what a killed process has left; a run is trained by one at a time
             shutil.rmtree(killed)
-    with together(target, lambda: _new_folder(target)) as staging:
+    with together(target, _new_folder(target)) as staging:
         _write(staging / "params", state.params)
         if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
             _write(staging / "opt_state", state.opt_state)
@@ -57,7 +57,7 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
 
 
 @contextlib.contextmanager
-def together(target: Path, folder: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
+def together(target: Path, folder: AbstractContextManager[Path]) -> Iterator[Path]:
     """The folder that becomes `target` when the block ends well in process 0, which creates it by `folder`, staged.
 
     Of several processes all get the same path, to write into it.
@@ -69,7 +69,7 @@ def together(target: Path, folder: Callable[[], AbstractContextManager[Path]]) -
         pid = int(processes.agree(0)[0, 0])
         yield _found_by_all(staging_path(target, pid))
         return
-    with folder() as staging:
+    with folder as staging:
         processes.agree(os.getpid())
         yield _found_by_all(staging)
 

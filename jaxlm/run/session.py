@@ -90,7 +90,7 @@ def new_session(
     with processes.first_before_others("the corpus is read"):
         corpus = load_corpus(config.data, config.model.max_seq_len)
     session = _session(_fit_vocabulary(config, corpus.tokenizer.vocab_size), out, corpus)
-    with checkpoint.together(out, lambda: new_folder(out, session.config, corpus.tokenizer, corpus.sha256)):
+    with checkpoint.together(out, new_folder(out, session.config, corpus.tokenizer, corpus.sha256)):
         pass
     processes.wait("the folder is there")
     return session
@@ -105,7 +105,7 @@ def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_posit
     with processes.first_before_others("the corpus is read"):
         corpus = source_corpus(config, source)
     session, more = _session(config, out, corpus, params), {"init_from": source_entry(source)}
-    own = lambda: new_folder(out, session.config, corpus.tokenizer, corpus.sha256, **more)  # noqa: E731
+    own = new_folder(out, session.config, corpus.tokenizer, corpus.sha256, **more)
     with checkpoint.together(out, own) as folder:
         checkpoint.save(folder / "checkpoints", session.state, None, config.train.keep)
     processes.wait("the folder is there")
