@@ -56,7 +56,7 @@ def test_eval_repeats_the_losses_that_training_logged(folder):
 def test_eval_finds_a_text_that_moved(folder):
     shutil.move("text.txt", "moved.txt")
     try:
-        assert "text.txt is not a file" in refused("runs/tiny-1")
+        assert "text.txt does not exist" in refused("runs/tiny-1")
         assert command("eval", "runs/tiny-1", "--data.path", "moved.txt")[0] == 0
     finally:
         shutil.move("moved.txt", "text.txt")
@@ -110,7 +110,7 @@ def test_characters_beyond_one_byte_count_as_the_bytes_they_have(folder):
         ("", "strange.txt has 0 tokens, too few for one target: give a longer one"),
         ("a", "strange.txt has 1 tokens, too few for one target: give a longer one"),
         (b"\xff", "strange.txt is not UTF-8: byte 0xff at offset 0"),
-        (None, "strange.txt is not a file"),
+        (None, "strange.txt does not exist"),
     ],
 )
 def test_a_text_that_cannot_be_evaluated_is_named(folder, content, words):
