@@ -205,7 +205,7 @@ DIFFERENT = [
     ),
     (("--data.path", "other.txt"), "sha256 of the data is", "start all with the same"),
     (("--mesh.data", 1, "--mesh.fsdp", 2), "mesh.data is 2 in process 0 of 2 (", "and 1 in process 1 of 2 ("),
-    (("--data.path", "none.txt"), "none.txt does not exist", "give an existing UTF-8 text or prepared corpus by --data.path"),
+    (("--data.path", "none.txt"), "none.txt does not exist", "give an existing UTF-8 text or prepared corpus"),
 ]
 IN_BOTH = [
     (("--mesh.data", 4), "mesh.data = 4 needs 4 devices and JAX has 2 (cpu)", "JAX_NUM_CPU_DEVICES=2"),
