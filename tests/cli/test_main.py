@@ -324,3 +324,10 @@ def test_every_command_that_compiles_keeps_its_programs(folder, tmp_path, monkey
     monkeypatch.setattr(compilation_cache, "kept_programs", reached)
     code, out, err = command(*(str(tmp_path / "new") if word == "new" else word for word in arguments))
     assert (code, out, err.splitlines()[-1]) == (1, "", "jaxlm: error: kept")
+
+
+@pytest.mark.parametrize("number", ["abc", "0", "-1"])
+def test_a_number_of_virtual_devices_that_is_none_is_refused(number, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", number)
+    assert main(["presets"]) == 2
+    assert f"JAX_NUM_CPU_DEVICES={number} is not a number of devices: give at least 1" in capsys.readouterr().err
