@@ -13,12 +13,11 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jaxlm.analysis.costs import activation_bytes_per_sequence, cache_bytes
 from jaxlm.config import ExperimentConfig, ModelConfig
-from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params, param_specs
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.partition import partition_spec
 from jaxlm.optim import build_optimizer
-from jaxlm.sharding.layout import optimizer_shardings
+from jaxlm.sharding.layout import micro_batch_rows, optimizer_shardings
 from jaxlm.types import Params
 
 MeshShape = Mapping[str, int]
@@ -135,7 +134,7 @@ def device_memory(config: ExperimentConfig, mesh: MeshShape) -> DeviceMemory:
     Raises:
       UserError: the mesh does not divide the batch or a size of the model.
     """
-    cfg, rows = config.model, micro_batch_rows(config, mesh)
+    cfg, rows = config.model, micro_batch_rows(config.train, mesh)
     state = device_state(config, mesh)
     wide = np.promote_types(jnp.dtype(cfg.param_dtype), np.float32).itemsize // jnp.dtype(cfg.param_dtype).itemsize
     kept = _kept_by_a_sequence(dataclasses.replace(local_model(cfg, mesh), remat=False))
@@ -183,22 +182,6 @@ def _kept_by_a_sequence(cfg: ModelConfig) -> _Kept:
 def device_cache(cfg: ModelConfig, mesh: MeshShape) -> int:
     """Bytes of a row's cache for max_seq_len tokens on each device that holds a part of its heads."""
     return cache_bytes(local_model(cfg, mesh), cfg.max_seq_len)
-
-
-def micro_batch_rows(config: ExperimentConfig, mesh: MeshShape) -> int:
-    """The rows of a micro-batch on each device.
-
-    Raises:
-      UserError: data x fsdp does not divide the rows of a micro-batch.
-    """
-    train, parts = config.train, mesh["data"] * mesh["fsdp"]
-    rows = train.batch_size // train.grad_accum
-    if rows % parts:
-        raise UserError(
-            f"mesh.data x mesh.fsdp = {mesh['data']} x {mesh['fsdp']} = {parts} does not divide the {rows} rows of a "
-            f"micro-batch (train.batch_size = {train.batch_size}, train.grad_accum = {train.grad_accum}): change one"
-        )
-    return rows // parts
 
 
 def local_model(cfg: ModelConfig, mesh: MeshShape) -> ModelConfig:

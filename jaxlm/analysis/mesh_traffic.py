@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.analysis.communication import sent_in_a_ring
-from jaxlm.analysis.mesh_memory import Leaf, MeshShape, device_leaves, micro_batch_rows, ways
+from jaxlm.analysis.mesh_memory import Leaf, MeshShape, device_leaves, ways
 from jaxlm.config import ExperimentConfig
+from jaxlm.sharding.layout import micro_batch_rows
 
 
 class Term(NamedTuple):
@@ -35,7 +36,7 @@ def step_traffic(config: ExperimentConfig, mesh: MeshShape) -> list[Term]:
     Raises:
       UserError: the mesh does not divide the batch or a size of the model.
     """
-    leaves, rows = device_leaves(config.model, mesh), micro_batch_rows(config, mesh)
+    leaves, rows = device_leaves(config.model, mesh), micro_batch_rows(config.train, mesh)
     times = config.train.grad_accum
     terms = [*_weights(config, leaves, mesh), *_gradients(config, leaves, mesh), *_activations(config, rows, mesh)]
     return [term._replace(sent=term.sent * times) for term in terms if term.sent]

@@ -14,11 +14,11 @@ from jaxlm.analysis.mesh_memory import (
     device_cache,
     device_memory,
     local_model,
-    micro_batch_rows,
 )
 from jaxlm.analysis.mesh_traffic import Term, sent_over, step_traffic
 from jaxlm.config import ExperimentConfig, MeshConfig, ModelConfig
 from jaxlm.errors import UserError
+from jaxlm.sharding.layout import micro_batch_rows
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -99,7 +99,10 @@ def make_plan(config: ExperimentConfig, mesh: MeshShape) -> Plan:
     Raises:
       UserError: the mesh does not divide the batch or a size of the model.
     """
-    rows, memory = micro_batch_rows(config, mesh), device_memory(config, mesh)  # which refuse what does not divide
+    rows, memory = (
+        micro_batch_rows(config.train, mesh),
+        device_memory(config, mesh),
+    )  # which refuse what does not divide
     tokens = rows * config.train.grad_accum * config.model.max_seq_len  # of a device
     forward, layers = _flops(local_model(config.model, mesh))
     whole, _ = _flops(local_model(config.model, dict.fromkeys(AXES, 1)))

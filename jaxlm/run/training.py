@@ -22,7 +22,7 @@ from jaxlm.run.plots import plot_loss
 from jaxlm.run.progress import Progress
 from jaxlm.run.session import Session, new_session, resumed_session
 from jaxlm.sharding import processes
-from jaxlm.sharding.layout import check_batch, put
+from jaxlm.sharding.layout import micro_batch_rows, put
 from jaxlm.sharding.mesh import make_mesh, use_mesh
 from jaxlm.training.evaluate import Evaluation
 from jaxlm.training.loop import CHUNK_STEPS, loop, make_chunk
@@ -97,7 +97,7 @@ def train(
         mesh = make_mesh(config.mesh)
         with use_mesh(mesh):
             if mesh is not None:
-                check_batch(config.train, dict(mesh.shape))
+                micro_batch_rows(config.train, dict(mesh.shape))  # which refuses what does not divide
             if resume:
                 session = resumed_session(config, out)
             else:

@@ -112,17 +112,17 @@ def put_params(model: LanguageModel, params: Params) -> Params:
     return jax.tree.map(placed, params, param_specs(model, dict(mesh.shape)))
 
 
-def check_batch(cfg: TrainConfig, sizes: Mapping[str, int]) -> None:
-    """Refuses a batch that the mesh does not divide.
+def micro_batch_rows(cfg: TrainConfig, sizes: Mapping[str, int]) -> int:
+    """The rows of a micro-batch on each device of a mesh with axes of these sizes.
 
     Raises:
       UserError: data x fsdp does not divide the rows of a micro-batch.
     """
-    ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    rows = cfg.batch_size // cfg.grad_accum
+    ways, rows = sizes["data"] * sizes["fsdp"], cfg.batch_size // cfg.grad_accum
     if rows % ways:
         raise UserError(
-            f"mesh.data x mesh.fsdp = {ways} does not divide the {rows} rows of a "
-            f"{'batch' if cfg.grad_accum == 1 else 'micro-batch'}: give a --train.batch-size that is a multiple of "
-            f"{ways * cfg.grad_accum}, or a smaller mesh"
+            f"mesh.data x mesh.fsdp = {sizes['data']} x {sizes['fsdp']} = {ways} does not divide the {rows} rows of a "
+            f"micro-batch (train.batch_size = {cfg.batch_size}, train.grad_accum = {cfg.grad_accum}): give a "
+            f"--train.batch-size that is a multiple of {ways * cfg.grad_accum}, or a smaller mesh"
         )
+    return rows // ways

@@ -7,13 +7,14 @@ import pytest
 
 from jaxlm.analysis.accelerators import ACCELERATORS, accelerator
 from jaxlm.analysis.costs import activation_bytes_per_sequence, cache_bytes, optimizer_bytes
-from jaxlm.analysis.mesh_memory import device_memory, device_state, local_model, micro_batch_rows
+from jaxlm.analysis.mesh_memory import device_memory, device_state, local_model
 from jaxlm.analysis.mesh_traffic import Term, sent_over, step_traffic
 from jaxlm.analysis.plan import EFFICIENCY, changes_that_help, make_plan, planned_mesh, step_time, utilisation
 from jaxlm.config import ExperimentConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
+from jaxlm.sharding.layout import micro_batch_rows
 
 D, F, V, T, L = 16, 24, 40, 8, 4
 CONFIG = ExperimentConfig(
@@ -288,7 +289,7 @@ def test_the_large_presets_have_the_published_sizes(name, count):
     config = preset(name)
     params = jax.eval_shape(lambda: init_params(build_model(config.model), jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
-    assert micro_batch_rows(config, mesh(data=8, fsdp=8)) == 1
+    assert micro_batch_rows(config.train, mesh(data=8, fsdp=8)) == 1
     cfg = config.model
     assert (cfg.scan_layers, cfg.remat, cfg.dtype) == (True, True, "bfloat16")
     assert cfg.vocab_size % 64 == cfg.num_heads % 8 == 0

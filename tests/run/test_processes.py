@@ -210,7 +210,11 @@ DIFFERENT = [
 IN_BOTH = [
     (("--mesh.data", 4), "mesh.data = 4 needs 4 devices and JAX has 2 (cpu)", "JAX_NUM_CPU_DEVICES=2"),
     (("--mesh.data", 1), "a mesh of one device leaves out devices of 2 processes", "give mesh.data = -1"),
-    (("--train.batch-size", 6), "mesh.data x mesh.fsdp = 2 does not divide the 3 rows", "that is a multiple of 4"),
+    (
+        ("--train.batch-size", 6),
+        "2 x 1 = 2 does not divide the 3 rows",
+        "that is a multiple of 4",
+    ),
 ]
 CASES = [(1, *case) for case in DIFFERENT] + [(None, *case) for case in IN_BOTH]
 
