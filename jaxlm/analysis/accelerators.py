@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxlm.config.experiment import MatmulPrecision
+from jaxlm.config.train import MatmulPrecision
 from jaxlm.errors import UserError
 
 

@@ -13,8 +13,8 @@ import docstring_parser
 import tyro
 
 from jaxlm.config import ExperimentConfig, MeshConfig
-from jaxlm.config.experiment import idle_optim_fields
 from jaxlm.config.model import idle_fields
+from jaxlm.config.optim import idle_optim_fields
 from jaxlm.data.files import decode_utf8
 from jaxlm.errors import UserError
 

@@ -8,7 +8,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from jaxlm.config.experiment import SubsetRule
+from jaxlm.config.optim import SubsetRule
 from jaxlm.errors import UserError
 from jaxlm.optim.adam import EpsPlacement, Subsets, add_decay, scale_by_moments
 from jaxlm.optim.param_kinds import KeyPath, ParamKind, kinds_like

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxlm.config.experiment import OptimConfig, optimizer_fields
+from jaxlm.config.optim import OptimConfig, optimizer_fields
 from jaxlm.errors import UserError
 from jaxlm.optim.adafactor import adafactor
 from jaxlm.optim.adam import adamw

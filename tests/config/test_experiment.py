@@ -7,7 +7,7 @@ import pytest
 
 from jaxlm.config import DataConfig, MeshConfig, OptimConfig
 from jaxlm.config.base import difference, from_dict, to_dict
-from jaxlm.config.experiment import idle_optim_fields, optimizer_fields
+from jaxlm.config.optim import idle_optim_fields, optimizer_fields
 from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
 
