@@ -13,6 +13,7 @@ from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
 from jaxlm.run.metrics import Row
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.training.evaluate import Report
 from jaxlm.training.loop import Hook
 from jaxlm.training.step import StepMetrics, TrainState
@@ -62,8 +63,9 @@ class ShowProgress(Hook):
 class CheckDivergence(Hook):
     """Ends a run whose loss or gradient is not finite."""
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(self, out: Path, saver: Saver | None = None) -> None:
+        """Args: saver: what may still be saving, which must end before the last checkpoint is named."""
+        self._out, self._saver = out, saver
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
         """Checks the last step; the compiled loop has stopped at the first one that is wrong.
@@ -73,6 +75,8 @@ class CheckDivergence(Hook):
         """
         if bool(metrics.sound):
             return
+        if self._saver is not None:
+            self._saver.wait()
         saved = checkpoint.steps(self._out / "checkpoints")
         raise CheckError(
             f"step {int(metrics.step)}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}; "
@@ -148,25 +152,37 @@ class Evaluate(Hook):
 
 
 class SaveCheckpoints(Hook):
-    """Saves the state in the rhythm of train.checkpoint_every, and where training ends.
+    """Saves the state in the rhythm of train.checkpoint_every, at each new best evaluation, and where training ends.
 
     Must come after the hook that evaluates, whose loss of the same step goes into the checkpoint.
     """
 
-    def __init__(self, folder: Path, cfg: TrainConfig, evaluate: Evaluate, saved_step: int | None) -> None:
-        """Args: saved_step: the step of the checkpoint that this session started from."""
-        self._folder, self._cfg, self._evaluate, self._saved_step = folder, cfg, evaluate, saved_step
+    def __init__(
+        self, saver: Saver, cfg: TrainConfig, evaluate: Evaluate, saved_step: int | None, best: float = math.inf
+    ) -> None:
+        """Args: saved_step: the step of the checkpoint that this session started from; best: the lowest val_loss."""
+        self._saver, self._cfg, self._evaluate, self._saved_step, self._best = saver, cfg, evaluate, saved_step, best
+
+    def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
+        """Raises the error of a save in the background."""
+        self._saver.check()
 
     def on_boundary(self, state: TrainState, step: int) -> None:
-        """Saves if the step is one to save."""
-        if step % self._cfg.checkpoint_every == 0 or step == self._cfg.steps:
+        """Saves if the step is one to save, or the best so far."""
+        val_loss = self._evaluate.val_loss_at(step)
+        is_best = val_loss is not None and val_loss < self._best
+        if is_best or step % self._cfg.checkpoint_every == 0 or step == self._cfg.steps:
             self._save(state, step)
 
     def on_end(self, state: TrainState) -> None:
         """Saves a state that is not saved yet, because training was stopped between two checkpoints."""
         if int(state.step) != self._saved_step:
             self._save(state, int(state.step))
+        self._saver.wait()
 
     def _save(self, state: TrainState, step: int) -> None:
-        checkpoint.save(self._folder, state, self._evaluate.val_loss_at(step), self._cfg.keep)
+        val_loss = self._evaluate.val_loss_at(step)
+        self._saver.save(state, val_loss)
         self._saved_step = step
+        if val_loss is not None:
+            self._best = min(self._best, val_loss)

@@ -15,11 +15,12 @@ from jaxlm.errors import UserError
 from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.ops.matmul import matmul_precision
 from jaxlm.optim import skipped_steps
-from jaxlm.run import checkpoint, hooks
-from jaxlm.run.folder import Run
+from jaxlm.run import checkpoint, hooks, lock
+from jaxlm.run.folder import Run, read_record
 from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.run.session import Session, new_session, resumed_session
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import micro_batch_rows, put
@@ -98,12 +99,16 @@ def train(
         with use_mesh(mesh):
             if mesh is not None:
                 micro_batch_rows(config.train, dict(mesh.shape))  # which refuses what does not divide
-            if resume:
-                session = resumed_session(config, out)
-            else:
-                session = new_session(config, out, keep_warmup, init_from, extend_positions)
-            with _signals() as received, matmul_precision(session.config.train.matmul_precision):
-                return _run(session, received)
+            with contextlib.ExitStack() as alone:
+                if resume:
+                    read_record(out)  # which refuses what is not a run, and cannot be locked
+                    alone.enter_context(lock.for_training(out))
+                    session = resumed_session(config, out)
+                else:
+                    session = new_session(config, out, keep_warmup, init_from, extend_positions)
+                    alone.enter_context(lock.for_training(out))
+                with _signals() as received, matmul_precision(session.config.train.matmul_precision):
+                    return _run(session, received)
 
 
 def _run(session: Session, received: list[int]) -> Outcome:
@@ -114,6 +119,7 @@ def _run(session: Session, received: list[int]) -> Outcome:
     with (
         contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
         contextlib.closing(Progress(cfg, done, shown=first)) as progress,
+        Saver(out / "checkpoints", cfg.keep, rows.entry) as saver,
     ):
 
         def write(row: Row) -> None:
@@ -126,10 +132,10 @@ def _run(session: Session, received: list[int]) -> Outcome:
         in_order = (
             hooks.StopOnRequest(cfg, received),
             hooks.ShowProgress(progress, skipped=int(skipped_steps(session.state.opt_state))),
-            hooks.CheckDivergence(out),
+            hooks.CheckDivergence(out, saver),
             hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write),
             evaluate,
-            hooks.SaveCheckpoints(out / "checkpoints", cfg, evaluate, session.saved_step),
+            hooks.SaveCheckpoints(saver, cfg, evaluate, session.saved_step, checkpoint.best_loss(out / "checkpoints")),
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
         source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)

@@ -13,6 +13,7 @@ from jaxlm.errors import CheckError
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint, hooks
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.training.step import StepMetrics, TrainState
 
 CFG = TrainConfig(steps=20, log_every=5, eval_every=8, checkpoint_every=6, keep=9)
@@ -131,22 +132,44 @@ def test_evaluations_come_in_their_rhythm_and_show_their_progress():
 
 def test_checkpoints_come_in_their_rhythm_with_the_loss_of_their_own_step(tmp_path):
     evaluate = evaluating({8: 3.0, 16: 2.0, 20: 1.0}, NotingProgress(), [])
-    save = hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=None)
+    save = hooks.SaveCheckpoints(Saver(tmp_path, CFG.keep), CFG, evaluate, saved_step=None)
     for step in (6, 8, 12, 16, 18, 20):
         for hook in (evaluate, save):
             hook.on_boundary(state(step), step)
     save.on_end(state(20))
-    assert checkpoint.steps(tmp_path) == [6, 12, 18, 20]
+    assert checkpoint.steps(tmp_path) == [6, 8, 12, 16, 18, 20]  # each evaluation was the best so far
     assert checkpoint.best_step(tmp_path) == 20
+
+
+@pytest.mark.parametrize(("losses", "kept"), [({8: 3.0, 16: 3.5}, [8, 12, 18]), ({8: 3.0, 16: 2.0}, [16, 18])])
+def test_the_best_evaluation_is_saved_where_no_save_is_due(tmp_path, losses, kept):
+    evaluate = evaluating(losses, NotingProgress(), [])
+    saver = Saver(tmp_path, keep=2)
+    save = hooks.SaveCheckpoints(saver, CFG, evaluate, saved_step=None)
+    for step in (6, 8, 12, 16, 18):
+        for hook in (evaluate, save):
+            hook.on_boundary(state(step), step)
+    saver.wait()
+    assert checkpoint.steps(tmp_path) == kept
+    assert checkpoint.best_step(tmp_path) == min(losses, key=losses.get)
+
+
+def test_a_resumed_session_saves_only_what_is_better_than_the_best_of_the_ones_before(tmp_path):
+    evaluate = evaluating({8: 3.0, 16: 2.0}, NotingProgress(), [])
+    save = hooks.SaveCheckpoints(Saver(tmp_path, 9), CFG, evaluate, saved_step=6, best=2.5)
+    for step in (8, 16):
+        for hook in (evaluate, save):
+            hook.on_boundary(state(step), step)
+    assert checkpoint.steps(tmp_path) == [16]
 
 
 def test_a_state_is_saved_where_training_ends_unless_it_is_already(tmp_path, monkeypatch):
     saved, evaluate = [], evaluating({}, NotingProgress(), [])
-    monkeypatch.setattr(checkpoint, "save", lambda folder, state, val_loss, keep: saved.append(int(state.step)))
-    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=12).on_end(state(12))
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state, *rest: saved.append(int(state.step)))
+    hooks.SaveCheckpoints(Saver(tmp_path, CFG.keep), CFG, evaluate, saved_step=12).on_end(state(12))
     assert saved == []
-    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=12).on_end(state(13))
-    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=None).on_end(state(0))
+    hooks.SaveCheckpoints(Saver(tmp_path, CFG.keep), CFG, evaluate, saved_step=12).on_end(state(13))
+    hooks.SaveCheckpoints(Saver(tmp_path, CFG.keep), CFG, evaluate, saved_step=None).on_end(state(0))
     assert saved == [13, 0]
 
 
