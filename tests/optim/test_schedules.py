@@ -46,7 +46,9 @@ def test_a_share_of_decay_out_of_range_is_refused(share):
 def test_a_decay_that_no_schedule_reads_or_that_begins_in_the_warm_up_is_refused():
     with pytest.raises(ValueError, match=r"decay_share = 0.3 is not read by schedule = 'cosine'"):
         OptimConfig(decay_share=0.3)
-    with pytest.raises(ValueError, match="decay_share = 0.9 of steps = 20 begins at step 2, before the warm-up of .* 4"):
+    with pytest.raises(
+        ValueError, match="decay_share = 0.9 of steps = 20 begins at step 2, before the warm-up of .* 4"
+    ):
         rates(20, schedule="wsd", warmup_steps=4, decay_share=0.9)
 
 
