@@ -43,42 +43,38 @@ def write(path: Path, tree: Any) -> None:
 def _one_error() -> Iterator[None]:
     """Turns a failed write into an OSError and nothing else.
 
-    Orbax logs the same error from each of its threads, and leaves writes under way when it gives up. Each of them then
-    prints that its event loop is closed.
+    Orbax logs the same error from each of its threads, and leaves writes under way when it gives up, each of which
+    prints that its event loop is closed. After a failure these are left out for the rest of the process.
     """
-    log = logging.getLogger("absl")
+    log, unraisablehook = logging.getLogger("absl"), sys.unraisablehook
+
+    def on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+        is_left = str(unraisable.exc_value) == "Event loop is closed" or "async_serialize" in repr(unraisable.object)
+        if not is_left:
+            unraisablehook(unraisable)
+
     log.addFilter(_is_not_of_a_thread)
+    sys.unraisablehook = on_unraisable
+    has_failed = False
     try:
         yield
     except Exception as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
             raise
-        _ignore_writes_under_way()
+        has_failed = True
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
     finally:
         log.removeFilter(_is_not_of_a_thread)
+        if has_failed:
+            gc.collect()  # coroutines that end here do not print at the end of the interpreter
+        else:
+            sys.unraisablehook = unraisablehook
 
 
 def _is_not_of_a_thread(record: logging.LogRecord) -> bool:
     """Whether a line of the log says something that no exception says."""
     return record.levelno < logging.ERROR or record.exc_info is None
-
-
-def _ignore_writes_under_way() -> None:
-    """Keeps the writes that Orbax has left from printing, for the rest of the process; other errors print as before."""
-    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
-
-    def on_error(kind, error, trace):
-        if str(error) != "Event loop is closed":
-            excepthook(kind, error, trace)
-
-    def on_unraisable(unraisable):
-        if "async_serialize" not in repr(unraisable.object):
-            unraisablehook(unraisable)
-
-    sys.excepthook, sys.unraisablehook = on_error, on_unraisable
-    gc.collect()  # coroutines that end here do not print at the end of the interpreter
 
 
 def read(path: Path, like: _Tree) -> _Tree:

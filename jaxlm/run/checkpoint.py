@@ -109,7 +109,8 @@ def _amount(size: int) -> str:
     """A number of bytes, such as "1.25 MB"."""
     units = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
     name, unit = next(((name, unit) for name, unit in units.items() if size >= unit), ("bytes", 1))
-    return f"{size / unit:.3g} {name}"
+    amount = size / unit
+    return f"{amount:,.0f} {name}" if amount >= 100 else f"{amount:.3g} {name}"
 
 
 def steps(folder: Path) -> list[int]:
