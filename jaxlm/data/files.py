@@ -69,7 +69,7 @@ def remove(path: Path) -> None:
     """
     if path.is_dir() and not path.is_symlink():
         if not path.name.endswith(".partial"):
-            path = path.rename(staging_path(path, os.getpid()))
+            path = path.rename(staging_path(path, os.getpid()).with_suffix(".removed.partial"))
         shutil.rmtree(path)
     elif path.is_symlink() or path.exists():
         path.unlink()
@@ -105,7 +105,9 @@ def read_sealed(file: Path, fix: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): {fix}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}): {fix}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a JSON object: {fix}")
