@@ -12,12 +12,13 @@ def build_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
 
     Warm-up gives peak * (t + 1) / (warmup_steps + 1), so no step has rate 0 and step `warmup_steps` has the peak.
     After it, "cosine" falls to min_lr_ratio * peak at t = steps, "constant" stays, and "rsqrt" is
-    peak * sqrt((warmup_steps + 1) / (t + 1)).
+    peak * sqrt((warmup_steps + 1) / (t + 1)). With cfg.schedule_steps that takes the place of
+    steps, and from there on the rate stays.
 
     Raises:
       UserError: a warm-up as long as the run.
     """
-    warmup, peak = cfg.warmup_steps, cfg.learning_rate
+    warmup, peak, steps = cfg.warmup_steps, cfg.learning_rate, cfg.schedule_steps or steps
     if warmup >= steps:
         raise UserError(
             f"warmup_steps = {warmup} is not below steps = {steps}: "
