@@ -26,14 +26,17 @@ class OptimConfig(Validated):
     weight_decay; adam is adamw, but decays nothing unless a weight_decay is given."""
     learning_rate: float = 1e-3
     """Peak learning rate; adamsn needs about ten times that of adamw."""
-    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
-    """cosine decays to min_lr_ratio of the peak at the last step; rsqrt falls as 1/sqrt(step) after the warm-up."""
+    schedule: Literal["cosine", "linear", "wsd", "constant", "rsqrt"] = "cosine"
+    """cosine and linear decay to min_lr_ratio of the peak at the last step; wsd (warm-up, stable, decay) keeps the peak
+    and decays linearly over the last steps (decay_share); rsqrt falls as 1/sqrt(step) after the warm-up."""
     schedule_steps: int | None = None
-    """The step at which a schedule with an end has come to it; from there on the rate stays. None = train.steps."""
+    """The last step of a schedule that decays; from there on the rate stays. None = train.steps."""
     warmup_steps: int = 100
     """Steps over which the rate rises linearly: step t (from 0) uses peak * (t + 1) / (warmup_steps + 1)."""
     min_lr_ratio: float = 0.1
-    """Final rate of the cosine as a share of the peak."""
+    """Final rate of cosine, linear and wsd as a share of the peak."""
+    decay_share: float = 0.2
+    """Share of the steps, at the end, over which wsd decays."""
     weight_decay: float | None = None
     """Decoupled decay, times the rate, on matrices only; None = 0.1, but 0 for adam."""
     b1: float = dataclasses.field(default=0.9, metadata=_MOMENTS)
@@ -78,6 +81,13 @@ class OptimConfig(Validated):
             raise UserError(
                 f"schedule_steps = {self.schedule_steps} is not read by schedule = {self.schedule!r}, which has no "
                 "end: leave it out"
+            )
+        if not 0 < self.decay_share <= 1:
+            raise UserError(f"decay_share = {self.decay_share!r} is out of range: give 0 < decay_share <= 1")
+        if self.schedule != "wsd" and self.decay_share != OptimConfig.decay_share:
+            raise UserError(
+                f"decay_share = {self.decay_share!r} is not read by schedule = {self.schedule!r}: leave it out, or "
+                "give schedule = 'wsd'"
             )
 
 

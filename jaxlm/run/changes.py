@@ -17,6 +17,8 @@ FREE_ON_RESUME = {
     "data.val_path",
     "train.log_every",
     "train.eval_every",
+    "train.eval_batches",
+    "train.patience",
     "train.checkpoint_every",
     "train.keep",
     "train.max_minutes",

@@ -127,7 +127,7 @@ def _run(session: Session) -> Outcome:
             rows.write(row)
             progress.show(row)
 
-        evaluation = Evaluation(session.model, session.corpus, session.config)
+        evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
         save = hooks.SaveCheckpoints(out / "checkpoints", cfg, session.saved_step)
         evaluate = hooks.Evaluate(evaluation, cfg, progress, write, save, received)
         # The order matters: a diverged step gets no row, and what is evaluated is saved before.
