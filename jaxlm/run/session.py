@@ -18,6 +18,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_optimizer
+from jaxlm.optim.rounding import advise_float32
 from jaxlm.run import changes, checkpoint
 from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, write_config
 from jaxlm.run.init_from import (
@@ -155,6 +156,7 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     model = build_model(config.model)
     params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
     tx = build_optimizer(config.optim, config.train.steps, params)
+    advise_float32(config, params)
     return Session(out, config, corpus, model, tx, init_state(params, tx))
 
 
