@@ -20,7 +20,7 @@ from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_optimizer
 from jaxlm.optim.rounding import advise_float32
 from jaxlm.run import changes, checkpoint
-from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, write_config
+from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, refuse_occupied, write_config
 from jaxlm.run.init_from import (
     check_tokenizer,
     fitting_params,
@@ -29,6 +29,7 @@ from jaxlm.run.init_from import (
     source_entry,
     with_source_settings,
 )
+from jaxlm.run.metrics import check_log, read_rows
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_params
 from jaxlm.training.step import TrainState, init_state
@@ -62,10 +63,7 @@ def new_session(
       UserError: as `train`.
       CheckError: every checkpoint of `init_from` is damaged.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        is_run = (out / "config.json").exists()
-        fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
-        raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
+    refuse_occupied(out)
     config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
     if not keep_warmup:
         config = shrink_warmup(config)
@@ -129,9 +127,13 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
             f"{out} has lost its checkpoints, the weights it began with too: start a new --out with "
             f"--init-from {record.init_from['run']}"
         )
+    if restored is None and processes.first() and read_rows(out / "metrics.jsonl"):
+        warnings.warn(f"{out} has no checkpoint: the run begins again with step 1", stacklevel=3)
     if restored is not None:
         state, damaged = restored
         saved_step, steps = int(state.step), config.train.steps
+        if processes.first():
+            check_log(out / "metrics.jsonl", checkpoint.log_entry(out / "checkpoints" / str(saved_step)))
         if saved_step > steps:
             raise UserError(f"{out} already has {saved_step} steps, more than steps = {steps}: give more")
         for line in damaged:
