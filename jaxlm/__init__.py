@@ -11,7 +11,7 @@ with _epy.lazy_api_imports(globals()):
     from jaxlm import convert as convert
     from jaxlm import optim as optim
     from jaxlm import parity as parity
-    from jaxlm.analysis.attention_maps import attention_maps as attention_maps
+    from jaxlm.run.attention_maps import attention_maps as attention_maps
     from jaxlm.config import DataConfig as DataConfig
     from jaxlm.config import ExperimentConfig as ExperimentConfig
     from jaxlm.config import MeshConfig as MeshConfig

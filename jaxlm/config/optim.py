@@ -26,12 +26,15 @@ class OptimConfig(Validated):
     weight_decay; adam is adamw, but decays nothing unless a weight_decay is given."""
     learning_rate: float = 1e-3
     """Peak learning rate; adamsn needs about ten times that of adamw."""
-    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
-    """cosine decays to min_lr_ratio of the peak at the last step; rsqrt falls as 1/sqrt(step) after the warm-up."""
+    schedule: Literal["cosine", "linear", "wsd", "constant", "rsqrt"] = "cosine"
+    """cosine and linear decay to min_lr_ratio of the peak at the last step; wsd (warm-up, stable, decay) keeps the peak
+    and decays linearly over the last steps (decay_share); rsqrt falls as 1/sqrt(step) after the warm-up."""
     warmup_steps: int = 100
     """Steps over which the rate rises linearly: step t (from 0) uses peak * (t + 1) / (warmup_steps + 1)."""
     min_lr_ratio: float = 0.1
-    """Final rate of the cosine as a share of the peak."""
+    """Final rate of cosine, linear and wsd as a share of the peak."""
+    decay_share: float = 0.2
+    """Share of the steps, at the end, over which wsd decays."""
     weight_decay: float | None = None
     """Decoupled decay, times the rate, on matrices only; None = 0.1, but 0 for adam."""
     b1: float = dataclasses.field(default=0.9, metadata=_MOMENTS)
@@ -69,6 +72,13 @@ class OptimConfig(Validated):
                 )
         if self.min_lr_ratio > 1:
             raise UserError(f"min_lr_ratio = {self.min_lr_ratio!r} is above 1: give a share of the peak rate")
+        if not 0 < self.decay_share <= 1:
+            raise UserError(f"decay_share = {self.decay_share!r} is out of range: give 0 < decay_share <= 1")
+        if self.schedule != "wsd" and self.decay_share != OptimConfig.decay_share:
+            raise UserError(
+                f"decay_share = {self.decay_share!r} is not read by schedule = {self.schedule!r}: leave it out, or "
+                "give schedule = 'wsd'"
+            )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"clip_norm = {self.clip_norm!r} is too small: give more than 0, or None for no clipping")
 

@@ -120,7 +120,7 @@ def _run(session: Session, received: list[int]) -> Outcome:
             rows.write(row)
             progress.show(row)
 
-        evaluation = Evaluation(session.model, session.corpus, session.config)
+        evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
         evaluate = hooks.Evaluate(evaluation, cfg, progress, write)
         # The order matters: a diverged step gets no row, and a checkpoint takes the loss of its step.
         in_order = (

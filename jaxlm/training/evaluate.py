@@ -109,22 +109,35 @@ def text_measures(loss: float, targets: int, text_bytes: int | None) -> dict[str
 
 
 class Evaluation:
-    """Exact losses over the validation split and over the start of the training split, as long (in tokens or rows)."""
+    """Losses over the validation split and over the start of the training split, as long (in tokens or rows).
 
-    def __init__(self, model: LanguageModel, corpus: Corpus, config: ExperimentConfig) -> None:
+    They are exact. With `eval_batches` they are estimates from so many batches of train.batch_size windows, spread
+    evenly over each split, the same ones each time.
+    """
+
+    def __init__(
+        self, model: LanguageModel, corpus: Corpus, config: ExperimentConfig, eval_batches: int | None = None
+    ) -> None:
         self._loss = make_evaluate(model, document_end(config.data, corpus.val))
         self._splits = {"val_loss": corpus.val, "train_loss": corpus.train.head(len(corpus.val))}
         self._batch_size = eval_batch_size(config)
+        self._most, self._eval_batches = None, eval_batches
+        if eval_batches is not None and eval_batches * config.train.batch_size < corpus.val.num_windows:
+            self._most = eval_batches * config.train.batch_size
         self._targets = {name: split.num_targets for name, split in self._splits.items()}
         self._text_bytes = count_bytes(corpus.val, corpus.tokenizer)
 
     def __call__(self, params: Params, report: Report | None = None) -> dict[str, float]:
         """val_loss and train_loss (nats a token), and of val_loss what `text_measures` says.
 
+        Of an estimate also eval_batches, the number of batches that it comes from.
+
         Raises:
           CheckError: as `check_converged`.
         """
         done, total = 0.0, sum(self._targets.values())
+        if self._most is not None:
+            total = sum(round(self._most * split.targets_per_window) for split in self._splits.values())
 
         def reported(batches: Iterator[EvalBatch]) -> Iterator[EvalBatch]:
             nonlocal done
@@ -132,11 +145,12 @@ class Evaluation:
                 yield batch
                 done += float(batch.weights.sum(dtype=np.float64))
                 if report is not None:
-                    report(int(done), total)
+                    report(min(int(done), total), total)
 
         losses = {
-            name: self._loss(params, reported(split.eval_batches(self._batch_size)))
+            name: self._loss(params, reported(split.eval_batches(self._batch_size, most=self._most)))
             for name, split in self._splits.items()
         }
         check_converged(losses)
-        return {**losses, **text_measures(losses["val_loss"], self._targets["val_loss"], self._text_bytes)}
+        estimate = {} if self._most is None else {"eval_batches": self._eval_batches}
+        return {**losses, **text_measures(losses["val_loss"], self._targets["val_loss"], self._text_bytes), **estimate}

@@ -6,7 +6,7 @@ import pytest
 from models import VARIANTS, variant
 from support import apply, built, random_tokens
 
-from jaxlm.analysis.attention_maps import attention_maps
+from jaxlm.run.attention_maps import attention_maps
 from jaxlm.model.build import build_model
 
 
