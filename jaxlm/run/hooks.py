@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.config import ExperimentConfig, TrainConfig
-from jaxlm.errors import CheckError
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
 from jaxlm.run.metrics import Row
+from jaxlm.run.nonfinite import DivergedError, all_finite
 from jaxlm.run.progress import Progress
 from jaxlm.run.saving import Saver
 from jaxlm.sharding import processes
@@ -73,18 +73,23 @@ class CheckDivergence(Hook):
         """Checks the last step; the compiled loop has stopped at the first one that is wrong.
 
         Raises:
-          CheckError: the loss or the gradient is not finite, and the step was not skipped.
+          DivergedError: the loss or the gradient is not finite, and the step was not skipped.
         """
         if bool(metrics.sound):
             return
         if self._saver is not None:
             self._saver.wait()
-        saved = checkpoint.steps(self._out / "checkpoints")
-        raise CheckError(
-            f"step {int(metrics.step)}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}; "
-            f"{self._out} keeps its last checkpoint ({f'step {saved[-1]}' if saved else 'none'}); "
-            "lower --optim.learning-rate"
-        )
+        step, loss, norm = int(metrics.step), float(metrics.loss), float(metrics.grad_norm)
+        raise DivergedError(step, f"step {step}: loss {loss}, gradient norm {norm}", _advice(self._out))
+
+
+def _advice(out: Path) -> str:
+    """What to do about a run that has diverged."""
+    saved = checkpoint.steps(out / "checkpoints")
+    return (
+        f"{out} keeps its last checkpoint ({f'step {saved[-1]}' if saved else 'none'}); "
+        "lower --optim.learning-rate, and go on with --resume"
+    )
 
 
 class WriteMetrics(Hook):
@@ -147,8 +152,17 @@ class SaveCheckpoints(Hook):
         self._saver.wait()
 
     def save(self, state: TrainState, step: int) -> None:
-        """Saves the state of a step, unless it is saved already."""
+        """Saves the state of a step, unless it is saved already.
+
+        Raises:
+          DivergedError: its parameters are not finite, which the loss of the next step would tell.
+        """
         if step != self._saved_step:
+            if not all_finite(state.params):
+                self._saver.wait()
+                raise DivergedError(
+                    step + 1, f"step {step}: parameters are not finite", _advice(self._saver.folder.parent)
+                )
             self._saver.save(state, None)
             self._saved_step = step
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import signal
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxlm.errors import UserError
 from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.ops.matmul import matmul_precision
 from jaxlm.optim import skipped_steps
-from jaxlm.run import checkpoint, hooks, lock
+from jaxlm.run import checkpoint, hooks, lock, nonfinite
 from jaxlm.run.folder import Run, read_record
 from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
 from jaxlm.run.plots import plot_loss
@@ -147,11 +148,16 @@ def _run(session: Session) -> Outcome:
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
         source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
-        chunk = make_chunk(
-            session.model, session.tx, cfg, session.state, document_end(session.config.data, train_split)
-        )
+        end = document_end(session.config.data, train_split)
+        chunk = make_chunk(session.model, session.tx, cfg, session.state, end)
         evaluate.catch_up(session.state, done, read_rows(out / "metrics.jsonl") if first else ())
-        state = loop(chunk, session.state, source, cfg, in_order)
+        try:
+            state = loop(chunk, session.state, source, cfg, in_order)
+        except nonfinite.DivergedError as error:
+            traceback.clear_frames(error.__traceback__)  # which hold arrays
+            raise error.at(
+                nonfinite.find(session, chunk, source, end, error.step, progress.say, lambda: bool(received))
+            ) from None
         if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)
         step = int(state.step)
