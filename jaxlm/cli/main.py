@@ -22,6 +22,7 @@ from jaxlm.cli.sample import sample
 from jaxlm.cli.streams import OutputError, drop_output, safe_streams
 from jaxlm.cli.train import train
 from jaxlm.errors import CheckError, UserError
+from jaxlm.run.printing import outlived
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "train": (train, "[PRESET]", "Train a model, or continue a run"),
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # With other processes, its last words when one of them is gone are a stack trace: ours take their place.
     with_others = any(argument.startswith("--mesh.coordinator") for argument in arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4" if with_others else "3")
-    with safe_streams(), warnings.catch_warnings():
+    with safe_streams(), outlived(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             code = _code(arguments)
