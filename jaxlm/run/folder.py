@@ -28,6 +28,7 @@ from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.attention import cudnn_available
 from jaxlm.run import checkpoint, lock
 from jaxlm.sharding.layout import abstract_params
+from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params
 
 FIX = 'put the old one back; the options of --resume change settings (to let an edit stand, delete the entry "sha256")'
@@ -100,6 +101,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
       CheckError: the checkpoint is damaged, or all of them are.
     """
     path = Path(path)
+    find_devices()
     record = read_record(path)
     config = record.config
     run_tokenizer = tokenizers.load(path / "tokenizer.json")
@@ -277,7 +279,7 @@ def provenance() -> dict[str, Any]:
     if (checkout / ".git").exists() and (git := shutil.which("git")):
         command = [git, "-C", str(checkout), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-    device = jax.devices()[0]
+    device = find_devices()[0]
     return {
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "git_commit": commit,

@@ -31,6 +31,7 @@ from jaxlm.run.init_from import (
     with_source_settings,
 )
 from jaxlm.run.metrics import check_log, read_rows
+from jaxlm.run.samples import check_samples
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_params
 from jaxlm.training.step import TrainState, init_state
@@ -176,6 +177,7 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     vocabulary = hashlib.sha256(json.dumps(corpus.tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
     processes.check_same({"sha256 of the data": corpus.sha256, "sha256 of the tokenizer": vocabulary})
     config = fit_prompt(config, corpus.tokenizer)
+    check_samples(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
     params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
