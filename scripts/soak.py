@@ -31,7 +31,7 @@ from unittest import mock
 OPTIMIZERS = ("adamw", "sgd", "adamsn", "adafactor", "adam", "lion", "muon", "adagrad", "rmsprop", "lamb")
 ARGUMENTS = {"sgd": ["--optim.arguments", "momentum=0.9"]}
 BESIDE = "in the background"
-PHASES = "starting compiling stepping evaluating saving pruning ending".split()
+PHASES = ["starting", "compiling", "stepping", "evaluating", "saving", "pruning", "ending"]
 PHASES += [f"saving {BESIDE}", f"pruning {BESIDE}"]
 TARGETS = ("compiling", "stepping", "evaluating", "saving", "pruning")
 MESH = {"JAX_NUM_CPU_DEVICES": "4"}, ["--mesh.data", "2", "--mesh.fsdp", "2"]
