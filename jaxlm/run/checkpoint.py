@@ -53,12 +53,28 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int, log
         if first:
             manifest.write(staging, step, val_loss, log)
             remove(target)  # a folder with files cannot be replaced
-    kept = {step, best_step(folder), *steps(folder)[-keep:]}
-    for old in steps(folder) if first else ():
-        if old not in kept:
-            remove(folder / str(old))
+    _prune(folder, keep)
     processes.wait(f"checkpoint {step} is there")
     return target
+
+
+def add_loss(folder: Path, step: int, val_loss: float, keep: int, log: dict[str, Any] | None = None) -> None:
+    """Writes the loss of an evaluation into the manifest of the checkpoint of its step, and prunes as `save` does.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if processes.first():
+        manifest.change(folder / str(step), val_loss, log)
+    _prune(folder, keep)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the latest `keep` and the one with the lowest val_loss."""
+    kept = {best_step(folder), *steps(folder)[-keep:]}
+    for old in steps(folder) if processes.first() else ():
+        if old not in kept:
+            remove(folder / str(old))
 
 
 @contextlib.contextmanager

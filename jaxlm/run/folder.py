@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.attention import cudnn_available
 from jaxlm.run import checkpoint, lock
 from jaxlm.sharding.layout import abstract_params
+from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params
 
 FIX = 'put the old one back; the options of --resume change settings (to let an edit stand, delete the entry "sha256")'
@@ -57,6 +58,8 @@ class Record(NamedTuple):
     """sha256 of the data it was trained on; None if it was imported."""
     init_from: dict[str, Any] | None = None
     """The run that its first weights come from, as `init_from.source_entry` describes it; None if they were new."""
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """What resuming has changed, oldest first, as `changes.changes` lists it."""
 
 
 def read_config(path: Path) -> ExperimentConfig:
@@ -80,7 +83,8 @@ def read_record(path: Path) -> Record:
     record = read_sealed(file, FIX)
     try:
         config = from_dict(ExperimentConfig, record["config"])
-        return Record(config, record["corpus_sha256"], record.get("init_from"))
+        changes = tuple(record.get("changes", ()))
+        return Record(config, record["corpus_sha256"], record.get("init_from"), changes)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a configuration of this version: {error}") from None
 
@@ -97,6 +101,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
       CheckError: the checkpoint is damaged, or all of them are.
     """
     path = Path(path)
+    find_devices()
     record = read_record(path)
     config = record.config
     run_tokenizer = tokenizers.load(path / "tokenizer.json")
@@ -274,7 +279,7 @@ def provenance() -> dict[str, Any]:
     if (checkout / ".git").exists() and (git := shutil.which("git")):
         command = [git, "-C", str(checkout), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-    device = jax.devices()[0]
+    device = find_devices()[0]
     return {
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "git_commit": commit,

@@ -8,11 +8,12 @@ Older versions wrote neither; their checkpoints are read all the same.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxlm.data.files import json_digest
+from jaxlm.data.files import json_digest, remove, staging_path, to_disk, unwritable
 from jaxlm.errors import CheckError
 
 NAME = "manifest.json"
@@ -24,6 +25,29 @@ def write(path: Path, step: int, val_loss: float | None, log: dict[str, Any] | N
     content = {"step": step, "val_loss": val_loss, **metrics, "sha256": files}
     files[NAME] = json_digest(content)
     (path / NAME).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def change(path: Path, val_loss: float, log: dict[str, Any] | None) -> None:
+    """Gives the manifest of a checkpoint a loss, and the entry "metrics" if there is a new one; all at once.
+
+    Raises:
+      UserError: it cannot be written.
+      CheckError: it is damaged.
+    """
+    content = read(path) | {"val_loss": val_loss} | ({} if log is None else {"metrics": log})
+    if "sha256" not in content:
+        raise CheckError(f"checkpoint {path} is damaged: {NAME} cannot be read or has changed")
+    content["sha256"][NAME] = json_digest(content)
+    staging = staging_path(path, os.getpid())  # not in the checkpoint, where a kill would leave a strange file
+    try:
+        staging.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        to_disk(staging)
+        staging.replace(path / NAME)
+        to_disk(path, within=False)
+    except OSError as error:
+        raise unwritable(path / NAME, error, "free some space, and go on with --resume") from None
+    finally:
+        remove(staging)
 
 
 def read(path: Path) -> dict[str, Any]:

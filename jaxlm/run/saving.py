@@ -31,7 +31,7 @@ class Saver:
 
     def __init__(self, folder: Path, keep: int, log: Log = lambda: None) -> None:
         """Args: log: what a manifest says of metrics.jsonl, called when a save begins."""
-        self._folder, self._keep, self._log = folder, keep, log
+        self.folder, self._keep, self._log = folder, keep, log
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._free_since = time.perf_counter()
@@ -52,14 +52,23 @@ class Saver:
             self._thread = threading.Thread(target=self._write, args=(copy, val_loss, log), name="save", daemon=True)
             self._thread.start()
             return
-        checkpoint.save(self._folder, state, val_loss, self._keep, log)
+        checkpoint.save(self.folder, state, val_loss, self._keep, log)
         ended = time.perf_counter()
         self.background = processes.count() == 1 and ended - started > WORTH * (started - self._free_since)
         self._free_since = ended
 
+    def add_loss(self, step: int, val_loss: float) -> None:
+        """Adds the loss of an evaluation to the checkpoint of its step, once that is on disk.
+
+        Raises:
+          UserError: it cannot be written, or the save under way could not.
+        """
+        self.wait()
+        checkpoint.add_loss(self.folder, step, val_loss, self._keep, self._log())
+
     def _write(self, state: TrainState, val_loss: float | None, log: dict[str, Any] | None) -> None:
         try:
-            checkpoint.save(self._folder, state, val_loss, self._keep, log)
+            checkpoint.save(self.folder, state, val_loss, self._keep, log)
         except BaseException as error:
             self._error = error
 

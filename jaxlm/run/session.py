@@ -5,20 +5,22 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
 
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
-from jaxlm.config.base import difference
+from jaxlm.config.data import STDIN, as_paths
 from jaxlm.data import tokenizer as tokenizers
-from jaxlm.data.corpus import Corpus, load_corpus, with_own_tokenizer
+from jaxlm.data.corpus import Corpus, identity, load_corpus, resolved
 from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_optimizer
-from jaxlm.run import checkpoint
+from jaxlm.optim.rounding import advise_float32
+from jaxlm.run import changes, checkpoint
 from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, refuse_occupied, write_config
 from jaxlm.run.init_from import (
     check_tokenizer,
@@ -29,26 +31,11 @@ from jaxlm.run.init_from import (
     with_source_settings,
 )
 from jaxlm.run.metrics import check_log, read_rows
+from jaxlm.run.samples import check_samples
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_params
 from jaxlm.training.step import TrainState, init_state
 from jaxlm.types import Params
-
-FREE_ON_RESUME = {
-    "data.path",
-    "data.val_path",
-    "train.steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.max_minutes",
-}
-"""Fields that a resumed run may change, besides those of `sample` and `mesh`. All others decide the numbers of the run.
-
-train.steps does too, through the schedule, but training longer is what resuming is for. Data that have moved are
-recognised by their sha256.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +66,16 @@ def new_session(
       CheckError: every checkpoint of `init_from` is damaged.
     """
     refuse_occupied(out)
-    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
+    config, tokenizer = _with_data(config)
     if not keep_warmup:
         config = shrink_warmup(config)
     processes.wait("out is checked")
     if init_from is not None:
-        return _session_from(open_source(init_from), config, out, extend_positions)
+        source = open_source(init_from)
+        _check_tokenizer(tokenizer, source.tokenizer, source.path)
+        return _session_from(source, config, out, extend_positions)
     with processes.first_before_others("the corpus is read"):
-        corpus = load_corpus(config.data, config.model.max_seq_len)
+        corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
     session = _session(_fit_vocabulary(config, corpus.tokenizer.vocab_size), out, corpus)
     with checkpoint.together(out, new_folder(out, session.config, corpus.tokenizer, corpus.sha256)):
         pass
@@ -110,28 +99,31 @@ def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_posit
     return dataclasses.replace(session, saved_step=0)
 
 
-def resumed_session(config: ExperimentConfig, out: Path) -> Session:
+def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = False) -> Session:
     """Checks that a config continues the run in `out`, and restores its latest sound checkpoint.
 
     Raises:
       UserError: as `train`.
       CheckError: every checkpoint is damaged.
     """
-    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
+    config, given = _with_data(config)
     record = read_record(out)
     stored_config, sha256 = record.config, record.corpus_sha256
     if sha256 is None:
         raise UserError(f"{out} was imported, not trained: there is no training to continue; use another --out")
     tokenizer = tokenizers.load(out / "tokenizer.json")
+    _check_tokenizer(given, tokenizer, out)
     if config.optim.warmup_steps == _preset_warmup(config):  # a new run may have shrunk it; `stored_config` knows
         optim = dataclasses.replace(config.optim, warmup_steps=stored_config.optim.warmup_steps)
         config = dataclasses.replace(config, optim=optim)
     check_vocabulary(out, tokenizer, record)
     config = _fit_vocabulary(config, stored_config.model.vocab_size)
-    _check_same(config, stored_config, out)
+    if keep_schedule:
+        config = changes.with_schedule_of(config, stored_config)
+    changes.check_same(config, stored_config, out)
     with processes.first_before_others("the corpus is read"):
+        check_data(identity(config.data), sha256)  # first: other data may have characters that the run does not know
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
-    check_data(corpus.sha256, sha256)
     session = _session(config, out, corpus)
     # Without a checkpoint the run was stopped before its first one, and begins again.
     restored = checkpoint.restore_latest(out / "checkpoints", session.state)
@@ -152,11 +144,32 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
         for line in damaged:
             warnings.warn(f"{line}; resuming from step {saved_step}", stacklevel=3)
         session = dataclasses.replace(session, state=state, saved_step=saved_step)
-    more = {} if record.init_from is None else {"init_from": record.init_from}
+    found = changes.changes(session.config, stored_config, session.saved_step or 0)
+    changes.tell(found, session.config, stored_config)
+    more: dict[str, Any] = {"changes": [*record.changes, *found]} if record.changes or found else {}
+    more |= {} if record.init_from is None else {"init_from": record.init_from}
     processes.wait("the run is read")
     if processes.first():
         write_config(out, session.config, corpus.sha256, **more)
     return session
+
+
+def _with_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Tokenizer | None]:
+    """The config with data that can be found again (`corpus.resolved`), and the tokenizer that it names by a file.
+
+    Raises:
+      UserError: stdin is to be shared by several processes; or as `corpus.resolved`.
+    """
+    if processes.count() > 1 and STDIN in as_paths(config.data.path) + as_paths(config.data.val_path):
+        raise UserError("data.path = '-' is stdin, which processes do not share: write the text to a file first")
+    data, tokenizer = resolved(config.data)
+    return dataclasses.replace(config, data=data), tokenizer
+
+
+def _check_tokenizer(given: Tokenizer | None, own: Tokenizer, where: Path) -> None:
+    """Refuses a tokenizer that is named by a file and is not the one of the model."""
+    if given is not None and given.to_dict() != own.to_dict():
+        raise UserError(f"data.tokenizer names another tokenizer than that of {where}, which stays: leave it out")
 
 
 def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params | None = None) -> Session:
@@ -164,19 +177,13 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     vocabulary = hashlib.sha256(json.dumps(corpus.tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
     processes.check_same({"sha256 of the data": corpus.sha256, "sha256 of the tokenizer": vocabulary})
     config = fit_prompt(config, corpus.tokenizer)
+    check_samples(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
     params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
     tx = build_optimizer(config.optim, config.train.steps, params)
+    advise_float32(config, params)
     return Session(out, config, corpus, model, tx, init_state(params, tx))
-
-
-def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
-    for name, ours, theirs in difference(config, stored):
-        if name not in FREE_ON_RESUME and not name.startswith(("sample.", "mesh.")):
-            raise UserError(
-                f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
-            )
 
 
 def fit_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:
