@@ -92,7 +92,8 @@ def train(arguments: list[str]) -> int:
             return 0
         if processes.count() == 1:
             print(_sample(folder))
-    loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
+    about = "" if config.train.eval_batches is None else "about "
+    loss = "" if outcome.val_loss is None else f", val_loss {about}{outcome.val_loss:.4f}"
     print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
     print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
     return 0
@@ -124,8 +125,24 @@ def _defaults(given: Given, source: "Path | Run | None" = None) -> _TrainOptions
         base = default_config(source, name)
     else:
         base = presets.preset(name or "nanogpt-cpu")
-    base = with_kinds(base, given)
+    base = _with_length(with_kinds(base, given), given["train"])
     return _TrainOptions(preset=base.preset, **{part: getattr(base, part) for part in _PARTS})
+
+
+def _with_length(base: ExperimentConfig, given: Given) -> ExperimentConfig:
+    """The config without epochs of its own if steps are given.
+
+    Raises:
+      UserError: both are given.
+    """
+    if "steps" not in given:
+        return base
+    if given.get("epochs") is not None:
+        raise UserError(
+            f"--train.steps {given['steps']} and --train.epochs {given['epochs']} both say how long the run is: leave "
+            "one out"
+        )
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=None))
 
 
 @contextlib.contextmanager

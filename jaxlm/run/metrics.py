@@ -10,13 +10,17 @@ An evaluation row is written every `train.eval_every` steps and for the last ste
     lr             1                training    learning rate of this step [1]
     grad_norm      1                training    global norm of the gradient before clipping [1]
     tokens_per_s   tokens / second  training    targets trained on since the row before, over the time it took
+    mfu            1                training    model FLOPs utilisation: share of the device's known peak [3]
+    gflops_per_s   10^9 FLOP / s    training    of all devices together, where the peak is not known [3]
     skipped        optimizer steps  training    steps skipped so far because their gradient was not finite [2]
     val_loss       nats per token   evaluation  mean over every target of the validation split
     train_loss     nats per token   evaluation  the same over the start of the training split, of equal length
     perplexity     1                evaluation  exp(val_loss)
     bits_per_byte  bits per byte    evaluation  the val_loss of all targets in bits, over the UTF-8 bytes of their text
+    eval_batches   batches          evaluation  of an estimate (train.eval_batches): batches that it comes from [2]
 
-[1] Not in the row of a step that was skipped. [2] Only if there are any, and optim.max_nonfinite allows it.
+[1] Not in the row of a step that was skipped. [2] Only if there are any. [3] Of the products of the forward pass, three
+times, without what is computed again (model.remat); none if the model has no products.
 """
 
 import json
@@ -28,6 +32,9 @@ from jaxlm.data.files import staged
 from jaxlm.errors import UserError
 
 Row = dict[str, Any]
+
+OF_CLOCKS = ("elapsed_s", "tokens_per_s", "mfu", "gflops_per_s")
+"""Fields that a clock decides: they differ when the same run is trained again."""
 
 
 def read_rows(path: Path) -> list[Row]:

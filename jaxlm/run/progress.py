@@ -67,10 +67,10 @@ class Progress:
         """Training has come to the step of a row of metrics."""
         step, is_evaluation = row["step"], "val_loss" in row
         if is_evaluation:
-            self._val = f"val {row['val_loss']:.4f}"
+            self._val = f"val {'~' if 'eval_batches' in row else ''}{row['val_loss']:.4f}"
         else:
             self._loss = f"loss {row['loss']:.4f}" if "loss" in row else ""
-            self._speed = f"{row['tokens_per_s']:,.0f} tokens/s"
+            self._speed = f"{row['tokens_per_s']:,.0f} tokens/s{_computing(row)}"
         if self._bar:
             self.move(step)
         elif is_evaluation or step in (1, self._steps) or self._line_is_due():
@@ -111,3 +111,10 @@ class Progress:
         self._last_line = time.perf_counter()
         if self._shown:
             print(f"step {step}/{self._steps}  {text}", file=sys.stderr, flush=True)
+
+
+def _computing(row: Row) -> str:
+    """The speed of computing, as a share of the peak or in FLOP/s."""
+    if "mfu" in row:
+        return f"  {row['mfu']:.1%} MFU"
+    return f"  {row['gflops_per_s']:,.1f} GFLOP/s" if "gflops_per_s" in row else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import optax
 
+from jaxlm.analysis.expected import StepCost, check_memory, step_cost
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
 from jaxlm.config.base import difference
 from jaxlm.data import tokenizer as tokenizers
@@ -17,8 +18,10 @@ from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.partition import mesh_shape
 from jaxlm.optim import build_optimizer
 from jaxlm.run import checkpoint
+from jaxlm.run.epochs import with_steps
 from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, write_config
 from jaxlm.run.init_from import (
     check_tokenizer,
@@ -37,16 +40,19 @@ FREE_ON_RESUME = {
     "data.path",
     "data.val_path",
     "train.steps",
+    "train.epochs",
     "train.log_every",
     "train.eval_every",
+    "train.eval_batches",
+    "train.patience",
     "train.checkpoint_every",
     "train.keep",
     "train.max_minutes",
 }
 """Fields that a resumed run may change, besides those of `sample` and `mesh`. All others decide the numbers of the run.
 
-train.steps does too, through the schedule, but training longer is what resuming is for. Data that have moved are
-recognised by their sha256.
+train.steps and train.epochs do too, through the schedule, but training longer is what resuming is for. Data that have
+moved are recognised by their sha256.
 """
 
 
@@ -60,6 +66,8 @@ class Session:
     model: LanguageModel
     tx: optax.GradientTransformation
     state: TrainState
+    cost: StepCost
+    """What a step is expected to take."""
     saved_step: int | None = None
     """The step of the checkpoint that holds the state; None = there is none."""
 
@@ -82,13 +90,12 @@ def new_session(
         fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
         raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
     config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
-    if not keep_warmup:
-        config = shrink_warmup(config)
     processes.wait("out is checked")
     if init_from is not None:
-        return _session_from(open_source(init_from), config, out, extend_positions)
+        return _session_from(open_source(init_from), config, out, keep_warmup, extend_positions)
     with processes.first_before_others("the corpus is read"):
         corpus = load_corpus(config.data, config.model.max_seq_len)
+    config = _fit_length(config, corpus, keep_warmup)
     session = _session(_fit_vocabulary(config, corpus.tokenizer.vocab_size), out, corpus)
     with checkpoint.together(out, new_folder(out, session.config, corpus.tokenizer, corpus.sha256)):
         pass
@@ -96,7 +103,9 @@ def new_session(
     return session
 
 
-def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_positions: bool) -> Session:
+def _session_from(
+    source: Run, config: ExperimentConfig, out: Path, keep_warmup: bool, extend_positions: bool
+) -> Session:
     """As `new_session`, with the weights and the vocabulary of a run. They are saved as checkpoint 0."""
     config = with_source_settings(config, source)
     check_tokenizer(config, source)
@@ -104,6 +113,7 @@ def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_posit
     params = fitting_params(source, config.model, extend_positions)
     with processes.first_before_others("the corpus is read"):
         corpus = source_corpus(config, source)
+    config = _fit_length(config, corpus, keep_warmup)
     session, more = _session(config, out, corpus, params), {"init_from": source_entry(source)}
     own = new_folder(out, session.config, corpus.tokenizer, corpus.sha256, **more)
     with checkpoint.together(out, own) as folder:
@@ -134,7 +144,7 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
     with processes.first_before_others("the corpus is read"):
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
     check_data(corpus.sha256, sha256)
-    session = _session(config, out, corpus)
+    session = _session(with_steps(config, corpus), out, corpus)
     # Without a checkpoint the run was stopped before its first one, and begins again.
     restored = checkpoint.restore_latest(out / "checkpoints", session.state)
     if restored is None and record.init_from is not None:
@@ -164,9 +174,11 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     config = fit_prompt(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
+    cost = step_cost(config, mesh_shape())
+    check_memory(cost, config.train)
     params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
     tx = build_optimizer(config.optim, config.train.steps, params)
-    return Session(out, config, corpus, model, tx, init_state(params, tx))
+    return Session(out, config, corpus, model, tx, init_state(params, tx), cost)
 
 
 def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
@@ -210,6 +222,12 @@ def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConf
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
 
+def _fit_length(config: ExperimentConfig, corpus: Corpus, keep_warmup: bool) -> ExperimentConfig:
+    """The config with the steps of its epochs, and a preset's warm-up that fits them."""
+    config = with_steps(config, corpus)
+    return config if keep_warmup else shrink_warmup(config)
+
+
 def _preset_warmup(config: ExperimentConfig) -> int | None:
     """The warm-up of the config's preset; None if it has no preset."""
     return presets.preset(config.preset).optim.warmup_steps if config.preset in presets.PRESETS else None
@@ -230,6 +248,6 @@ def shrink_warmup(config: ExperimentConfig) -> ExperimentConfig:
     warnings.warn(
         f"the preset's warm-up of {warmup} steps shrinks to {shorter}, because steps = {steps} instead of "
         f"{usual_steps}; set another with --optim.warmup-steps",
-        stacklevel=4,
+        stacklevel=5,
     )
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_steps=shorter))

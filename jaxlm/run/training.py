@@ -2,25 +2,31 @@
 
 import contextlib
 import dataclasses
+import math
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxlm.analysis.expected import check_compiled, is_close, speed_fields
 from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import to_dict
 from jaxlm.data.corpus import document_end
 from jaxlm.errors import UserError
 from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.ops.matmul import matmul_precision
+from jaxlm.ops.partition import mesh_shape
 from jaxlm.optim import skipped_steps
 from jaxlm.run import checkpoint, hooks
 from jaxlm.run.folder import Run
 from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
+from jaxlm.run.out_of_memory import named_out_of_memory
+from jaxlm.run.patience import StopWithoutBest
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.progress import Progress
 from jaxlm.run.session import Session, new_session, resumed_session
+from jaxlm.run.start_line import start_line
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import micro_batch_rows, put
 from jaxlm.sharding.mesh import make_mesh, use_mesh
@@ -75,10 +81,10 @@ def train(
       that stopped it early, or None.
 
     Raises:
-      UserError: bad input, an `out` that is not empty (without resume), or an `out` that is not a run (with it); an
+      UserError: bad input, too little memory, an `out` that is not empty (without resume) or not a run (with it); an
         `init_from` that is not a run, or whose weights or vocabulary do not fit.
       CheckError: the loss or gradient is not finite (optim.max_nonfinite skips some such steps), or every checkpoint is
-        damaged.
+        damaged, or memory has run out after a checkpoint.
     """
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"config = {config!r} is not an ExperimentConfig: give one, such as jaxlm.preset('tiny')")
@@ -98,11 +104,17 @@ def train(
         with use_mesh(mesh):
             if mesh is not None:
                 micro_batch_rows(config.train, dict(mesh.shape))  # which refuses what does not divide
-            if resume:
-                session = resumed_session(config, out)
-            else:
-                session = new_session(config, out, keep_warmup, init_from, extend_positions)
-            with _signals() as received, matmul_precision(session.config.train.matmul_precision):
+            existed = out.exists()
+            with named_out_of_memory(out, is_new=False, existed=existed):  # the folder is made last
+                if resume:
+                    session = resumed_session(config, out)
+                else:
+                    session = new_session(config, out, keep_warmup, init_from, extend_positions)
+            with (
+                named_out_of_memory(out, not resume, existed),
+                _signals() as received,
+                matmul_precision(session.config.train.matmul_precision),
+            ):
                 return _run(session, received)
 
 
@@ -115,19 +127,25 @@ def _run(session: Session, received: list[int]) -> Outcome:
         contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
         contextlib.closing(Progress(cfg, done, shown=first)) as progress,
     ):
+        evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
+        earlier = read_rows(out / "metrics.jsonl") if first else []
+        patience = StopWithoutBest(cfg.patience, evaluation.eval_batches, earlier)
 
         def write(row: Row) -> None:
             rows.write(row)
             progress.show(row)
+            patience.note(row)
 
-        evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
+        progress.say(start_line(session))
         evaluate = hooks.Evaluate(evaluation, cfg, progress, write)
+        speed = speed_fields(session.config, session.cost.flops, math.prod(mesh_shape().values()))
         # The order matters: a diverged step gets no row, and a checkpoint takes the loss of its step.
         in_order = (
             hooks.StopOnRequest(cfg, received),
+            patience,
             hooks.ShowProgress(progress, skipped=int(skipped_steps(session.state.opt_state))),
             hooks.CheckDivergence(out),
-            hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write),
+            hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write, speed),
             evaluate,
             hooks.SaveCheckpoints(out / "checkpoints", cfg, evaluate, session.saved_step),
         )
@@ -136,6 +154,8 @@ def _run(session: Session, received: list[int]) -> Outcome:
         chunk = make_chunk(
             session.model, session.tx, cfg, session.state, document_end(session.config.data, train_split)
         )
+        if is_close(session.cost):
+            check_compiled(chunk, session.state, source(done), done + 1)
         state = loop(chunk, session.state, source, cfg, in_order)
         if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)
@@ -143,8 +163,10 @@ def _run(session: Session, received: list[int]) -> Outcome:
         stopped_early = step < cfg.steps
         signum = int(processes.agree(received[0] if received else 0).max())
         if stopped_early:
-            why = signal.Signals(signum).name if signum else "max_minutes"
-            progress.say(f"stopped by {why} at step {step}; saved; continue with --resume --out {out}")
+            without_best = not signum and bool(processes.agree(patience.should_stop()).any())
+            why = signal.Signals(signum).name if signum else patience.reason if without_best else "max_minutes"
+            more = " --train.patience N, a larger one" if without_best else ""
+            progress.say(f"stopped by {why} at step {step}; saved; continue with --resume --out {out}{more}")
     return Outcome(out, step, evaluate.val_loss, signum if signum and stopped_early else None)
 
 

@@ -64,7 +64,7 @@ def test_training_leaves_what_it_says(folder):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 10, 20, 30]
     assert [row["step"] for row in rows if "val_loss" in row] == [15, 30]
-    assert rows[0].keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
+    assert rows[0].keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_s", "gflops_per_s", "elapsed_s"}
     config = json.loads((run / "config.json").read_text())
     assert config["config"]["model"]["num_layers"] == 1
     assert config["device"]["platform"] == "cpu"

@@ -52,10 +52,15 @@ def test_plain_lines_come_at_most_every_five_seconds_and_the_first_has_no_eta(ca
     shown.show(row(10))
     assert lines(capsys) == []
     now[0] += 6
-    shown.show(row(20))
-    assert lines(capsys) == ["step 20/100  loss 2.0000  1,234 tokens/s  eta 8s"]
+    shown.show(row(20, gflops_per_s=12.34))
+    assert lines(capsys) == ["step 20/100  loss 2.0000  1,234 tokens/s  12.3 GFLOP/s  eta 8s"]
+    now[0] += 6
+    shown.show(row(20, mfu=0.4123))
+    assert lines(capsys) == ["step 20/100  loss 2.0000  1,234 tokens/s  41.2% MFU  eta 8s"]
+    shown.show({"step": 30, "val_loss": 1.5, "eval_batches": 4})  # an estimate
+    assert lines(capsys) == ["step 30/100  loss 2.0000  val ~1.5000  1,234 tokens/s  41.2% MFU  eta 7s"]
     shown.show({"step": 40, "val_loss": 1.5})
-    assert lines(capsys) == ["step 40/100  loss 2.0000  val 1.5000  1,234 tokens/s  eta 6s"]
+    assert lines(capsys) == ["step 40/100  loss 2.0000  val 1.5000  1,234 tokens/s  41.2% MFU  eta 6s"]
     shown.show(row(100))
     assert lines(capsys) == ["step 100/100  loss 2.0000  val 1.5000  1,234 tokens/s"]
     shown.show({"step": 100, "tokens_per_s": 1.0})  # a skipped step
