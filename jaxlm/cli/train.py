@@ -23,6 +23,7 @@ from jaxlm.config import (
     TrainConfig,
     presets,
 )
+from jaxlm.config.train import Log
 from jaxlm.errors import PositionTableWarning, UserError
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class _TrainOptions:
     init_from: Path | None = None
     """Begin with the weights, the vocabulary and the model settings of this run, or of this Hugging Face folder.
     Without a PRESET the run's other settings are the defaults too."""
+    log: tuple[Log, ...] = ()
+    """Where the rows of metrics.jsonl go, too: tensorboard (out/tensorboard), wandb (Weights & Biases)."""
     extend_positions: Annotated[bool, tyro.conf.arg(name="model.extend-positions")] = False
     """With --init-from: a longer --model.max-seq-len may add places to a learned position table. They begin at zero."""
 
@@ -85,7 +88,15 @@ def train(arguments: list[str]) -> int:
     with kept_programs(), processes.joined(config.mesh):
         place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
         with place as folder:
-            outcome = train_run(config, folder, options.resume, own_warmup, init_from=source, extend_positions=extend)
+            outcome = train_run(
+                config,
+                folder,
+                options.resume,
+                own_warmup,
+                init_from=source,
+                extend_positions=extend,
+                log=options.log,
+            )
         if outcome.signum is not None:
             return 128 + outcome.signum
         if not processes.first():

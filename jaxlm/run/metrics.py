@@ -69,17 +69,18 @@ class MetricsFile:
         self._started = time.perf_counter() - earlier
         self._file = path.open("ab", buffering=0)
 
-    def write(self, row: Row) -> None:
-        """Adds a row, with the time that has elapsed.
+    def write(self, row: Row) -> Row:
+        """Adds a row, with the time that has elapsed, and returns it.
 
         Raises:
           UserError: the file cannot be written.
         """
-        elapsed_s = round(time.perf_counter() - self._started, 3)
+        row = {**row, "elapsed_s": round(time.perf_counter() - self._started, 3)}
         try:
-            self._file.write((json.dumps({**row, "elapsed_s": elapsed_s}) + "\n").encode())
+            self._file.write((json.dumps(row) + "\n").encode())
         except OSError as error:
             raise UserError(f"{self._file.name} cannot be written ({error.strerror}): free some space") from None
+        return row
 
     def close(self) -> None:
         """Closes the file."""
@@ -89,8 +90,9 @@ class MetricsFile:
 class NoMetricsFile:
     """Stands for the file in the processes that do not write it."""
 
-    def write(self, row: Row) -> None:
-        """Does nothing."""
+    def write(self, row: Row) -> Row:
+        """Returns the row as it is."""
+        return row
 
     def close(self) -> None:
         """Does nothing."""

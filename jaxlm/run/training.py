@@ -5,13 +5,14 @@ import dataclasses
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlm.analysis.expected import check_compiled, is_close, speed_fields
 from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import to_dict
+from jaxlm.config.train import Log
 from jaxlm.data.corpus import document_end
 from jaxlm.errors import UserError
 from jaxlm.ops.canary import warn_of_known_fault
@@ -19,13 +20,14 @@ from jaxlm.ops.matmul import matmul_precision
 from jaxlm.ops.partition import mesh_shape
 from jaxlm.optim import skipped_steps
 from jaxlm.run import checkpoint, hooks
+from jaxlm.run.failed_start import freed_if_refused, named_out_of_memory
 from jaxlm.run.folder import Run
 from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
-from jaxlm.run.out_of_memory import named_out_of_memory
 from jaxlm.run.patience import StopWithoutBest
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.progress import Progress
 from jaxlm.run.session import Session, new_session, resumed_session
+from jaxlm.run.sinks import Sinks, check_sinks
 from jaxlm.run.start_line import start_line
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import micro_batch_rows, put
@@ -56,6 +58,7 @@ def train(
     *,
     init_from: str | Path | Run | None = None,
     extend_positions: bool = False,
+    log: Sequence[Log] = (),
 ) -> Outcome:
     """Trains a model and writes the run folder `out`; with `resume`, continues from its latest sound checkpoint.
 
@@ -74,6 +77,7 @@ def train(
         what the run began with, and config.json names the source.
       extend_positions: with init_from, a `config.model.max_seq_len` beyond its learned position table adds rows of
         zeros. Otherwise that is refused. A shorter max_seq_len keeps the first rows.
+      log: sinks that get the rows, too: "tensorboard", "wandb".
 
     Returns:
       An Outcome: `path` is the run's folder, for `jaxlm.load_run`; `step` is how many steps it has taken; `val_loss`
@@ -93,6 +97,7 @@ def train(
         path = init_from.path if isinstance(init_from, Run) else init_from
         option = "--model.extend-positions" if init_from is None else f"--init-from {path}"
         raise UserError(f"{option} is for a new run, and --resume goes on with an old one: leave one out")
+    check_sinks(log)
     if init_from is None and extend_positions:
         raise UserError("--model.extend-positions is for the weights of another run: add --init-from, or leave it out")
     with processes.joined(config.mesh):
@@ -105,20 +110,21 @@ def train(
             if mesh is not None:
                 micro_batch_rows(config.train, dict(mesh.shape))  # which refuses what does not divide
             existed = out.exists()
-            with named_out_of_memory(out, is_new=False, existed=existed):  # the folder is made last
+            with named_out_of_memory(out, is_new=False):  # the folder is made last
                 if resume:
                     session = resumed_session(config, out)
                 else:
                     session = new_session(config, out, keep_warmup, init_from, extend_positions)
             with (
-                named_out_of_memory(out, not resume, existed),
+                freed_if_refused(out, not resume, existed),
+                named_out_of_memory(out, not resume),
                 _signals() as received,
                 matmul_precision(session.config.train.matmul_precision),
             ):
-                return _run(session, received)
+                return _run(session, received, log)
 
 
-def _run(session: Session, received: list[int]) -> Outcome:
+def _run(session: Session, received: list[int], log: Sequence[Log]) -> Outcome:
     """Trains to the last step, or until a signal or the time limit."""
     out, cfg, train_split = session.out, session.config.train, session.corpus.train
     done, first = session.saved_step or 0, processes.first()
@@ -126,17 +132,20 @@ def _run(session: Session, received: list[int]) -> Outcome:
     with (
         contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
         contextlib.closing(Progress(cfg, done, shown=first)) as progress,
+        contextlib.ExitStack() as stack,
     ):
         evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
         earlier = read_rows(out / "metrics.jsonl") if first else []
         patience = StopWithoutBest(cfg.patience, evaluation.eval_batches, earlier)
 
+        progress.say(start_line(session))
+        sinks = stack.enter_context(Sinks(log if first else (), out, to_dict(session.config), earlier, progress.say))
+
         def write(row: Row) -> None:
-            rows.write(row)
+            sinks.write(rows.write(row))
             progress.show(row)
             patience.note(row)
 
-        progress.say(start_line(session))
         evaluate = hooks.Evaluate(evaluation, cfg, progress, write)
         speed = speed_fields(session.config, session.cost.flops, math.prod(mesh_shape().values()))
         # The order matters: a diverged step gets no row, and a checkpoint takes the loss of its step.

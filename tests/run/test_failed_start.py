@@ -10,9 +10,9 @@ from support import refused
 from jaxlm.config import DataConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import CheckError, UserError
-from jaxlm.run import out_of_memory, training
+from jaxlm.run import failed_start, training
+from jaxlm.run.failed_start import described
 from jaxlm.run.folder import load_run
-from jaxlm.run.out_of_memory import described
 
 DEVICE = "RESOURCE_EXHAUSTED: Out of memory allocating 4406428604256 bytes."
 
@@ -64,7 +64,9 @@ def test_before_anything_is_saved_the_folder_is_free_again(config, tmp_path, mon
     if existed:
         out.mkdir()
     failing(monkeypatch, error, after=0)
-    with pytest.raises(UserError, match=r"out of memory: .* more cannot .* nothing was saved, and .*run is free again"):
+    with pytest.raises(
+        UserError, match=r"out of memory: .*; nothing was saved in .*run, and it is free again: give"
+    ):
         training.train(config, out)
     assert out.exists() == existed
     assert not existed or not [*out.iterdir()]
@@ -103,7 +105,7 @@ def test_what_could_not_be_allocated_is_said():
 
 def test_close_to_the_limit_the_compiled_program_is_asked(config, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "is_close", lambda cost: True)
-    monkeypatch.setattr(out_of_memory, "FIX", "give less")
+    monkeypatch.setattr(failed_start, "FIX", "give less")
     monkeypatch.setattr("jaxlm.run.session.check_memory", lambda *_: None)
     monkeypatch.setattr("jaxlm.analysis.expected.free_memory", lambda: 10**4)
     with pytest.raises(UserError, match="out of memory: 0.* MB more cannot be allocated; nothing .* free again: give"):

@@ -1,4 +1,4 @@
-"""Running out of memory: one line with the bytes, and a run folder that is free again if nothing was saved in it."""
+"""A run that ends before it has saved anything, out of memory or refused: its folder is free again."""
 
 import contextlib
 import re
@@ -17,12 +17,11 @@ FIX = "give a smaller --train.batch-size, or a larger --train.grad-accum, which 
 
 
 @contextlib.contextmanager
-def named_out_of_memory(out: Path, is_new: bool, existed: bool) -> Iterator[None]:
+def named_out_of_memory(out: Path, is_new: bool) -> Iterator[None]:
     """In the block, running out of memory is an error of one line.
 
     Args:
-      is_new: the folder `out` is that of a new run, made by this session. If the run has not saved a step of its own,
-        the folder is emptied, and removed unless it `existed` before.
+      is_new: the folder `out` is that of a new run, which `freed_if_refused` frees.
 
     Raises:
       UserError: out of memory before anything was saved.
@@ -34,16 +33,33 @@ def named_out_of_memory(out: Path, is_new: bool, existed: bool) -> Iterator[None
         what = described(error)
         if what is None:
             raise
-        saved = [step for step in checkpoint.steps(out / "checkpoints") if step > 0]
-        if saved:
+        if saved := _saved(out):
             raise CheckError(
                 f"{what}; {out} keeps its checkpoint of step {saved[-1]}: go on with --resume --out {out} where more "
                 "memory is free"
             ) from None
-        if is_new and processes.count() == 1:
+        free = ", and it is free again" if is_new and processes.count() == 1 else ""
+        raise UserError(f"{what}; nothing was saved in {out}{free}: {FIX}") from None
+
+
+@contextlib.contextmanager
+def freed_if_refused(out: Path, is_new: bool, existed: bool) -> Iterator[None]:
+    """In the block, a UserError frees the folder of a new run in which nothing was saved.
+
+    Args:
+      is_new: this session has made the folder. It is emptied, and removed unless it `existed` before.
+    """
+    try:
+        yield
+    except UserError:
+        if is_new and processes.count() == 1 and not _saved(out):
             _clear(out, existed)
-            raise UserError(f"{what}; nothing was saved, and {out} is free again: {FIX}") from None
-        raise UserError(f"{what}; nothing was saved in {out}: {FIX}") from None
+        raise
+
+
+def _saved(out: Path) -> list[int]:
+    """The steps of its own that a run has saved; checkpoint 0 holds the weights of another one."""
+    return [step for step in checkpoint.steps(out / "checkpoints") if step > 0]
 
 
 def described(error: BaseException) -> str | None:
