@@ -39,20 +39,27 @@ class TensorBoard:
     """
 
     def __init__(self, out: Path, config: dict[str, Any], rows: Sequence[Row]) -> None:
-        from tensorboardX import SummaryWriter
+        # Its SummaryWriter writes in a thread, which ends without a word at a full disk; the next calls then hang.
+        from tensorboardX.event_file_writer import EventsWriter
 
         folder = out / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
         self._started = time.time() - (rows[-1]["elapsed_s"] if rows else 0.0)
-        self._writer = SummaryWriter(str(folder))
+        self._writer = EventsWriter(str(folder / "events"))
         for row in rows:
             self._add(row)
         self._writer.flush()
 
     def _add(self, row: Row) -> None:
-        for name, value in row.items():
-            if name not in ("step", "elapsed_s"):
-                self._writer.add_scalar(name, value, row["step"], self._started + row["elapsed_s"])
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        fields = {name: value for name, value in row.items() if name not in ("step", "elapsed_s")}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in fields.items()]
+        time_of_row = self._started + row["elapsed_s"]
+        self._writer.write_event(Event(step=row["step"], wall_time=time_of_row, summary=Summary(value=values)))
 
     def write(self, row: Row) -> None:
         """Adds a row; it is on disk when the call returns."""

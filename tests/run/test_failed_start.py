@@ -64,9 +64,7 @@ def test_before_anything_is_saved_the_folder_is_free_again(config, tmp_path, mon
     if existed:
         out.mkdir()
     failing(monkeypatch, error, after=0)
-    with pytest.raises(
-        UserError, match=r"out of memory: .*; nothing was saved in .*run, and it is free again: give"
-    ):
+    with pytest.raises(UserError, match=r"out of memory: .*; nothing was saved in .*run, and it is free again: give"):
         training.train(config, out)
     assert out.exists() == existed
     assert not existed or not [*out.iterdir()]

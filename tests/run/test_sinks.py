@@ -6,6 +6,7 @@ The packages are stand-ins that note what they are given; tests of the real ones
 import dataclasses
 import importlib.util
 import json
+import struct
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -29,14 +30,13 @@ LATER = {"step": 10, "loss": 2.0, "elapsed_s": 4.0}
 
 
 class Writer:
-    """Stands for tensorboardX.SummaryWriter: scalars in a file of JSON."""
+    """Stands for tensorboardX's EventsWriter: scalars in a file of JSON."""
 
-    def __init__(self, folder):
-        self.path, self.scalars = sinks.Path(folder) / "events.json", []
-        self.path.parent.mkdir()
+    def __init__(self, prefix):
+        self.path, self.scalars = sinks.Path(prefix + ".json"), []
 
-    def add_scalar(self, tag, value, step, walltime):
-        self.scalars.append((tag, value, step, walltime))
+    def write_event(self, event):
+        self.scalars += [(v.tag, v.simple_value, event.step, event.wall_time) for v in event.summary.value]
 
     def flush(self):
         self.path.write_text(json.dumps(self.scalars))
@@ -70,9 +70,19 @@ class Server:
 
 @pytest.fixture
 def tensorboard(monkeypatch):
-    module = ModuleType("tensorboardX")
-    module.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "tensorboardX", module)
+    class Summary(SimpleNamespace):
+        Value = SimpleNamespace
+
+    for name, fields in (
+        ("tensorboardX", {}),
+        ("tensorboardX.event_file_writer", {"EventsWriter": Writer}),
+        ("tensorboardX.proto", {}),
+        ("tensorboardX.proto.event_pb2", {"Event": SimpleNamespace}),
+        ("tensorboardX.proto.summary_pb2", {"Summary": Summary}),
+    ):
+        module = ModuleType(name)
+        vars(module).update(fields)
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def server(monkeypatch, **options):
@@ -187,3 +197,67 @@ def test_a_run_logs_its_rows_and_is_free_again_if_a_sink_cannot_start(tmp_path, 
     (history,) = there.histories.values()
     assert [row for _, row in history] == rows
     assert len(scalars(out)) == sum(len(row.keys() - {"step", "elapsed_s"}) for row in rows)
+
+
+# The real packages, where they are installed -------------------------------------------------------------------------
+
+
+def read_events(folder):
+    """(tag, value, step) of the scalars in TensorBoard's files: records of a length, a check, an event, a check."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.iterdir()):
+        data, place = path.read_bytes(), 0
+        while place < len(data):
+            (size,) = struct.unpack_from("<Q", data, place)
+            event = Event.FromString(data[place + 12 : place + 12 + size])
+            found += [(value.tag, value.simple_value, event.step) for value in event.summary.value]
+            place += 16 + size
+    return found
+
+
+def test_real_tensorboard_holds_the_rows(tmp_path):
+    pytest.importorskip("tensorboardX")
+    killed = TensorBoard(tmp_path, {}, [])
+    killed.write(ROWS[0])
+    board = TensorBoard(tmp_path, {}, ROWS)
+    board.write(LATER)
+    expected = [("loss", 4.0, 1), ("loss", 3.0, 5), ("val_loss", 3.5, 5), ("loss", 2.0, 10)]
+    assert read_events(tmp_path / "tensorboard") == expected  # on disk before it is closed
+    board.close(failed=False)
+    killed.close(failed=True)
+    assert read_events(tmp_path / "tensorboard") == expected
+
+
+def read_history(path):
+    """The rows in an offline file of Weights & Biases."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, whole, rows = path.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        if 2**15 - place % 2**15 < 7:  # blocks of 32 KB, as in a log of LevelDB; the rest of one is empty
+            place += 2**15 - place % 2**15
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        whole += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind not in (1, 4):  # the record goes on
+            continue
+        record, whole = Record.FromString(whole), b""
+        if record.WhichOneof("record_type") == "history":
+            items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            rows.append({name: value for name, value in items.items() if not name.startswith("_")})
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_real_wandb_offline_holds_the_rows(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for earlier, rest in (([], ROWS[:2]), (ROWS, [LATER])):
+        sink = WeightsAndBiases(tmp_path, {"seed": 1}, earlier)
+        for row in rest:
+            sink.write(row)
+        sink.close(failed=False)
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert read_history(path) == [*ROWS, LATER]
