@@ -8,6 +8,7 @@ import importlib.util
 import json
 import struct
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -259,5 +260,6 @@ def test_real_wandb_offline_holds_the_rows(tmp_path, monkeypatch):
         for row in rest:
             sink.write(row)
         sink.close(failed=False)
+        time.sleep(1.1)  # it names its folders by the second
     (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert read_history(path) == [*ROWS, LATER]
