@@ -61,6 +61,8 @@ class _TrainOptions:
     """Where the rows of metrics.jsonl go, too: tensorboard (out/tensorboard), wandb (Weights & Biases)."""
     extend_positions: Annotated[bool, tyro.conf.arg(name="model.extend-positions")] = False
     """With --init-from: a longer --model.max-seq-len may add places to a learned position table. They begin at zero."""
+    keep_schedule: Annotated[bool, tyro.conf.arg(name="optim.keep-schedule")] = False
+    """With --resume and more --train.steps: the learning rate goes on as if the run ended where it would have."""
 
 
 def train(arguments: list[str]) -> int:
@@ -79,13 +81,13 @@ def train(arguments: list[str]) -> int:
     config = config.with_data_at(config.data.path, config.data.val_path)
 
     from jaxlm.compilation_cache import kept_programs
+    from jaxlm.run.printing import outlived
     from jaxlm.run.training import train as train_run
     from jaxlm.sharding import processes
 
-    extend = options.extend_positions
     if config.mesh.coordinator is not None:  # no result goes to stdout then, only what Gloo says of its connections
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    with kept_programs(), processes.joined(config.mesh):
+    with outlived(stdout=True), kept_programs(), processes.joined(config.mesh):
         place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
         with place as folder:
             outcome = train_run(
@@ -93,8 +95,9 @@ def train(arguments: list[str]) -> int:
                 folder,
                 options.resume,
                 own_warmup,
+                keep_schedule=options.keep_schedule,
                 init_from=source,
-                extend_positions=extend,
+                extend_positions=options.extend_positions,
                 log=options.log,
             )
         if outcome.signum is not None:

@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,8 @@ class Record(NamedTuple):
     """sha256 of the data it was trained on; None if it was imported."""
     init_from: dict[str, Any] | None = None
     """The run that its first weights come from, as `init_from.source_entry` describes it; None if they were new."""
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """What resuming has changed, oldest first, as `changes.changes` lists it."""
 
 
 def read_config(path: Path) -> ExperimentConfig:
@@ -76,7 +78,8 @@ def read_record(path: Path) -> Record:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         config = from_dict(ExperimentConfig, record["config"])
-        return Record(config, record["corpus_sha256"], record.get("init_from"))
+        changes = tuple(record.get("changes", ()))
+        return Record(config, record["corpus_sha256"], record.get("init_from"), changes)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a configuration of this version: {error}") from None
 
