@@ -43,16 +43,16 @@ def named_out_of_memory(out: Path, is_new: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def freed_if_refused(out: Path, is_new: bool, existed: bool) -> Iterator[None]:
+def freed_if_refused(out: Path, existed: bool) -> Iterator[None]:
     """In the block, a UserError frees the folder of a new run in which nothing was saved.
 
     Args:
-      is_new: this session has made the folder. It is emptied, and removed unless it `existed` before.
+      out: the folder, made by this session. It is emptied, and removed unless it `existed` before.
     """
     try:
         yield
     except UserError:
-        if is_new and processes.count() == 1 and not _saved(out):
+        if processes.count() == 1 and not _saved(out):
             _clear(out, existed)
         raise
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.ops.matmul import matmul_precision
 from jaxlm.ops.partition import mesh_shape
 from jaxlm.optim import skipped_steps
-from jaxlm.run import checkpoint, hooks
+from jaxlm.run import checkpoint, hooks, lock, nonfinite
 from jaxlm.run.failed_start import freed_if_refused, named_out_of_memory
-from jaxlm.run.folder import Run
+from jaxlm.run.folder import Run, read_record
 from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
 from jaxlm.run.patience import StopWithoutBest
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.printing import outlived
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.run.session import Session, new_session, resumed_session
 from jaxlm.run.sinks import Sinks, check_sinks
 from jaxlm.run.start_line import start_line
@@ -116,18 +118,19 @@ def train(
         with use_mesh(mesh):
             if mesh is not None:
                 micro_batch_rows(config.train, dict(mesh.shape))  # which refuses what does not divide
-            existed = out.exists()
-            with named_out_of_memory(out, is_new=False):  # the folder is made last
-                if resume:
-                    session = resumed_session(config, out, keep_schedule)
-                else:
-                    session = new_session(config, out, keep_warmup, init_from, extend_positions)
-            with (
-                freed_if_refused(out, not resume, existed),
-                named_out_of_memory(out, not resume),
-                matmul_precision(session.config.train.matmul_precision),
-            ):
-                return _run(session, log)
+            with contextlib.ExitStack() as alone:
+                existed = out.exists()
+                with named_out_of_memory(out, not resume):
+                    if resume:
+                        read_record(out)  # which refuses what is not a run, and cannot be locked
+                        alone.enter_context(lock.for_training(out))
+                        session = resumed_session(config, out, keep_schedule)
+                    else:
+                        session = new_session(config, out, keep_warmup, init_from, extend_positions)
+                        alone.enter_context(lock.for_training(out))
+                        alone.enter_context(freed_if_refused(out, existed))
+                with named_out_of_memory(out, not resume), matmul_precision(session.config.train.matmul_precision):
+                    return _run(session, log)
 
 
 def _run(session: Session, log: Sequence[Log]) -> Outcome:
@@ -136,10 +139,11 @@ def _run(session: Session, log: Sequence[Log]) -> Outcome:
     done, first = session.saved_step or 0, processes.first()
     processes.advise(lambda: _how_to_go_on(out))
     with (
-        contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
         contextlib.closing(Progress(cfg, done, shown=first)) as progress,
         collected(progress.say) as received,
         contextlib.ExitStack() as stack,
+        contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
+        Saver(out / "checkpoints", cfg.keep, rows.entry) as saver,
     ):
         evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
         earlier = read_rows(out / "metrics.jsonl") if first else []
@@ -153,7 +157,7 @@ def _run(session: Session, log: Sequence[Log]) -> Outcome:
             progress.show(row)
             patience.note(row)
 
-        save = hooks.SaveCheckpoints(out / "checkpoints", cfg, session.saved_step)
+        save = hooks.SaveCheckpoints(saver, cfg, session.saved_step, checkpoint.best_loss(out / "checkpoints"))
         evaluate = hooks.Evaluate(evaluation, cfg, progress, write, save, received)
         speed = speed_fields(session.config, session.cost.flops, math.prod(mesh_shape().values()))
         # The order matters: a diverged step gets no row, and what is evaluated is saved before.
@@ -161,20 +165,25 @@ def _run(session: Session, log: Sequence[Log]) -> Outcome:
             hooks.StopOnRequest(cfg, received),
             patience,
             hooks.ShowProgress(progress, skipped=int(skipped_steps(session.state.opt_state))),
-            hooks.CheckDivergence(out),
+            hooks.CheckDivergence(out, saver),
             hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write, speed),
             save,
             evaluate,
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
         source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
-        chunk = make_chunk(
-            session.model, session.tx, cfg, session.state, document_end(session.config.data, train_split)
-        )
+        end = document_end(session.config.data, train_split)
+        chunk = make_chunk(session.model, session.tx, cfg, session.state, end)
         if is_close(session.cost):
             check_compiled(chunk, session.state, source(done), done + 1)
         evaluate.catch_up(session.state, done, earlier)
-        state = loop(chunk, session.state, source, cfg, in_order)
+        try:
+            state = loop(chunk, session.state, source, cfg, in_order)
+        except nonfinite.DivergedError as error:
+            traceback.clear_frames(error.__traceback__)  # which hold arrays
+            raise error.at(
+                nonfinite.find(session, chunk, source, end, error.step, progress.say, lambda: bool(received))
+            ) from None
         if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)
         step = int(state.step)
