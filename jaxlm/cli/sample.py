@@ -13,6 +13,7 @@ from jaxlm.cli.output import print_json
 from jaxlm.config import SampleConfig
 from jaxlm.config.base import to_dict
 from jaxlm.errors import PositionTableWarning, UserError
+from jaxlm.terminal import for_stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def sample(arguments: list[str]) -> int:
     if options.json:
         print_json(report)
     else:
-        print("" if cfg.num_samples == 1 else "\n---\n".join(texts))  # a single text has been shown already
+        _show("\n" if cfg.num_samples == 1 else "\n---\n".join(texts) + "\n")  # a single text has been shown already
     kept = keep(loaded, cfg.seed, report)
     if kept is not None:
         print(f"kept: {kept}", file=sys.stderr)
@@ -68,7 +69,7 @@ def sample(arguments: list[str]) -> int:
 
 
 def _show(piece: str) -> None:
-    print(piece, end="", flush=True)
+    print(for_stdout(piece), end="", flush=True)
 
 
 def _defaults(given: Given) -> _SampleOptions:

@@ -24,6 +24,7 @@ from jaxlm.config import (
     presets,
 )
 from jaxlm.errors import PositionTableWarning, UserError
+from jaxlm.terminal import for_stdout
 
 if TYPE_CHECKING:
     from jaxlm.run.folder import Run
@@ -91,7 +92,7 @@ def train(arguments: list[str]) -> int:
         if not processes.first():
             return 0
         if processes.count() == 1:
-            print(_sample(folder))
+            print(for_stdout(_sample(folder)))
     loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
     print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
     print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)

@@ -19,6 +19,27 @@ def check_at_least(config: object, minimum: int, *names: str) -> None:
             raise UserError(f"{name} = {value!r} is too small: give at least {minimum}")
 
 
+def check_at_most(config: object, maximum: int, *names: str) -> None:
+    """Raises UserError if one of the named fields is above `maximum`. None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value <= maximum:
+            raise UserError(f"{name} = {value!r} is too large: give at most {maximum}")
+
+
+def check_32_bits(config: object) -> None:
+    """Raises UserError if a whole number has more than 32 bits; where a field takes floats, it becomes one."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        items = value if isinstance(value, tuple) else (value,)
+        if not any(isinstance(item, int) and not -(2**31) <= item < 2**31 for item in items):
+            continue
+        if "float" not in str(hint):
+            raise UserError(f"{name} = {value!r} is out of range: give whole numbers below 2^31")
+        floats = tuple(float(item) if isinstance(item, int) else item for item in items)
+        object.__setattr__(config, name, floats if isinstance(value, tuple) else floats[0])
+
+
 def check_rate(config: object, *names: str) -> None:
     """Raises UserError if one of the named fields is outside [0, 1). None passes."""
     for name in names:

@@ -1,6 +1,5 @@
 """Text to token ids and back: by characters, the alphabet of speech transcripts, or ids as text; `bpe` has the rest."""
 
-import json
 import operator
 import string
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from jaxtyping import Int
 from jaxlm.config.sampling import SpecialTokens
 from jaxlm.data.bpe import BPETokenizer
 from jaxlm.data.files import check_utf8
+from jaxlm.data.reading import read_json
 from jaxlm.errors import UserError
 
 
@@ -240,15 +240,23 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
     """
     match data.get("type"):
         case "char":
-            return CharTokenizer(data["chars"])
+            if not isinstance(chars := data["chars"], str) or not chars:
+                raise UserError(f"its chars are {chars!r:.40}: give a text of at least one character")
+            return CharTokenizer(chars)
         case "bpe":
             return BPETokenizer.from_json(data["tokenizer"])
         case "transcript":
             return TranscriptTokenizer()
         case "ids":
-            return IdTokenizer(operator.index(data["vocab_size"]))
+            return IdTokenizer(_size(data["vocab_size"]))
         case other:
             raise UserError(f"tokenizer type {other!r} is unknown: expected 'char', 'bpe', 'transcript' or 'ids'")
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise UserError(f"its vocab_size is {value!r:.40}: give a whole number from 1 to 2^31 - 1")
+    return value
 
 
 def load(path: Path, fix: str = "restore it, or train again") -> Tokenizer:
@@ -261,7 +269,7 @@ def load(path: Path, fix: str = "restore it, or train again") -> Tokenizer:
       UserError: the file is missing or does not hold a tokenizer.
     """
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return from_dict(read_json(path))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{path} does not hold a tokenizer ({error}): {fix}") from None
 

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 
 from jaxlm.data.files import staged, staging_path
+from jaxlm.data.reading import read_json
 from jaxlm.errors import CheckError, UserError
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_like
@@ -102,7 +104,8 @@ def _write(path: Path, tree: Any) -> None:
 
 def steps(folder: Path) -> list[int]:
     """Steps that have a checkpoint folder with a manifest, oldest first; `verify` tells whether they are sound."""
-    return sorted(int(path.parent.name) for path in folder.glob("*/manifest.json") if path.parent.name.isdigit())
+    names = (path.parent.name for path in folder.glob("*/manifest.json"))
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
 
 
 def best_step(folder: Path) -> int | None:
@@ -127,6 +130,8 @@ def verify(path: Path) -> None:
     expected = _manifest(path).get("sha256")
     if expected is None:
         raise CheckError(f"checkpoint {path} is damaged: manifest.json cannot be read")
+    if links := [file for file in path.rglob("*") if file.is_symlink()]:
+        raise CheckError(f"checkpoint {path} is damaged: {links[0].name} is a link, whose target may change")
     actual = _digests(path)
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
@@ -183,16 +188,26 @@ def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str
 
 
 def _restore(path: Path, like: _Tree) -> _Tree:
-    import orbax.checkpoint as ocp
-
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or one)
 
     abstract = jax.tree.map(target, like)
+    try:
+        return _read(path.absolute(), abstract)
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds: Orbax trusts its own files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckError(f"checkpoint {path.parent} is damaged: {path.name} cannot be read ({reason:.200})") from None
+
+
+def _read(path: Path, abstract: _Tree) -> _Tree:
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = _shapes(checkpointer.metadata(path.absolute()).item_metadata.tree)
+        stored = _shapes(checkpointer.metadata(path).item_metadata.tree)
         wanted = _shapes(abstract)
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
@@ -200,7 +215,7 @@ def _restore(path: Path, like: _Tree) -> _Tree:
                     f"{path} was written with another config: {name} is {stored.get(name, 'absent')} there, "
                     f"{wanted.get(name, 'absent')} here"
                 )
-        return checkpointer.restore(path.absolute(), abstract)
+        return checkpointer.restore(path, abstract)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -213,7 +228,7 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 def _manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint; {} if it cannot be read."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(path / "manifest.json")
     except (OSError, ValueError):
         return {}
     is_sound = isinstance(manifest, dict) and isinstance(manifest.get("sha256"), dict)

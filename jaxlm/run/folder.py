@@ -20,6 +20,7 @@ from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import from_dict, to_dict
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.files import staged
+from jaxlm.data.reading import read_json
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError, UserError
 from jaxlm.model.build import build_model
@@ -74,10 +75,10 @@ def read_record(path: Path) -> Record:
     if not file.is_file():
         raise UserError(f"{path} is not a run: it has no config.json; give the folder that `jaxlm train` names")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         config = from_dict(ExperimentConfig, record["config"])
         return Record(config, record["corpus_sha256"], record.get("init_from"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a configuration of this version: {error}") from None
 
 

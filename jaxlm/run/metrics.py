@@ -25,9 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.data.files import staged
+from jaxlm.data.reading import read_regular
 from jaxlm.errors import UserError
 
 Row = dict[str, Any]
+
+NUMBERS = "loss", "lr", "grad_norm", "tokens_per_s", "skipped", "val_loss", "train_loss", "perplexity", "bits_per_byte"
+"""The fields that hold a number wherever they stand."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -36,13 +40,18 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       UserError: another line is not a row; the message names it.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    try:
+        lines = read_regular(path).decode(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): move it away") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             rows.append({**row, "step": int(row["step"]), "elapsed_s": float(row["elapsed_s"])})
-        except (ValueError, TypeError, KeyError):
+            if not all(isinstance(row.get(name), float | int | None) for name in NUMBERS):
+                raise ValueError
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             if number < len(lines):
                 raise UserError(
                     f"{path} line {number} is not a row of metrics: correct it, or move the file away"

@@ -9,6 +9,7 @@ import rich.progress
 
 from jaxlm.config import TrainConfig
 from jaxlm.run.metrics import Row
+from jaxlm.terminal import printable
 
 PLAIN_SECONDS = 5.0
 """Without a bar, at least so many seconds lie between two progress lines (evaluations always have theirs)."""
@@ -89,6 +90,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own."""
+        text = printable(text)
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._shown:
