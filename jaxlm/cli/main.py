@@ -22,6 +22,7 @@ from jaxlm.cli.runs import runs
 from jaxlm.cli.sample import sample
 from jaxlm.cli.train import train
 from jaxlm.errors import CheckError, UserError
+from jaxlm.run.printing import outlived
 from jaxlm.terminal import one_line
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4" if with_others else "3")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without the characters of a text still shows the rest
-    with warnings.catch_warnings():
+    with outlived(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             code = _run(arguments)

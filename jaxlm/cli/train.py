@@ -59,6 +59,8 @@ class _TrainOptions:
     Without a PRESET the run's other settings are the defaults too."""
     extend_positions: Annotated[bool, tyro.conf.arg(name="model.extend-positions")] = False
     """With --init-from: a longer --model.max-seq-len may add places to a learned position table. They begin at zero."""
+    keep_schedule: Annotated[bool, tyro.conf.arg(name="optim.keep-schedule")] = False
+    """With --resume and more --train.steps: the learning rate goes on as if the run ended where it would have."""
 
 
 def train(arguments: list[str]) -> int:
@@ -77,16 +79,24 @@ def train(arguments: list[str]) -> int:
     config = config.with_data_at(config.data.path, config.data.val_path)
 
     from jaxlm.compilation_cache import kept_programs
+    from jaxlm.run.printing import outlived
     from jaxlm.run.training import train as train_run
     from jaxlm.sharding import processes
 
-    extend = options.extend_positions
     if config.mesh.coordinator is not None:  # no result goes to stdout then, only what Gloo says of its connections
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    with kept_programs(), processes.joined(config.mesh):
+    with outlived(stdout=True), kept_programs(), processes.joined(config.mesh):
         place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
         with place as folder:
-            outcome = train_run(config, folder, options.resume, own_warmup, init_from=source, extend_positions=extend)
+            outcome = train_run(
+                config,
+                folder,
+                options.resume,
+                own_warmup,
+                keep_schedule=options.keep_schedule,
+                init_from=source,
+                extend_positions=options.extend_positions,
+            )
         if outcome.signum is not None:
             return 128 + outcome.signum
         if not processes.first():

@@ -1,6 +1,7 @@
 """TrainConfig: how long a run is, and how often it logs, evaluates and saves."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from jaxlm.config.base import Validated, check_at_least, check_seed
@@ -15,6 +16,9 @@ class TrainConfig(Validated):
 
     steps: int = 2000
     """Optimizer steps of the whole run."""
+    epochs: float | None = None
+    """Passes over the training split, instead of steps: as many targets as so many times the split has. Batches are
+    drawn at random, so a pass reads some text twice and some not at all. None = steps decides."""
     batch_size: int = 12
     """Sequences of an optimizer step, all micro-batches together."""
     grad_accum: int = 1
@@ -23,6 +27,11 @@ class TrainConfig(Validated):
     """Steps between rows of metrics.jsonl."""
     eval_every: int = 500
     """Steps between evaluations; the last step always has one."""
+    eval_batches: int | None = None
+    """Evaluate on so many batches of batch_size windows, spread evenly over a split: an estimate of its loss. None =
+    every target counts, and the loss is exact."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a new best val_loss; None = never."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step always has one."""
     keep: int = 2
@@ -41,6 +50,9 @@ class TrainConfig(Validated):
         check_at_least(
             self, 1, "steps", "batch_size", "grad_accum", "log_every", "eval_every", "checkpoint_every", "keep"
         )
+        check_at_least(self, 1, "eval_batches", "patience")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UserError(f"epochs = {self.epochs!r} is out of range: give a number above 0, such as 1 or 0.5")
         check_at_least(self, 0, "max_minutes")
         check_seed(self)
         if self.batch_size % self.grad_accum:

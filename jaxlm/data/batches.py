@@ -202,22 +202,30 @@ class TokenStream:
 
         return block
 
-    def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:
+    @property
+    def num_windows(self) -> int:
+        """Windows of an exact evaluation: side by side, the shorter remainder included."""
+        return -(-self.num_targets // self.seq_len)
+
+    def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS, most: int | None = None) -> Iterator[EvalBatch]:
         """Windows of seq_len targets from position 0 on, the shorter remainder included: every target once.
 
         All batches have the same shape: `groups` batches of `batch_size` windows, or fewer when the whole split needs
         fewer.
+
+        Args:
+          most: only so many of the windows, spread evenly; None = all.
         """
-        total = -(-self.num_targets // self.seq_len)
-        groups = min(groups, -(-total // batch_size))
+        chosen = spread(most, self.num_windows)
+        groups = min(groups, -(-len(chosen) // batch_size))
         count = groups * batch_size
-        starts = np.arange(count)[:, None] * self.seq_len
-        for first in _firsts(total, count):
-            piece = self.tokens[first * self.seq_len : (first + count) * self.seq_len + 1]
-            filled = np.zeros(count * self.seq_len + 1, self.tokens.dtype)
-            filled[: len(piece)] = piece
-            windows = filled[starts + np.arange(self.seq_len + 1)]
-            real = starts + np.arange(self.seq_len) < len(piece) - 1
+        for first in _firsts(len(chosen), count):
+            windows = np.zeros((count, self.seq_len + 1), self.tokens.dtype)
+            real = np.zeros((count, self.seq_len), bool)
+            for i, start in enumerate((chosen[first : first + count] * self.seq_len).tolist()):
+                piece = self.tokens[start : start + self.seq_len + 1]
+                windows[i, : len(piece)] = piece
+                real[i, : len(piece) - 1] = True
             yield _eval_batch(windows, real, groups)
 
     def check_training(self) -> None:
@@ -293,12 +301,22 @@ class PaddedRows:
         resident = dataclasses.replace(self, rows=_put_whole(self.rows, put))
         return lambda first: resident
 
-    def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS) -> Iterator[EvalBatch]:
-        """The rows in order, in batches of one shape as those of a stream; rows of padding fill up the last."""
-        groups = min(groups, -(-len(self.rows) // batch_size))
+    @property
+    def num_windows(self) -> int:
+        """Windows of an exact evaluation: all rows."""
+        return len(self.rows)
+
+    def eval_batches(self, batch_size: int, groups: int = EVAL_GROUPS, most: int | None = None) -> Iterator[EvalBatch]:
+        """The rows in order, in batches of one shape as those of a stream; rows of padding fill up the last.
+
+        Args:
+          most: only so many of the rows, spread evenly; None = all.
+        """
+        rows = self.rows if most is None else self.rows[spread(most, len(self))]
+        groups = min(groups, -(-len(rows) // batch_size))
         count = groups * batch_size
-        for first in _firsts(len(self.rows), count):
-            piece = self.rows[first : first + count]
+        for first in _firsts(len(rows), count):
+            piece = rows[first : first + count]
             windows = np.full((count, self.rows.shape[1]), self.pad_token, self.rows.dtype)
             windows[: len(piece)] = piece
             yield _eval_batch(windows, windows[:, 1:] != self.pad_token, groups)
@@ -350,6 +368,12 @@ def num_bytes(split: Split, token_bytes: Int[np.ndarray, " V"]) -> int:
       token_bytes: of each token.
     """
     return sum(int(token_bytes[targets].sum()) for targets in split.targets())
+
+
+def spread(count: int | None, total: int) -> Int[np.ndarray, " n"]:
+    """At most `count` of the numbers 0 .. total - 1, spread evenly; None = all."""
+    count = total if count is None else min(count, total)
+    return np.arange(count) * total // max(count, 1)
 
 
 def _firsts(total: int, count: int) -> Iterator[int]:

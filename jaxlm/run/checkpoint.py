@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxlm.data.files import staged, staging_path
+from jaxlm.data.files import staged, staging_path, unwritable
 from jaxlm.data.reading import read_json
 from jaxlm.errors import CheckError, UserError
 from jaxlm.sharding import processes
@@ -50,12 +50,35 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> 
             manifest = {"step": step, "val_loss": val_loss, "sha256": _digests(staging)}
             (staging / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)  # a folder with files cannot be replaced
-    kept = {step, best_step(folder), *steps(folder)[-keep:]}
-    for old in steps(folder) if first else ():
-        if old not in kept:
-            shutil.rmtree(folder / str(old))
+    _prune(folder, keep)
     processes.wait(f"checkpoint {step} is there")
     return target
+
+
+def add_loss(folder: Path, step: int, val_loss: float, keep: int) -> None:
+    """Writes the loss of an evaluation into the manifest of the checkpoint of its step, the latest one."""
+    if not processes.first():
+        return
+    target = folder / str(step)
+    content = {**json.loads((target / "manifest.json").read_text(encoding="utf-8")), "val_loss": val_loss}
+    staging = staging_path(target, os.getpid())  # not in the checkpoint, where a kill would leave it as a strange file
+    try:
+        staging.mkdir()
+        (staging / "manifest.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        (staging / "manifest.json").replace(target / "manifest.json")
+    except OSError as error:
+        raise unwritable(target / "manifest.json", error, "free some space") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _prune(folder, keep)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the latest `keep` and the one with the lowest val_loss."""
+    kept = {best_step(folder), *steps(folder)[-keep:]}
+    for old in steps(folder) if processes.first() else ():
+        if old not in kept:
+            shutil.rmtree(folder / str(old))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,8 @@ class Record(NamedTuple):
     """sha256 of the data it was trained on; None if it was imported."""
     init_from: dict[str, Any] | None = None
     """The run that its first weights come from, as `init_from.source_entry` describes it; None if they were new."""
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """What resuming has changed, oldest first, as `changes.changes` lists it."""
 
 
 def read_config(path: Path) -> ExperimentConfig:
@@ -77,7 +79,8 @@ def read_record(path: Path) -> Record:
     try:
         record = read_json(file)
         config = from_dict(ExperimentConfig, record["config"])
-        return Record(config, record["corpus_sha256"], record.get("init_from"))
+        changes = tuple(record.get("changes", ()))
+        return Record(config, record["corpus_sha256"], record.get("init_from"), changes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a configuration of this version: {error}") from None
 

@@ -1,8 +1,9 @@
 """What happens beside the steps of a run. Each hook has one duty; `loop` calls them in order."""
 
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
 from jaxlm.run.metrics import Row
 from jaxlm.run.progress import Progress
+from jaxlm.sharding import processes
 from jaxlm.training.evaluate import Report
 from jaxlm.training.loop import Hook
 from jaxlm.training.step import StepMetrics, TrainState
@@ -116,14 +118,56 @@ class WriteMetrics(Hook):
         return self._rates[count]
 
 
+class SaveCheckpoints(Hook):
+    """Saves the state in the rhythm of train.checkpoint_every, and where training ends.
+
+    Must come before the hook that evaluates: whatever becomes of an evaluation, the state is safe.
+    """
+
+    def __init__(self, folder: Path, cfg: TrainConfig, saved_step: int | None) -> None:
+        """Args: saved_step: the step of the checkpoint that this session started from."""
+        self._folder, self._cfg, self._saved_step = folder, cfg, saved_step
+
+    def on_boundary(self, state: TrainState, step: int) -> None:
+        """Saves if the step is one to save."""
+        if step % self._cfg.checkpoint_every == 0 or step == self._cfg.steps:
+            self.save(state, step)
+
+    def on_end(self, state: TrainState) -> None:
+        """Saves a state that is not saved yet, because training was stopped between two checkpoints."""
+        self.save(state, int(state.step))
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Saves the state of a step, unless it is saved already."""
+        if step != self._saved_step:
+            checkpoint.save(self._folder, state, None, self._cfg.keep)
+            self._saved_step = step
+
+    def add_loss(self, step: int, val_loss: float) -> None:
+        """The step was evaluated: its checkpoint, if it has one, takes the loss."""
+        if step == self._saved_step:
+            checkpoint.add_loss(self._folder, step, val_loss, self._cfg.keep)
+
+
 class Evaluate(Hook):
     """Evaluates, and writes the evaluation rows of metrics.jsonl."""
 
-    def __init__(self, evaluation: Measure, cfg: TrainConfig, progress: Progress, write: Write) -> None:
+    def __init__(
+        self,
+        evaluation: Measure,
+        cfg: TrainConfig,
+        progress: Progress,
+        write: Write,
+        save: SaveCheckpoints,
+        received: list[int],
+    ) -> None:
+        """Args: received: as in `StopOnRequest`; a signal ends an evaluation, which is done when the run goes on."""
         self._evaluation, self._cfg, self._progress, self._write = evaluation, cfg, progress, write
+        self._save, self._received = save, received
         self.val_loss: float | None = None
         """Of the last evaluation; None if there was none in this session."""
-        self._step = -1
+        self.is_owed = False
+        """Whether a signal came before or in an evaluation, which therefore has no row."""
 
     def on_boundary(self, state: TrainState, step: int) -> None:
         """Evaluates if the step is one to evaluate.
@@ -131,42 +175,49 @@ class Evaluate(Hook):
         Raises:
           CheckError: the model has diverged.
         """
-        if step % self._cfg.eval_every and step != self._cfg.steps:
+        if not self._is_due(step):
             return
+        if self.val_loss is None:
+            self._save.save(state, step)  # the first may need more memory than there is
         started = time.perf_counter()
-        self._progress.evaluating(step)
-        losses = self._evaluation(
-            state.params, lambda done, total: self._progress.evaluating(step, done / total) if done < total else None
-        )
+        try:
+            self._check_signals()
+            self._progress.evaluating(step)
+            losses = self._evaluation(state.params, functools.partial(self._report, step))
+        except _SignalError:
+            self.is_owed = True
+            return
         self._progress.clock.eval_seconds = time.perf_counter() - started
-        self.val_loss, self._step = losses["val_loss"], step
+        self.val_loss = losses["val_loss"]
         self._write({"step": step, **losses})
+        self._save.add_loss(step, self.val_loss)
 
-    def val_loss_at(self, step: int) -> float | None:
-        """The validation loss of a step; None if it was not evaluated in this session."""
-        return self.val_loss if step == self._step else None
+    def catch_up(self, state: TrainState, step: int, rows: Sequence[Row]) -> None:
+        """Does for the step of the checkpoint that this session starts from what the session before has not done.
+
+        Args:
+          rows: the rows of metrics.jsonl, in process 0.
+        """
+        if step == 0 or not self._is_due(step):
+            return
+        losses = [row["val_loss"] for row in rows if row["step"] == step and "val_loss" in row]
+        if not processes.agree(bool(losses))[0, 0]:
+            self.on_boundary(state, step)
+        elif losses:
+            self._save.add_loss(step, losses[-1])  # a kill may have come between the row and the manifest
+
+    def _is_due(self, step: int) -> bool:
+        return step % self._cfg.eval_every == 0 or step == self._cfg.steps
+
+    def _report(self, step: int, done: int, total: int) -> None:
+        if done < total:
+            self._check_signals()
+            self._progress.evaluating(step, done / total)
+
+    def _check_signals(self) -> None:
+        if processes.agree(bool(self._received)).any():
+            raise _SignalError
 
 
-class SaveCheckpoints(Hook):
-    """Saves the state in the rhythm of train.checkpoint_every, and where training ends.
-
-    Must come after the hook that evaluates, whose loss of the same step goes into the checkpoint.
-    """
-
-    def __init__(self, folder: Path, cfg: TrainConfig, evaluate: Evaluate, saved_step: int | None) -> None:
-        """Args: saved_step: the step of the checkpoint that this session started from."""
-        self._folder, self._cfg, self._evaluate, self._saved_step = folder, cfg, evaluate, saved_step
-
-    def on_boundary(self, state: TrainState, step: int) -> None:
-        """Saves if the step is one to save."""
-        if step % self._cfg.checkpoint_every == 0 or step == self._cfg.steps:
-            self._save(state, step)
-
-    def on_end(self, state: TrainState) -> None:
-        """Saves a state that is not saved yet, because training was stopped between two checkpoints."""
-        if int(state.step) != self._saved_step:
-            self._save(state, int(state.step))
-
-    def _save(self, state: TrainState, step: int) -> None:
-        checkpoint.save(self._folder, state, self._evaluate.val_loss_at(step), self._cfg.keep)
-        self._saved_step = step
+class _SignalError(Exception):
+    """Ends an evaluation."""

@@ -5,12 +5,12 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
 
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
-from jaxlm.config.base import difference
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.corpus import Corpus, load_corpus, with_own_tokenizer
 from jaxlm.data.tokenizer import Tokenizer, prompt_ids
@@ -18,7 +18,8 @@ from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_optimizer
-from jaxlm.run import checkpoint
+from jaxlm.optim.rounding import advise_float32
+from jaxlm.run import changes, checkpoint
 from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, write_config
 from jaxlm.run.init_from import (
     check_tokenizer,
@@ -32,22 +33,6 @@ from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_params
 from jaxlm.training.step import TrainState, init_state
 from jaxlm.types import Params
-
-FREE_ON_RESUME = {
-    "data.path",
-    "data.val_path",
-    "train.steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.max_minutes",
-}
-"""Fields that a resumed run may change, besides those of `sample` and `mesh`. All others decide the numbers of the run.
-
-train.steps does too, through the schedule, but training longer is what resuming is for. Data that have moved are
-recognised by their sha256.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +97,7 @@ def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_posit
     return dataclasses.replace(session, saved_step=0)
 
 
-def resumed_session(config: ExperimentConfig, out: Path) -> Session:
+def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = False) -> Session:
     """Checks that a config continues the run in `out`, and restores its latest sound checkpoint.
 
     Raises:
@@ -130,7 +115,9 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
         config = dataclasses.replace(config, optim=optim)
     check_vocabulary(out, tokenizer, record)
     config = _fit_vocabulary(config, stored_config.model.vocab_size)
-    _check_same(config, stored_config, out)
+    if keep_schedule:
+        config = changes.with_schedule_of(config, stored_config)
+    changes.check_same(config, stored_config, out)
     with processes.first_before_others("the corpus is read"):
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
     check_data(corpus.sha256, sha256)
@@ -150,7 +137,10 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
         for line in damaged:
             warnings.warn(f"{line}; resuming from step {saved_step}", stacklevel=3)
         session = dataclasses.replace(session, state=state, saved_step=saved_step)
-    more = {} if record.init_from is None else {"init_from": record.init_from}
+    found = changes.changes(session.config, stored_config, session.saved_step or 0)
+    changes.tell(found, session.config, stored_config)
+    more: dict[str, Any] = {"changes": [*record.changes, *found]} if record.changes or found else {}
+    more |= {} if record.init_from is None else {"init_from": record.init_from}
     processes.wait("the run is read")
     if processes.first():
         write_config(out, session.config, corpus.sha256, **more)
@@ -166,15 +156,8 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     model = build_model(config.model)
     params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
     tx = build_optimizer(config.optim, config.train.steps, params)
+    advise_float32(config, params)
     return Session(out, config, corpus, model, tx, init_state(params, tx))
-
-
-def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
-    for name, ours, theirs in difference(config, stored):
-        if name not in FREE_ON_RESUME and not name.startswith(("sample.", "mesh.")):
-            raise UserError(
-                f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
-            )
 
 
 def fit_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:

@@ -45,13 +45,13 @@ BUGS = [
         "cosine that ends a step early",
         "The last but one step has the final rate already.",
         "cosine", "a step early!",
-        edit(build_schedule, "warmup, steps, peak", "warmup, steps - 1, peak"),
+        edit(build_schedule, "warmup, steps, floor", "warmup, steps - 1, floor"),
     ),
     rates(
         "cosine longer than the run",
         "The decay takes all steps of the run, though it begins after the warm-up.",
         "cosine", "warmup_steps late!",
-        edit(build_schedule, "warmup, steps, peak", "warmup, steps + warmup, peak"),
+        edit(build_schedule, "warmup, steps, floor", "warmup, steps + warmup, floor"),
     ),
     rates(
         "rsqrt from step 0",

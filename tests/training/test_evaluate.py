@@ -33,10 +33,10 @@ def test_evaluation_is_the_mean_over_every_target():
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def evaluation(train, val, tokenizer=CHARACTERS):
+def evaluation(train, val, tokenizer=CHARACTERS, eval_batches=None):
     model, params = built(CFG)
     corpus = Corpus(tokenizer, TokenStream(train, 7), TokenStream(val, 7), "")
-    return Evaluation(model, corpus, CONFIG), params
+    return Evaluation(model, corpus, CONFIG, eval_batches), params
 
 
 def test_an_evaluation_is_of_the_validation_split_and_of_as_long_a_start_of_the_training_split():
@@ -67,6 +67,26 @@ def test_an_evaluation_reports_how_far_it_is():
     assert [done for done, _ in reports] == sorted({done for done, _ in reports})
     assert {total for _, total in reports} == {2 * 9_999}
     assert reports[-1] == (2 * 9_999, 2 * 9_999)
+
+
+def test_an_estimate_is_the_mean_over_windows_spread_over_the_split_and_says_so():
+    evaluate, params = evaluation(TOKENS[:300], TOKENS[300:], eval_batches=3)  # 6 of 29 windows
+    reports = []
+    losses = evaluate(params, lambda done, total: reports.append((done, total)))
+    assert losses["eval_batches"] == 3
+    assert reports[-1] == (2 * 6 * 7, 2 * 6 * 7)
+    val, mean = TOKENS[300:], make_evaluate(built(CFG)[0])
+    starts = [7 * (29 * i // 6) for i in range(6)]
+    windows = [TokenStream(val[start : start + 8], 7) for start in starts]
+    of_windows = [mean(params, window.eval_batches(1)) for window in windows]
+    assert losses["val_loss"] == pytest.approx(np.mean(of_windows), rel=1e-6)
+    assert losses["val_loss"] != evaluation(TOKENS[:300], val)[0](params)["val_loss"]
+    exact = evaluation(TOKENS[:300], val, eval_batches=15)[0](params)  # 30 windows are all
+    assert exact == evaluation(TOKENS[:300], val)[0](params)
+    rows = PaddedRows(np.arange(40, dtype=np.uint8).reshape(10, 4), 99)
+    (batch,) = rows.eval_batches(2, most=5)
+    np.testing.assert_array_equal(batch.windows.reshape(-1, 4)[:5, 0], [0, 8, 16, 24, 32])
+    assert batch.weights.sum() == 15
 
 
 @pytest.mark.parametrize("value", [math.nan, 1e6])

@@ -59,14 +59,18 @@ def _steps_taken(cfg: OptimConfig, steps: int) -> np.ndarray:
 
 def _in_torch(cfg: OptimConfig, steps: int) -> np.ndarray:
     """The rates 0 to `steps` of torch's own schedulers, one after the other."""
-    warmup = cfg.warmup_steps
+    warmup, decay = cfg.warmup_steps, round(cfg.decay_share * steps)
     after: dict[str, Callable[[Any], Any]] = {
         "cosine": lambda tx: lr_scheduler.CosineAnnealingLR(tx, steps - warmup, cfg.learning_rate * cfg.min_lr_ratio),
+        "linear": lambda tx: lr_scheduler.LinearLR(tx, 1.0, cfg.min_lr_ratio, steps - warmup),
+        "wsd": lambda tx: lr_scheduler.LinearLR(tx, 1.0, cfg.min_lr_ratio, decay),
         "constant": lambda tx: lr_scheduler.ConstantLR(tx, 1.0),
         "rsqrt": lambda tx: lr_scheduler.LambdaLR(tx, lambda t: math.sqrt((warmup + 1) / (t + warmup + 1))),
     }
     rates: list[float] = []
     parts = [(after[cfg.schedule], steps + 1 - warmup)]
+    if cfg.schedule == "wsd":
+        parts = [(after["constant"], steps - decay - warmup), (after["wsd"], decay + 1)]
     if warmup:
         parts.insert(0, (lambda tx: lr_scheduler.LinearLR(tx, 1 / (warmup + 1), 1.0, warmup), warmup))
     for make, count in parts:
@@ -96,7 +100,12 @@ def _tried(cfg: OptimConfig, steps: int, found: np.ndarray) -> list[str]:
                 return peak
             if cfg.schedule == "rsqrt":
                 return peak * math.sqrt((start + 1) / (t - warmup + start + 1))
+            if cfg.schedule == "wsd":
+                begin = stop - round(cfg.decay_share * stop)
+                return peak if t < begin else low + (peak - low) * max(0.0, (stop - t) / (stop - begin))
             share = min(1.0, (t - start) / (stop - start))
+            if cfg.schedule == "linear":
+                return low + (peak - low) * (1 - share)
             return low + (peak - low) * (1 + math.cos(math.pi * share)) / 2
 
         return [first(t) if t < warmup else decay(t) for t in range(steps + 1)]
