@@ -9,6 +9,7 @@ exit code is 1 if there are any. Counts are printed as JSON.
 
 import argparse
 import collections
+import contextlib
 import faulthandler
 import json
 import os
@@ -70,7 +71,14 @@ class Findings:
 
 def main() -> int:
     """Fuzzes until the time is over."""
-    import fuzz_targets
+    if "atheris" in sys.argv:
+        import atheris
+
+        instrumented = atheris.instrument_imports(include=["jaxlm"])
+    else:
+        instrumented = contextlib.nullcontext()
+    with instrumented:
+        import fuzz_targets
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
@@ -114,7 +122,8 @@ def _atheris(options: argparse.Namespace, findings: Findings) -> None:
     from fuzzing import seeds
 
     (name,) = options.targets
-    folder, files = seeds(name)
+    with atheris.instrument_imports(include=["jaxlm"]):
+        folder, files = seeds(name)  # it reads them, which imports what the reader needs
     corpus = options.out / f"corpus-{name}"
     corpus.mkdir(exist_ok=True)
     for number, file in enumerate(files):

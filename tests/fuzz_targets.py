@@ -385,3 +385,5 @@ TARGETS: dict[str, Target] = {
 }
 """By name; the last three need torch."""
 NEED_TORCH = ("torch", "nanogpt", "meta")
+SLOW = ("run", "options", "gpt2", "llama", "llama2c")
+"""Those that trace a model or start a parser take a tenth of a second or more."""
