@@ -68,6 +68,10 @@ class Findings:
             "findings": self.by_place,
         }
 
+    def save(self) -> None:
+        """Writes the report so far: libFuzzer ends the process without a word."""
+        (self.out / "report.json").write_text(json.dumps(self.report(), indent=1))
+
 
 def main() -> int:
     """Fuzzes until the time is over."""
@@ -93,7 +97,6 @@ def main() -> int:
     findings = Findings(options.out)
     (_random if options.engine == "random" else _atheris)(options, findings)
     report = findings.report()
-    (options.out / "report.json").write_text(json.dumps(report, indent=1))
     print(json.dumps(report))
     return 1 if findings.by_place else 0
 
@@ -113,7 +116,7 @@ def _random(options: argparse.Namespace, findings: Findings) -> None:
                 faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # code of C that no signal interrupts
                 findings.run(name, file, mutate((folder / file).read_bytes(), rng))
                 faulthandler.cancel_dump_traceback_later()
-        (options.out / "report.json").write_text(json.dumps(findings.report(), indent=1))
+        findings.save()
 
 
 def _atheris(options: argparse.Namespace, findings: Findings) -> None:
@@ -132,6 +135,8 @@ def _atheris(options: argparse.Namespace, findings: Findings) -> None:
     def one(data: bytes) -> None:
         if data:
             findings.run(name, files[data[0] % len(files)], data[1:])
+            if findings.executions[name] % 50 == 0:
+                findings.save()
 
     def changed(data: bytes, most: int, seed: int) -> bytes:
         rng = random.Random(seed)
@@ -142,10 +147,7 @@ def _atheris(options: argparse.Namespace, findings: Findings) -> None:
     arguments = [sys.argv[0], str(corpus), f"-max_total_time={round(60 * options.minutes)}", "-max_len=262144"]
     arguments += ["-timeout=120", f"-rss_limit_mb={6000}", "-verbosity=0"]
     atheris.Setup(arguments, one, custom_mutator=changed, internal_libfuzzer=True)
-    try:
-        atheris.Fuzz()  # ends the process
-    finally:
-        (options.out / "report.json").write_text(json.dumps(findings.report(), indent=1))
+    atheris.Fuzz()  # ends the process
 
 
 if __name__ == "__main__":

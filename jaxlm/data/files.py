@@ -30,6 +30,8 @@ def staged(
     staging = staging_path(target, os.getpid())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if staging.is_symlink():  # in a folder of several users, another one may have guessed the name
+            staging.unlink()
         yield staging
         staging.replace(target)
     except OSError as error:
