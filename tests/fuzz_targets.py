@@ -62,7 +62,7 @@ def _make_listing(folder: Path) -> None:
 
 def _read_listing(folder: Path) -> None:
     from jaxlm.cli.main import main
-    from jaxlm.run import checkpoint
+    from jaxlm.run import checkpoint, manifest
     from jaxlm.run.metrics import read_rows
 
     for arguments in (["runs", str(folder / "runs")], ["runs", str(folder / "runs"), "--json"]):
@@ -73,7 +73,7 @@ def _read_listing(folder: Path) -> None:
     checkpoint.best_step(checkpoints)
     for step in checkpoint.steps(checkpoints):
         with contextlib.suppress(CheckError):
-            checkpoint.verify(checkpoints / str(step))
+            manifest.verify(checkpoints / str(step))
     read_rows(folder / "runs" / "tiny-1" / "metrics.jsonl")
 
 
@@ -98,15 +98,20 @@ def _make_run(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> None:
-    """Opens a run whose manifest fits the damaged files: whoever damages on purpose also writes the sums anew."""
-    from jaxlm.run import checkpoint
+    """Opens a run whose sums fit the damaged files: whoever damages on purpose also writes the sums anew."""
+    from jaxlm.data.files import json_digest, sealed
+    from jaxlm.run import manifest
     from jaxlm.run.folder import load_run
 
-    for path in (folder / "run" / "checkpoints").glob("*/manifest.json"):
+    for path in [*(folder / "run" / "checkpoints").glob("*/manifest.json"), *(folder / "run").glob("*.json")]:
         with contextlib.suppress(ValueError, RecursionError):
-            manifest = json.loads(path.read_text())
-            if isinstance(manifest, dict):
-                path.write_text(json.dumps({**manifest, "sha256": checkpoint._digests(path.parent)}))
+            content = json.loads(path.read_text())
+            if isinstance(content, dict) and path.name == "manifest.json":
+                content["sha256"] = manifest.digests(path.parent)
+                content["sha256"]["manifest.json"] = json_digest(content)
+            elif isinstance(content, dict):
+                content = sealed(content)
+            path.write_text(json.dumps(content))
     load_run(folder / "run")
 
 

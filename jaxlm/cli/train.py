@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxlm.cli.options import Given, parse_options, with_kinds
+from jaxlm.cli.streams import drop_output
 from jaxlm.config import (
     DataConfig,
     ExperimentConfig,
@@ -23,7 +24,7 @@ from jaxlm.config import (
     TrainConfig,
     presets,
 )
-from jaxlm.errors import PositionTableWarning, UserError
+from jaxlm.errors import ContextWarning, UserError
 from jaxlm.terminal import for_stdout
 
 if TYPE_CHECKING:
@@ -101,11 +102,15 @@ def train(arguments: list[str]) -> int:
             return 128 + outcome.signum
         if not processes.first():
             return 0
-        if processes.count() == 1:
-            print(for_stdout(_sample(folder)))
-    loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
-    print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
-    print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
+        try:
+            if processes.count() == 1:
+                print(for_stdout(_sample(folder)), flush=True)  # it is kept in the folder, whatever becomes of stdout
+        except BrokenPipeError:
+            drop_output()  # nobody reads it any more, and the run is whole all the same
+        finally:
+            loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
+            print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
+            print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
     return 0
 
 
@@ -155,8 +160,9 @@ def _next_free(preset: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if processes.first() and not any(folder.iterdir()):  # nothing was trained
-            folder.rmdir()
+        if processes.first():
+            with contextlib.suppress(OSError):  # it is not empty, so something was trained
+                folder.rmdir()
 
 
 def _create_next(preset: str) -> int:
@@ -181,7 +187,7 @@ def _sample(out: Path) -> str:
 
     run = load_run(out)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PositionTableWarning)  # long samples are expected here
+        warnings.simplefilter("ignore", ContextWarning)  # long samples are expected here
         text = "\n---\n".join(sample(run, run.config.sample))
     with staged(out / "samples" / f"step-{run.step}.txt", "free some space") as path:
         path.write_text(text, encoding="utf-8")

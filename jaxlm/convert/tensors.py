@@ -15,6 +15,7 @@ import numpy as np
 from jaxlm.data.arrays import check_members
 from jaxlm.data.reading import open_regular
 from jaxlm.errors import UserError
+from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _as_array(tensor: "Tensor") -> np.ndarray:
 
 def on_device(params: Params) -> Params:
     """Copies parameters to JAX arrays, which share no memory with the originals."""
+    find_devices()
     return jax.tree.map(jnp.array, params)
 
 

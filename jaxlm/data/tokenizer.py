@@ -11,8 +11,7 @@ from jaxtyping import Int
 
 from jaxlm.config.sampling import SpecialTokens
 from jaxlm.data.bpe import BPETokenizer
-from jaxlm.data.files import check_utf8
-from jaxlm.data.reading import read_json
+from jaxlm.data.files import check_utf8, read_sealed
 from jaxlm.errors import UserError
 
 
@@ -268,8 +267,9 @@ def load(path: Path, fix: str = "restore it, or train again") -> Tokenizer:
     Raises:
       UserError: the file is missing or does not hold a tokenizer.
     """
+    content = read_sealed(path, fix)
     try:
-        return from_dict(read_json(path))
+        return from_dict(content)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{path} does not hold a tokenizer ({error}): {fix}") from None
 
