@@ -61,12 +61,7 @@ class BPETokenizer:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "BPETokenizer":
-        """The tokenizer of a JSON of the tokenizers library, without its truncation and padding of texts.
-
-        Raises:
-          UserError: the JSON contradicts itself.
-          Exception: the library cannot read it.
-        """
+        """The tokenizer of a JSON of the library, without truncation and padding; UserError if it cannot be read."""
         import tokenizers
 
         data = {**data, "truncation": None, "padding": None}  # of no use here; some would take any memory
