@@ -32,12 +32,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.data.files import unwritable
+from jaxlm.data.reading import read_regular
 from jaxlm.errors import UserError
 
 Row = dict[str, Any]
 
 OF_CLOCKS = ("elapsed_s", "tokens_per_s", "mfu", "gflops_per_s")
 """Fields that a clock decides: they differ when the same run is trained again."""
+
+NUMBERS = (
+    *("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "gflops_per_s", "skipped"),
+    *("val_loss", "train_loss", "perplexity", "bits_per_byte", "eval_batches"),
+)
+"""The fields that hold a number wherever they stand."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -46,13 +53,19 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       UserError: another line is not a row; the message names it.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    try:
+        lines = read_regular(path).decode(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): move it away") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows.append({**row, "step": int(row["step"]), "elapsed_s": float(row["elapsed_s"])})
-        except (ValueError, TypeError, KeyError):
+            row = {**row, "step": int(row["step"]), "elapsed_s": float(row["elapsed_s"])}
+            if not all(isinstance(row.get(name), float | int | None) for name in NUMBERS):
+                raise ValueError
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             if number < len(lines):
                 raise UserError(
                     f"{path} line {number} is not a row of metrics: correct it, or move the file away"
