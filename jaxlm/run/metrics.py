@@ -51,12 +51,12 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl, oldest first; a last line cut short by a kill is left out.
 
     Raises:
-      UserError: another line is not a row; the message names it.
+      UserError: it cannot be read, or another line is not a row; the message names it.
     """
     try:
         lines = read_regular(path).decode(errors="replace").splitlines() if path.exists() else []
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): move it away") from None
+        raise _unreadable(path, error) from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -87,8 +87,11 @@ def check_log(path: Path, entry: dict[str, Any] | None) -> None:
     if not path.exists():
         warnings.warn(f"{path} is missing: the rows of the sessions before this one are lost", stacklevel=3)
         return
-    with path.open("rb") as file:
-        content = file.read(entry["bytes"])
+    try:
+        with path.open("rb") as file:
+            content = file.read(entry["bytes"])
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise UserError(
             f"{path} was changed after it was written (its sha256 is another): put the old one back, or move it away"
@@ -146,6 +149,10 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror}): put the old one back, or move it away")
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
