@@ -11,7 +11,6 @@ with _epy.lazy_api_imports(globals()):
     from jaxlm import convert as convert
     from jaxlm import optim as optim
     from jaxlm import parity as parity
-    from jaxlm.run.attention_maps import attention_maps as attention_maps
     from jaxlm.config import DataConfig as DataConfig
     from jaxlm.config import ExperimentConfig as ExperimentConfig
     from jaxlm.config import MeshConfig as MeshConfig
@@ -30,6 +29,7 @@ with _epy.lazy_api_imports(globals()):
     from jaxlm.model.build import init_params as init_params
     from jaxlm.model.layer_stack import stack_params as stack_params
     from jaxlm.model.layer_stack import unstack_params as unstack_params
+    from jaxlm.run.attention_maps import attention_maps as attention_maps
     from jaxlm.run.folder import load_run as load_run
     from jaxlm.run.training import train as train
     from jaxlm.sharding.layout import put_params as put_params

@@ -24,8 +24,8 @@ def attend(arguments: list[str]) -> int:
     options = parse_options(_AttendOptions, arguments, "attend")
     path = options.run
 
-    from jaxlm.run.attention_maps import draw_attention
     from jaxlm.compilation_cache import kept_programs
+    from jaxlm.run.attention_maps import draw_attention
     from jaxlm.run.folder import load_run
 
     out = options.out or path / "attention.png"

@@ -6,8 +6,8 @@ import pytest
 from models import VARIANTS, variant
 from support import apply, built, random_tokens
 
-from jaxlm.run.attention_maps import attention_maps
 from jaxlm.model.build import build_model
+from jaxlm.run.attention_maps import attention_maps
 
 
 @pytest.mark.parametrize("name", ["rope", "local", "summed_scores", "scan_layers", "additive"])

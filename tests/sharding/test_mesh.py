@@ -7,11 +7,11 @@ import numpy as np
 import on_mesh
 import pytest
 
-from jaxlm.run.attention_maps import attention_maps
 from jaxlm.config import MeshConfig
 from jaxlm.model.build import build_model, init_params, param_specs
 from jaxlm.ops import partition
 from jaxlm.ops.partition import partition_spec
+from jaxlm.run.attention_maps import attention_maps
 from jaxlm.sharding.mesh import make_mesh
 
 
