@@ -9,5 +9,9 @@ class CheckError(RuntimeError):
     """A check failed, such as a loss that is not finite or a damaged file. The message says where."""
 
 
-class PositionTableWarning(UserWarning):
+class ContextWarning(UserWarning):
+    """Text goes on past the context that a model was trained with: from there it sees the latest tokens only."""
+
+
+class PositionTableWarning(ContextWarning):
     """Text goes on past a learned position table: from there each new token costs a pass over the whole context."""

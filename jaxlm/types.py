@@ -4,6 +4,7 @@ B batch, T query length, S key or cache length, D model width, N query heads, K 
 H head width, F feed-forward width, V vocabulary, L layers, W window.
 """
 
+from collections.abc import Sequence, Set
 from typing import Any, TypeAlias
 
 import jax
@@ -14,8 +15,12 @@ Params: TypeAlias = dict[str, Any]
 """Parameters: nested dicts of arrays."""
 Tokens: TypeAlias = Int[Array | np.ndarray, "B T"]
 Logits: TypeAlias = Float[Array, "B T V"]
-Number: TypeAlias = int | float | Array
-"""A hyperparameter: a number, or a scalar array where `optax.inject_hyperparams` makes it one."""
+Number: TypeAlias = int | float | np.number | Array
+"""A number, or a scalar array, as `optax.inject_hyperparams` makes of a hyperparameter."""
+Count: TypeAlias = int | np.integer | Array
+"""A whole number, or a scalar array of one."""
+TokenIds: TypeAlias = Sequence[int] | Set[int] | np.ndarray | Array
+"""Several token ids."""
 
 
 def tree_bytes(tree: Any) -> int:

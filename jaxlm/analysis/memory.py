@@ -8,10 +8,10 @@ import numpy as np
 
 from jaxlm.analysis.costs import activation_bytes_per_sequence
 from jaxlm.config import ExperimentConfig
-from jaxlm.data.batches import EVAL_GROUPS, TokenStream
+from jaxlm.data.batches import TokenStream
 from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
-from jaxlm.training.evaluate import eval_batch_size, make_sums
+from jaxlm.training.evaluate import eval_batch_size, eval_groups, make_sums
 from jaxlm.training.loop import make_chunk
 from jaxlm.training.step import TrainState
 from jaxlm.types import tree_bytes
@@ -81,7 +81,7 @@ def training_memory(config: ExperimentConfig) -> TrainingMemory:
     length = config.model.max_seq_len
     text = TokenStream(jax.ShapeDtypeStruct((2 * length + 1,), jnp.uint8), length)
     chunk: Any = make_chunk(model, tx, cfg)
-    evaluated = EVAL_GROUPS, eval_batch_size(config)
+    evaluated = eval_groups(config, params), eval_batch_size(config)
     windows = jax.ShapeDtypeStruct((*evaluated, length + 1), np.uint8)
     weights = jax.ShapeDtypeStruct((*evaluated, length), np.float32)
     sums: Any = make_sums(model)

@@ -3,7 +3,6 @@
 Exit codes: 0 done; 1 a check failed; 2 bad usage or input (one line on stderr); 128 + n after signal n.
 """
 
-import io
 import os
 import signal
 import sys
@@ -20,8 +19,10 @@ from jaxlm.cli.presets import presets
 from jaxlm.cli.reproduce import reproduce
 from jaxlm.cli.runs import runs
 from jaxlm.cli.sample import sample
+from jaxlm.cli.streams import OutputError, drop_output, safe_streams
 from jaxlm.cli.train import train
 from jaxlm.errors import CheckError, UserError
+from jaxlm.run.printing import outlived
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "train": (train, "[PRESET]", "Train a model, or continue a run"),
@@ -53,24 +54,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     # With other processes, its last words when one of them is gone are a stack trace: ours take their place.
     with_others = any(argument.startswith("--mesh.coordinator") for argument in arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4" if with_others else "3")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a locale without the characters of a text still shows the rest
-    with warnings.catch_warnings():
+    with safe_streams(), outlived(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            code = _run(arguments)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            code = _code(arguments)
+            sys.stdout.flush()
             return code
-        except UserError as error:
-            return _fail(error, 2)
-        except CheckError as error:
+        except OutputError as error:
+            drop_output()
             return _fail(error, 1)
-        except KeyboardInterrupt:
-            return 130
-        except BrokenPipeError:  # nobody reads stdout any more: drop what is buffered, without a message
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # nobody reads stdout any more: no message
+            drop_output()
             return 128 + signal.SIGPIPE
+
+
+def _code(arguments: list[str]) -> int:
+    """The exit code of a command, whose refusal is printed."""
+    try:
+        return _run(arguments)
+    except UserError as error:
+        return _fail(error, 2)
+    except CheckError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    except (AssertionError, RuntimeError):
+        # Where JAX has no device, whatever asks first fails, and not in words for a user.
+        if "jax" not in sys.modules or (refusal := _no_devices()) is None:
+            raise
+        return _fail(refusal, 2)
+
+
+def _no_devices() -> UserError | None:
+    """What says that JAX finds no devices; None if it has some."""
+    from jaxlm.sharding.mesh import find_devices
+
+    try:
+        find_devices()
+    except UserError as error:
+        return error
+    return None
 
 
 def _run(arguments: list[str]) -> int:

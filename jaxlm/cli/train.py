@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxlm.cli.options import Given, parse_options, with_kinds
+from jaxlm.cli.streams import drop_output
 from jaxlm.config import (
     DataConfig,
     ExperimentConfig,
@@ -23,7 +24,7 @@ from jaxlm.config import (
     TrainConfig,
     presets,
 )
-from jaxlm.errors import PositionTableWarning, UserError
+from jaxlm.errors import ContextWarning, UserError
 
 if TYPE_CHECKING:
     from jaxlm.run.folder import Run
@@ -58,6 +59,8 @@ class _TrainOptions:
     Without a PRESET the run's other settings are the defaults too."""
     extend_positions: Annotated[bool, tyro.conf.arg(name="model.extend-positions")] = False
     """With --init-from: a longer --model.max-seq-len may add places to a learned position table. They begin at zero."""
+    keep_schedule: Annotated[bool, tyro.conf.arg(name="optim.keep-schedule")] = False
+    """With --resume and more --train.steps: the learning rate goes on as if the run ended where it would have."""
 
 
 def train(arguments: list[str]) -> int:
@@ -76,25 +79,37 @@ def train(arguments: list[str]) -> int:
     config = config.with_data_at(config.data.path, config.data.val_path)
 
     from jaxlm.compilation_cache import kept_programs
+    from jaxlm.run.printing import outlived
     from jaxlm.run.training import train as train_run
     from jaxlm.sharding import processes
 
-    extend = options.extend_positions
     if config.mesh.coordinator is not None:  # no result goes to stdout then, only what Gloo says of its connections
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    with kept_programs(), processes.joined(config.mesh):
+    with outlived(stdout=True), kept_programs(), processes.joined(config.mesh):
         place = _next_free(config.preset) if options.out is None else contextlib.nullcontext(options.out)
         with place as folder:
-            outcome = train_run(config, folder, options.resume, own_warmup, init_from=source, extend_positions=extend)
+            outcome = train_run(
+                config,
+                folder,
+                options.resume,
+                own_warmup,
+                keep_schedule=options.keep_schedule,
+                init_from=source,
+                extend_positions=options.extend_positions,
+            )
         if outcome.signum is not None:
             return 128 + outcome.signum
         if not processes.first():
             return 0
-        if processes.count() == 1:
-            print(_sample(folder))
-    loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
-    print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
-    print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
+        try:
+            if processes.count() == 1:
+                print(_sample(folder), flush=True)  # it is kept in the folder, whatever becomes of stdout
+        except BrokenPipeError:
+            drop_output()  # nobody reads it any more, and the run is whole all the same
+        finally:
+            loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
+            print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
+            print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
     return 0
 
 
@@ -144,8 +159,9 @@ def _next_free(preset: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if processes.first() and not any(folder.iterdir()):  # nothing was trained
-            folder.rmdir()
+        if processes.first():
+            with contextlib.suppress(OSError):  # it is not empty, so something was trained
+                folder.rmdir()
 
 
 def _create_next(preset: str) -> int:
@@ -170,7 +186,7 @@ def _sample(out: Path) -> str:
 
     run = load_run(out)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PositionTableWarning)  # long samples are expected here
+        warnings.simplefilter("ignore", ContextWarning)  # long samples are expected here
         text = "\n---\n".join(sample(run, run.config.sample))
     with staged(out / "samples" / f"step-{run.step}.txt", "free some space") as path:
         path.write_text(text, encoding="utf-8")

@@ -10,13 +10,28 @@ from jaxlm.errors import UserError
 
 _Config = TypeVar("_Config", bound="Validated")
 
+FLOAT32_MAX = 3.4028234663852886e38
+"""The largest finite number of float32."""
 
-def check_at_least(config: object, minimum: int, *names: str) -> None:
+FLOAT32_TINY = 2.0**-126
+"""The smallest number of float32 that processors do not take for 0."""
+
+
+def check_at_least(config: object, minimum: float, *names: str) -> None:
     """Raises UserError if one of the named fields is below `minimum`. None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not value >= minimum:
             raise UserError(f"{name} = {value!r} is too small: give at least {minimum}")
+
+
+def _check_number(name: str, value: Any, hint: Any) -> None:
+    """Raises UserError if a number does not fit into the 32 bits that it will be computed in."""
+    if isinstance(value, int) and "float" not in str(hint):
+        if abs(value) >= 2**31:
+            raise UserError(f"{name} = {value!r} is out of range: give less than 2^31")
+    elif isinstance(value, int | float) and not abs(value) <= FLOAT32_MAX:  # NaN too
+        raise UserError(f"{name} = {value!r} is out of range: give a finite number, of float32")
 
 
 def check_rate(config: object, *names: str) -> None:
@@ -35,7 +50,7 @@ def check_seed(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validated:
-    """Checks each field against its annotation when a config is created."""
+    """Checks each field against its annotation when a config is created, and that numbers fit into 32 bits."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -50,6 +65,8 @@ class Validated:
             items = value if isinstance(value, tuple) else (value,)
             if any(isinstance(item, bool) for item in items) and hint is not bool and bool not in get_args(hint):
                 raise UserError(f"{name} = {value!r} has the wrong type: give a number, not True or False")
+            for item in items:
+                _check_number(name, item, hint)
 
 
 def to_dict(config: Validated) -> dict[str, Any]:

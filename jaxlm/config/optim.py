@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from jaxlm.config.base import Validated, check_at_least, check_rate
+from jaxlm.config.base import FLOAT32_TINY, Validated, check_at_least, check_rate
 from jaxlm.errors import UserError
 
 _MOMENTS = {"read_by": ("adam", "adamw", "adamsn")}
@@ -29,6 +29,8 @@ class OptimConfig(Validated):
     schedule: Literal["cosine", "linear", "wsd", "constant", "rsqrt"] = "cosine"
     """cosine and linear decay to min_lr_ratio of the peak at the last step; wsd (warm-up, stable, decay) keeps the peak
     and decays linearly over the last steps (decay_share); rsqrt falls as 1/sqrt(step) after the warm-up."""
+    schedule_steps: int | None = None
+    """The last step of a schedule that decays; from there on the rate stays. None = train.steps."""
     warmup_steps: int = 100
     """Steps over which the rate rises linearly: step t (from 0) uses peak * (t + 1) / (warmup_steps + 1)."""
     min_lr_ratio: float = 0.1
@@ -61,8 +63,11 @@ class OptimConfig(Validated):
         super().__post_init__()
         if self.weight_decay is None:
             object.__setattr__(self, "weight_decay", 0.0 if self.name == "adam" else 0.1)
-        check_at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "eps", "adam_lr_ratio")
+        check_at_least(self, 0, "learning_rate", "warmup_steps", "min_lr_ratio", "weight_decay", "adam_lr_ratio")
         check_at_least(self, 0, "max_nonfinite")
+        check_at_least(self, 1, "schedule_steps")
+        # Where a gradient is 0, eps alone keeps the update from being 0 / 0.
+        check_at_least(self, FLOAT32_TINY, "eps", "clip_norm")
         check_rate(self, "b1", "b2")
         for name, default in idle_optim_fields(self.name).items():
             if getattr(self, name) != default:
@@ -72,6 +77,11 @@ class OptimConfig(Validated):
                 )
         if self.min_lr_ratio > 1:
             raise UserError(f"min_lr_ratio = {self.min_lr_ratio!r} is above 1: give a share of the peak rate")
+        if self.schedule_steps is not None and self.schedule in ("constant", "rsqrt"):
+            raise UserError(
+                f"schedule_steps = {self.schedule_steps} is not read by schedule = {self.schedule!r}, which has no "
+                "end: leave it out"
+            )
         if not 0 < self.decay_share <= 1:
             raise UserError(f"decay_share = {self.decay_share!r} is out of range: give 0 < decay_share <= 1")
         if self.schedule != "wsd" and self.decay_share != OptimConfig.decay_share:
@@ -79,8 +89,6 @@ class OptimConfig(Validated):
                 f"decay_share = {self.decay_share!r} is not read by schedule = {self.schedule!r}: leave it out, or "
                 "give schedule = 'wsd'"
             )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise UserError(f"clip_norm = {self.clip_norm!r} is too small: give more than 0, or None for no clipping")
 
 
 def optimizer_fields(name: str) -> tuple[str, ...]:

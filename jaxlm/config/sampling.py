@@ -89,7 +89,10 @@ class SamplingParams(Validated):
 
 
 def _python_number(value: Any) -> Any:
-    """A scalar of NumPy or JAX, alone or in a tuple, as Python's own number; anything else as it is."""
-    if isinstance(value, tuple):
+    """A scalar of NumPy or JAX as Python's own number, several as a tuple of them; anything else as it is.
+
+    Several may be a tuple, list, set or range, or an array of one axis.
+    """
+    if isinstance(value, tuple | list | set | frozenset | range) or getattr(value, "ndim", None) == 1:
         return tuple(map(_python_number, value))
     return value.item() if getattr(value, "shape", None) == () else value

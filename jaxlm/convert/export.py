@@ -20,6 +20,7 @@ from jaxlm.data.files import staged
 from jaxlm.data.hugging_face import hugging_face_files
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import UserError
+from jaxlm.finite import check_finite_params
 from jaxlm.model.layer_stack import unstack_params
 from jaxlm.types import Params
 
@@ -128,6 +129,7 @@ def torch_tensors(held: Held, cfg: ModelConfig, params: Params) -> TorchTensors:
 
     Raises:
       UserError: parameters that do not fit the config.
+      CheckError: a parameter holds NaN or infinity.
     """
     leaves = flatten_dict(unstack_params(cfg, params) if cfg.scan_layers else params, sep="/")
     wanted = shapes(cfg)
@@ -137,6 +139,7 @@ def torch_tensors(held: Held, cfg: ModelConfig, params: Params) -> TorchTensors:
         raise UserError(
             f"the parameters do not fit the config: {wrong[0]} is {given.get(wrong[0])}, not {wanted.get(wrong[0])}"
         )
+    check_finite_params(params, "the model cannot be written")
     return TorchTensors(held, cfg, leaves)
 
 

@@ -13,7 +13,9 @@ from flax.traverse_util import unflatten_dict
 from jaxlm.convert.files import TensorFiles
 from jaxlm.convert.layouts import Entry, Shape
 from jaxlm.convert.tensors import FLOATS
-from jaxlm.errors import UserError
+from jaxlm.errors import CheckError, UserError
+from jaxlm.finite import not_finite
+from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params
 
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
@@ -133,12 +135,13 @@ class Tensors:
         What a wrapper puts in front of all names is taken off.
 
         Raises:
-          UserError: as `wrapper`; float64 weights without 64-bit JAX.
+          UserError: as `wrapper`; JAX finds no devices; float64 weights without 64-bit JAX.
         """
         ignored, outer = re.compile(rf"(^|\.)({buffers})$"), len(wrapper(files.names, files.where))
         self._files = files
         self._left = {name[outer:]: name for name in files.names if not ignored.search(name)}
         self._problems: list[str] = []
+        find_devices()
         wide = {FLOATS.get(files.dtype(name)) for name in self._left.values()}
         self.dtype: Literal["bfloat16", "float32", "float64"] = "float64" if "float64" in wide else "float32"
         """The narrowest type that holds every value exactly; types that are not in FLOATS are refused."""
@@ -158,6 +161,9 @@ class Tensors:
         """Uses a tensor of this shape, in type `dtype`; returns NaN where `finish` will refuse.
 
         The values may share memory with a mapped file or a module.
+
+        Raises:
+          CheckError: it holds NaN or infinity; the message names it and the first place.
         """
         stored = self._left.pop(name, None)
         if stored is None:
@@ -167,7 +173,10 @@ class Tensors:
         elif self._files.dtype(stored) not in FLOATS:
             self._problems.append(f"{name} is of type {self._files.dtype(stored)}, not {', '.join(FLOATS)}")
         else:
-            return self._files.read(stored).astype(self.dtype, copy=False)
+            tensor = self._files.read(stored).astype(self.dtype, copy=False)
+            if place := not_finite(tensor):
+                raise CheckError(f"{self._files.where}: {stored} {place}: convert a sound copy of the model")
+            return tensor
         return np.full(shape, np.nan, self.dtype)
 
     def take_all(self, entries: Iterable[Entry], shapes: Mapping[str, Shape]) -> Params:

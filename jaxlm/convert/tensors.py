@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.errors import UserError
+from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def _as_array(tensor: "Tensor") -> np.ndarray:
 
 def on_device(params: Params) -> Params:
     """Copies parameters to JAX arrays, which share no memory with the originals."""
+    find_devices()
     return jax.tree.map(jnp.array, params)
 
 

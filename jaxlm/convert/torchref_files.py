@@ -12,6 +12,7 @@ from jaxlm.convert.shards import write_shards
 from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.convert.torchref import TIED_HEAD, from_torchref, to_torchref
 from jaxlm.errors import UserError
+from jaxlm.finite import check_finite_params
 from jaxlm.types import Params
 
 
@@ -22,7 +23,9 @@ def save_torchref(cfg: ModelConfig, params: Params, path: str | os.PathLike[str]
 
     Raises:
       UserError: parameters that do not fit the config, a folder that is not empty or cannot be written.
+      CheckError: a parameter holds NaN or infinity.
     """
+    check_finite_params(params, "the model cannot be written")
     arrays = {name: to_array(tensor) for name, tensor in to_torchref(cfg, params).items()}
     if cfg.tie_embeddings:
         arrays.pop(TIED_HEAD, None)
@@ -38,13 +41,18 @@ def load_torchref(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
 
     Raises:
       UserError: a file is missing or damaged, or the tensors do not fit the config.
+      CheckError: a tensor holds NaN or infinity.
     """
     folder = Path(path)
     fields = read_json(folder / "config.json").get("torchref")
     if not isinstance(fields, dict):
         raise UserError(f"{folder / 'config.json'} has no torchref: give a folder that convert --to torchref wrote")
     cfg, files = from_dict(ModelConfig, fields), open_tensors(folder)
-    state = {name: to_tensor(files.read(name)) for name in files.names}
+    state = {}
+    for name in files.names:
+        array = files.read(name)
+        check_finite_params({name: array}, files.where)
+        state[name] = to_tensor(array)
     if cfg.tie_embeddings and "embedding.weight" in state:
         state[TIED_HEAD] = state["embedding.weight"]
     return cfg, from_torchref(cfg, state)

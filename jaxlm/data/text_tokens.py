@@ -71,5 +71,5 @@ class _Part:
         if not target.exists():
             with staged(target, "set JAXLM_DATA_DIR to a folder with more space") as path, path.open("wb") as file:
                 for ids in self.encoded():
-                    ids.tofile(file)
+                    file.write(ids.data)  # unlike tofile, this says why it fails
         return np.memmap(target, self.dtype, mode="r") if target.stat().st_size else np.empty(0, self.dtype)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.config import SamplingParams
 from jaxlm.decode.capacity import cache_capacities, plan_capacity, power_of_two
-from jaxlm.decode.checks import check_count
+from jaxlm.decode.checks import check_count, check_finite, only_finite
 from jaxlm.decode.filters import FilterValues
 from jaxlm.decode.prefill import apply_cached, start
 from jaxlm.decode.request import check_prompts
@@ -20,7 +20,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.cache import Cache
 from jaxlm.model.layer_stack import unrolled
 from jaxlm.model.layers import LanguageModel
-from jaxlm.types import Params, Tokens
+from jaxlm.types import Count, Number, Params, TokenIds, Tokens
 
 
 class Beams(NamedTuple):
@@ -51,6 +51,7 @@ class _State(NamedTuple):
     live: hypotheses without a stop token, by log-probability. Places from `step` on hold what was there last.
     finished: the best hypotheses that have ended with a stop token, by score (with the length penalty).
     step: new tokens of each live hypothesis.
+    are_finite: for each prompt and new token, whether the logits of all hypotheses were.
     """
 
     cache: Cache
@@ -58,6 +59,7 @@ class _State(NamedTuple):
     live: Hypotheses
     finished: Hypotheses
     step: Int[Array, ""]
+    are_finite: Bool[Array, "B places"]
 
 
 def beam_search(
@@ -65,11 +67,11 @@ def beam_search(
     params: Params,
     prompt: Tokens,
     *,
-    max_new_tokens: int,
-    beam_width: int,
-    length_penalty: float = 1.0,
-    stop_token: int | Sequence[int] | None = None,
-    forbidden_tokens: Sequence[int] = (),
+    max_new_tokens: Count,
+    beam_width: Count,
+    length_penalty: Number = 1.0,
+    stop_token: Count | TokenIds | None = None,
+    forbidden_tokens: TokenIds = (),
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
 ) -> Beams:
     """The `beam_width` best continuations that a beam search finds, each ended by the stop token or n tokens long.
@@ -86,14 +88,18 @@ def beam_search(
 
     Raises:
       UserError: as `jaxlm.generate`; a width or penalty out of range; more tokens than a learned position table has.
+      CheckError: as `jaxlm.generate`.
 
     Source: Wu et al. 2016, https://arxiv.org/abs/1609.08144, section 7; the penalty is that of transformers.
     """
-    check_count("beam_width", beam_width)
-    if not 0 <= length_penalty < float("inf"):
-        raise UserError(f"length_penalty = {length_penalty}: give a finite number of at least 0")
-    stop = tuple(stop_token) if isinstance(stop_token, Sequence) else stop_token
-    options = SamplingParams(max_new_tokens=max_new_tokens, stop_token=stop, forbidden_tokens=tuple(forbidden_tokens))
+    beam_width = check_count("beam_width", beam_width)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+    penalty: Any = length_penalty
+    penalty = penalty.item() if getattr(penalty, "shape", None) == () else penalty
+    if not isinstance(penalty, int | float) or isinstance(penalty, bool) or not 0 <= penalty < float("inf"):
+        raise UserError(f"length_penalty = {length_penalty!r}: give a finite number of at least 0")
+    chosen: dict[str, Any] = {"stop_token": stop_token, "forbidden_tokens": forbidden_tokens}
+    options = SamplingParams(max_new_tokens=max_new_tokens, **chosen)
     options.check_vocabulary(model.cfg.vocab_size)
     prompts = check_prompts(model.cfg.vocab_size, prompt, prompt_lengths, num_samples=beam_width)
     plan = plan_capacity(model.cfg, prompts.longest, max_new_tokens, on_overflow="roll")
@@ -101,18 +107,19 @@ def beam_search(
     capacity = cache_capacities(model.cfg, params, prompts.rows, prompts.longest, plan)[-1]
     begin = start(model, params, prompts, capacity)
     values = FilterValues.of(options, model.cfg.vocab_size)
-    best = _search(
+    best, are_finite = _search(
         model,
         params,
         begin.cache,
         begin.token,
-        np.asarray(length_penalty, np.float64),
+        np.asarray(penalty, np.float64),
         values.stops,
         values.forbidden,
         max_new_tokens,
         places=power_of_two(max_new_tokens),
         width=beam_width,
     )
+    check_finite(np.asarray(are_finite), params)
     tokens = best.tokens[:, :, :max_new_tokens]
     return Beams(tokens, best.scores, jnp.cumprod(~jnp.asarray(values.stops)[tokens], axis=-1).sum(axis=-1))
 
@@ -130,8 +137,10 @@ def _search(
     *,
     places: int,
     width: int,
-) -> Hypotheses:
+) -> tuple[Hypotheses, Bool[Array, "B places"]]:
     """The best hypotheses of up to `steps` tokens, in `places` >= steps: other lengths share the program.
+
+    The search ends where logits are not finite, which the second result says for each prompt and token.
 
     Args:
       cache, token: of R = B * W rows, the W of a prompt alike.
@@ -150,7 +159,10 @@ def _search(
 
     def extend(state: _State) -> _State:
         logits, cache = apply_cached(model, params, rearrange(state.token, "B W -> (B W)"), state.cache)
-        log_probs = jnp.where(forbidden[None], -jnp.inf, jax.nn.log_softmax(logits))
+        log_probs = jax.nn.log_softmax(only_finite(logits))
+        # Of a row with NaN or infinity all are NaN, so one says it for all.
+        sound = jnp.isfinite(log_probs[:, 0].reshape(batch, width)).all(axis=1)
+        log_probs = jnp.where(forbidden[None], -jnp.inf, log_probs)
         log_probs = rearrange(log_probs, "(B W) V -> B W V", W=width) + state.live.scores[..., None]
         # The likeliest of all W * V extensions of a prompt: which hypothesis each extends, and by which token.
         log_probs, extension = jax.lax.top_k(
@@ -169,19 +181,22 @@ def _search(
         rows = rearrange(jnp.arange(batch)[:, None] * width + choose(parent), "B W -> (B W)")
         cache = jax.tree.map(lambda leaf: leaf[rows], cache)
         live = Hypotheses(jnp.take_along_axis(tokens, chosen[..., None], axis=1), log_probs)
-        return _State(cache, choose(token), live, finished, state.step + 1)
+        are_finite = state.are_finite.at[:, state.step].set(sound)
+        return _State(cache, choose(token), live, finished, state.step + 1, are_finite)
 
     def may_improve(state: _State) -> Bool[Array, ""]:
         # A log-probability (at most 0) only falls, and is divided by at most steps ** penalty: this bounds the score
         # of everything that the best live hypothesis can become.
         bound = with_penalty(state.live.scores[:, :1], steps)
-        return (state.step < steps) & jnp.any(bound > state.finished.scores[:, -1:])
+        return (state.step < steps) & jnp.any(bound > state.finished.scores[:, -1:]) & state.are_finite.all()
 
     none = Hypotheses(jnp.zeros((batch, width, places), jnp.int32), jnp.full((batch, width), -jnp.inf, dtype))
     # All W rows of a prompt begin alike. Only one may be extended, or the beam would hold each continuation W times.
     first = Hypotheses(none.tokens, none.scores.at[:, 0].set(0.0))
-    state = _State(cache, rearrange(token, "(B W) -> B W", W=width), first, none, jnp.int32(0))
+    state = _State(
+        cache, rearrange(token, "(B W) -> B W", W=width), first, none, jnp.int32(0), jnp.ones((batch, places), bool)
+    )
     state = jax.lax.while_loop(may_improve, extend, state)
     # Where the search stopped early, live hypotheses are too short to be an answer (and could not have won).
     scores = jnp.where(state.step == steps, with_penalty(state.live.scores, steps), -jnp.inf)
-    return best_of(state.finished, Hypotheses(state.live.tokens, scores))
+    return best_of(state.finished, Hypotheses(state.live.tokens, scores)), state.are_finite

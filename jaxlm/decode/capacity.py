@@ -9,9 +9,9 @@ import jax
 
 from jaxlm.config import ModelConfig
 from jaxlm.decode.checks import check_count
-from jaxlm.errors import PositionTableWarning, UserError
+from jaxlm.errors import ContextWarning, PositionTableWarning, UserError
 from jaxlm.model.cache import init_cache
-from jaxlm.types import Params, tree_bytes
+from jaxlm.types import Count, Params, tree_bytes
 
 MIN_BUCKET = 16
 """Smaller prompts and caches are padded to this: fewer programs, and no slower."""
@@ -38,7 +38,7 @@ def plan_capacity(
     cfg: ModelConfig,
     longest: int,
     new_tokens: int,
-    capacity: int | None = None,
+    capacity: Count | None = None,
     on_overflow: Literal["continue", "roll", "error"] = "continue",
 ) -> CapacityPlan:
     """The plan for prompts of up to `longest` tokens, each continued by `new_tokens`.
@@ -46,14 +46,19 @@ def plan_capacity(
     Args:
       capacity: None = min(longest + new_tokens, max_seq_len).
       on_overflow: "error" refuses; "roll" refuses where the cache cannot roll, which is with a learned position table;
-        "continue" goes on in any case, with a warning where a table ends.
+        "continue" goes on in any case, with a warning where a table ends, or the context does and no capacity is given.
+
+    Warns:
+      PositionTableWarning: text goes on past a learned position table.
+      ContextWarning: it goes on past max_seq_len without one, and no capacity was chosen.
 
     Raises:
       UserError: a capacity that is not a whole number or beyond a learned position table; an overflow that is refused.
     """
+    is_chosen = capacity is not None
     if capacity is None:
         capacity = min(longest + new_tokens, cfg.max_seq_len)
-    check_count("capacity", capacity)
+    capacity = check_count("capacity", capacity)
     cfg.check_reach(capacity, "give a smaller capacity")
     if cfg.family != "transformer":  # their state has one size
         return CapacityPlan(capacity, False, new_tokens)
@@ -68,6 +73,14 @@ def plan_capacity(
         fix = ", a larger capacity, or on_overflow = 'continue'" if on_overflow == "error" else ""
         raise UserError(f"{numbers} pass the capacity {capacity}: give fewer{fix}")
     if not cfg.has_position_table:
+        if not is_chosen:
+            warnings.warn(
+                f"{numbers} pass the context of the model (capacity {capacity}, max_seq_len = {cfg.max_seq_len}): from "
+                f"there on, each layer sees the latest {capacity} tokens; a larger capacity shows it more, at "
+                "positions that it was not trained on",
+                ContextWarning,
+                stacklevel=5,  # as below
+            )
         return CapacityPlan(capacity, True, new_tokens)
     warnings.warn(
         f"{numbers} pass the learned position table (capacity {capacity}, max_seq_len = {cfg.max_seq_len}): from there "

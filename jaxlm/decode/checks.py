@@ -1,18 +1,68 @@
 """What the functions of this folder refuse alike."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Array, Float, Int, Integer
 
-from jaxlm.errors import UserError
+from jaxlm.errors import CheckError, UserError
+from jaxlm.finite import first_not_finite
+from jaxlm.ops.loss import target_log_probs
+from jaxlm.types import Params
 
 
-def check_count(name: str, value: object) -> None:
-    """Refuses all but whole numbers from 1 on."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+def check_count(name: str, value: Any) -> int:
+    """A whole number from 1 on as Python's, from a number or a scalar array of NumPy or JAX.
+
+    Raises:
+      UserError: anything else.
+    """
+    number = value.item() if getattr(value, "shape", None) == () else value
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise UserError(f"{name} = {value!r}: give a whole number of at least 1")
+    return number
 
 
 def check_ids(name: str, ids: Integer[np.ndarray, "..."], vocab_size: int) -> None:
     """Refuses token ids outside the vocabulary."""
     if ids.min() < 0 or ids.max() >= vocab_size:
         raise UserError(f"{name} holds ids {ids.min()} to {ids.max()}: the vocabulary has 0 to {vocab_size - 1}")
+
+
+def finite_log_probs(
+    logits: Float[Array, "*batch V"], targets: Int[Array | np.ndarray, "*batch"]
+) -> Float[Array, "*batch"]:
+    """`target_log_probs`, but NaN for all tokens of a row of logits that holds NaN or infinity.
+
+    XLA computes the choice inside the two sums over the vocabulary that are there anyway, so it costs no pass.
+    """
+    return target_log_probs(only_finite(logits), targets)
+
+
+def only_finite(logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
+    """The logits with NaN for infinity: softmax, its logarithm and their sums are then NaN for the whole row."""
+    return jnp.where(jnp.isfinite(logits), logits, jnp.nan)
+
+
+def check_finite(are_finite: np.ndarray, params: Params, first: int = 0, what: str = "new token") -> None:
+    """Refuses logits that are not finite: a number that is not is no probability, and every choice would be token 0.
+
+    Args:
+      are_finite: [R, n] for each row and token, whether its logits are.
+      first: the index of the first of these tokens.
+      what: what a token is called.
+
+    Raises:
+      CheckError: it names the first such token with its row, and the first parameter that is not finite.
+    """
+    if are_finite.all():
+        return
+    token, row = (int(index) for index in np.argwhere(~are_finite.T)[0])
+    found = first_not_finite(params)
+    why = (
+        f"the parameter {found}: take another checkpoint"
+        if found
+        else ("every parameter is finite, so a sum overflowed: compute in float32 or float64 (dtype)")
+    )
+    raise CheckError(f"row {row}, {what} {first + token}: the model's logits are not finite; {why}")

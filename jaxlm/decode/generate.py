@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlm.decode.capacity import cache_capacities, plan_capacity, power_of_two
-from jaxlm.decode.checks import check_count
+from jaxlm.decode.checks import check_count, check_finite, finite_log_probs
 from jaxlm.decode.filters import FilterFlags, FilterValues, gumbel_noise, sample_token
 from jaxlm.decode.generation import Generation, TokenBlock, join_blocks
 from jaxlm.decode.prefill import State, apply_cached, grow, start
@@ -23,8 +23,7 @@ from jaxlm.decode.request import Request, check_prompts, request_from
 from jaxlm.decode.uncached import recompute
 from jaxlm.model.layer_stack import unrolled
 from jaxlm.model.layers import LanguageModel
-from jaxlm.ops.loss import target_log_probs
-from jaxlm.types import Params, Tokens
+from jaxlm.types import Count, Number, Params, TokenIds, Tokens
 
 MAX_STEPS = 256
 """New tokens that a call of the compiled loop returns at most: between calls the host sees which rows are done."""
@@ -38,18 +37,18 @@ def generate(
     params: Params,
     prompt: Tokens,
     *,
-    max_new_tokens: int,
+    max_new_tokens: Count,
     key: Key[Array, "*rows"],
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    num_samples: int = 1,
-    stop_token: int | Sequence[int] | None = None,
-    forbidden_tokens: Sequence[int] = (),
+    temperature: Number = 1.0,
+    top_k: Count | None = None,
+    top_p: Number | None = None,
+    min_p: Number | None = None,
+    repetition_penalty: Number = 1.0,
+    num_samples: Count = 1,
+    stop_token: Count | TokenIds | None = None,
+    forbidden_tokens: TokenIds = (),
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
-    capacity: int | None = None,
+    capacity: Count | None = None,
     on_overflow: Literal["continue", "error"] = "continue",
 ) -> Generation:
     """Continues each prompt with `max_new_tokens` tokens sampled from softmax(logits / temperature), filtered.
@@ -58,7 +57,8 @@ def generate(
     tokens, also from `generate_naive` and `stream`, in another batch, and for a row alone (with its own key).
 
     All work stops once every row has its stop token. `jaxlm.config.SamplingParams` describes the arguments that are
-    not below: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, forbidden_tokens.
+    not below: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, forbidden_tokens. Numbers may be
+    scalar arrays of NumPy or JAX, several ids an array.
 
     Args:
       prompt: [B, P] token ids, P >= 1.
@@ -74,9 +74,11 @@ def generate(
 
     Raises:
       UserError: an argument out of range, prompt ids outside the vocabulary, or an overflow that is refused.
+      CheckError: the model's logits are not finite, as with a parameter that is not; with the row and the first token.
 
     Warns:
       PositionTableWarning: the new tokens go on past a learned position table.
+      ContextWarning: they go on past max_seq_len without such a table, and no capacity is given.
     """
     request = request_from(
         model.cfg,
@@ -103,7 +105,7 @@ def predict(
     model: LanguageModel,
     params: Params,
     prompt: Tokens,
-    steps: int,
+    steps: Count,
     *,
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
 ) -> Float[Array, "B steps V"]:
@@ -113,14 +115,17 @@ def predict(
 
     Raises:
       UserError: as `generate`; more tokens than a learned position table has places.
+      CheckError: as `generate`.
     """
-    check_count("steps", steps)
+    steps = check_count("steps", steps)
     prompts = check_prompts(model.cfg.vocab_size, prompt, prompt_lengths)
     plan = plan_capacity(model.cfg, prompts.longest, steps, on_overflow="roll")
     model, params = unrolled(model, params)
     capacity = cache_capacities(model.cfg, params, prompts.rows, prompts.longest, plan)[-1]
     state = start(model, params, prompts, capacity)
-    return _predict(model, params, state, steps=power_of_two(steps))[:, :steps]
+    logits, are_finite = _predict(model, params, state, steps=power_of_two(steps))
+    check_finite(np.asarray(are_finite)[:, :steps], params)
+    return logits[:, :steps]
 
 
 def generate_blocks(model: LanguageModel, params: Params, request: Request, max_steps: int) -> Iterator[TokenBlock]:
@@ -155,6 +160,7 @@ def generate_blocks(model: LanguageModel, params: Params, request: Request, max_
         # Fewer steps than asked for mean that every row is done; more come from the last block, and are cut off.
         taken = min(int(state.step) - step, count)
         blocks.append(TokenBlock(np.asarray(tokens)[:, :taken], np.asarray(log_probs)[:, :taken]))
+        check_finite(np.isfinite(blocks[-1].log_probs), params, step)
         yield blocks[-1]
         step += taken
         if taken < count:
@@ -187,7 +193,7 @@ def _advance(
         logits, cache = apply_cached(model, params, state.token, state.cache)
         token = sample_token(logits, noise, state.seen, flags, values)
         token = jnp.where(state.done, state.token, token)  # a row that is done keeps its place and its stop token
-        log_prob = jnp.where(state.done, 0, target_log_probs(logits, token))
+        log_prob = jnp.where(state.done, 0, finite_log_probs(logits, token))
         seen = None if state.seen is None else state.seen.at[jnp.arange(rows), token].set(True)
         done = state.done | values.stops[token]
         return State(cache, token, seen, done, state.step + 1), (token, log_prob)
@@ -211,14 +217,18 @@ def _advance(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "steps"))
-def _predict(model: LanguageModel, params: Params, state: State, *, steps: int) -> Float[Array, "B steps V"]:
+def _predict(
+    model: LanguageModel, params: Params, state: State, *, steps: int
+) -> tuple[Float[Array, "B steps V"], Bool[Array, "B steps"]]:
+    """The logits of each step, and whether all of a step's are finite."""
+
     def one_step(carry, _):
         token, cache = carry
         logits, cache = apply_cached(model, params, token, cache)
         return (jnp.argmax(logits, axis=-1).astype(jnp.int32), cache), logits
 
     logits = jax.lax.scan(one_step, (state.token, state.cache), length=steps)[1]
-    return rearrange(logits, "steps B V -> B steps V")
+    return rearrange(logits, "steps B V -> B steps V"), rearrange(jnp.isfinite(logits).all(-1), "steps B -> B steps")
 
 
 @functools.partial(jax.jit, static_argnames="rows")

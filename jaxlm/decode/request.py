@@ -13,7 +13,8 @@ from jaxlm.decode.capacity import CapacityPlan, plan_capacity
 from jaxlm.decode.checks import check_count, check_ids
 from jaxlm.decode.filters import FilterFlags, FilterValues
 from jaxlm.errors import UserError
-from jaxlm.types import Tokens
+from jaxlm.sharding.mesh import find_devices
+from jaxlm.types import Count, Tokens
 
 
 class Prompts(NamedTuple):
@@ -43,13 +44,15 @@ def check_prompts(
     vocab_size: int,
     prompt: Tokens,
     lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
-    num_samples: int = 1,
+    num_samples: Count = 1,
 ) -> Prompts:
     """The prompts as NumPy arrays without superfluous padding.
 
     Raises:
-      UserError: not [B, P] integers, lengths that do not fit them, ids outside the vocabulary, num_samples below 1.
+      UserError: JAX finds no devices; not [B, P] integers, lengths that do not fit them, ids outside the vocabulary,
+        num_samples below 1.
     """
+    find_devices()
     ids = np.asarray(prompt)
     if ids.ndim != 2 or 0 in ids.shape:
         raise UserError(f"prompt has shape {ids.shape}: give [B, P] token ids with B and P at least 1")
@@ -63,9 +66,9 @@ def check_prompts(
         raise UserError(f"prompt_lengths = {real_lengths.tolist()}: each must be 1 to the prompt's width {width}")
     is_real = np.arange(width)[None] < real_lengths[:, None]
     check_ids("prompt", ids[is_real], vocab_size)
-    check_count("num_samples", num_samples)
+    num_samples = check_count("num_samples", num_samples)
     longest = int(real_lengths.max())
-    return Prompts(np.where(is_real, ids, 0)[:, :longest].astype(np.int32), real_lengths, int(num_samples))
+    return Prompts(np.where(is_real, ids, 0)[:, :longest].astype(np.int32), real_lengths, num_samples)
 
 
 class Request(NamedTuple):
@@ -85,9 +88,9 @@ def make_request(
     sampling: SamplingParams,
     *,
     key: Key[Array, "*rows"],
-    num_samples: int = 1,
+    num_samples: Count = 1,
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
-    capacity: int | None = None,
+    capacity: Count | None = None,
     on_overflow: Literal["continue", "error"] = "continue",
 ) -> Request:
     """Checks all that `jaxlm.generate` takes besides the model; it documents each argument.
@@ -119,11 +122,10 @@ def request_from(
     prompt: Tokens,
     *,
     key: Key[Array, "*rows"],
-    num_samples: int = 1,
+    num_samples: Count = 1,
     prompt_lengths: Int[Array | np.ndarray, " B"] | Sequence[int] | None = None,
-    capacity: int | None = None,
+    capacity: Count | None = None,
     on_overflow: Literal["continue", "error"] = "continue",
-    forbidden_tokens: Sequence[int] = (),
     **sampling: Any,
 ) -> Request:
     """`make_request` of the arguments of `jaxlm.generate`, those of `SamplingParams` among them.
@@ -131,11 +133,9 @@ def request_from(
     Raises:
       UserError: as `make_request`.
     """
-    if isinstance(sampling.get("stop_token"), Sequence):
-        sampling["stop_token"] = tuple(sampling["stop_token"])
     if "seed" in sampling:
         raise UserError(f"seed = {sampling['seed']} is for the command: give key=jax.random.key({sampling['seed']})")
-    params = SamplingParams(forbidden_tokens=tuple(forbidden_tokens), **sampling)
+    params = SamplingParams(**sampling)
     return make_request(
         cfg,
         prompt,

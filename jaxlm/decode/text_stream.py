@@ -15,9 +15,10 @@ class TextStream:
     complete first. Two things are held back: the bytes of a character that is not complete yet, and an end of the text
     that may begin a stop string. Of `byte_tokens` all that follow one another are held back together.
 
-    The work for a token does not grow with the text. Only the latest tokens are decoded, and the new text is what
-    the same tokens did not spell before the new one came. They are more than the new one alone, because a character may
-    be spread over four tokens, and because some tokenizers drop the space before the first token they decode.
+    The work for a token does not grow with the text, nor with the stop strings. Only the latest tokens are decoded, and
+    the new text is what the same tokens did not spell before the new one came. They are more than the new one alone,
+    because a character may be spread over four tokens, and because some tokenizers drop the space before the first
+    token they decode.
 
     Args:
       decode: the tokenizer's, from token ids to text.
@@ -34,7 +35,8 @@ class TextStream:
     ) -> None:
         self.stopped = False
         """Whether a stop string is complete; nothing follows it."""
-        self._decode, self._stop_strings, self._byte_tokens = decode, stop_strings, byte_tokens
+        self._decode, self._byte_tokens = decode, byte_tokens
+        self._matches = [_Match(string) for string in stop_strings]
         # A prompt's last bytes are a text of their own: wrong ones that follow must not spoil them.
         length = next((n for n in range(len(prompt), 0, -1) if prompt[n - 1] not in byte_tokens), len(prompt))
         self._window = list(prompt[max(length - CONTEXT, 0) : length])
@@ -70,18 +72,38 @@ class TextStream:
     def _until_stop(self, piece: str) -> str:
         if self.stopped:
             return ""
-        text = self._held + piece
-        # (end, start) of each stop string's first place: the one that ends first stops the text.
-        places = [(at + len(string), at) for string in self._stop_strings if (at := text.find(string)) >= 0]
-        self.stopped = bool(places)
-        if self.stopped:
-            self._held = ""
-            return text[: min(places)[1]]
-        certain = len(text) - self._begun(text)
+        if not self._matches:
+            return piece
+        text, held = self._held + piece, len(self._held)
+        for end, character in enumerate(piece, held + 1):
+            whole = [len(match.string) for match in self._matches if match.push(character)]
+            if whole:  # the string that ends first stops the text; of several, the longest
+                self.stopped, self._held = True, ""
+                return text[: end - max(whole)]
+        certain = len(text) - max(match.length for match in self._matches)
         self._held = text[certain:]
         return text[:certain]
 
-    def _begun(self, text: str) -> int:
-        """Length of the longest end of the text that begins a stop string."""
-        lengths = (n for string in self._stop_strings for n in range(1, len(string)) if text.endswith(string[:n]))
-        return max(lengths, default=0)
+
+class _Match:
+    """How much of a string the end of a text spells, character by character.
+
+    Source: Knuth, Morris and Pratt 1977, Fast pattern matching in strings, https://doi.org/10.1137/0206024.
+    """
+
+    def __init__(self, string: str) -> None:
+        self.string, self.length = string, 0
+        """length: of the longest end of the text that begins the string."""
+        self._shorter = [0, 0]  # of a begin of each length, the longest shorter one that it ends with
+        for character in string[1:]:
+            self._shorter.append(self._extended(self._shorter[-1], character))
+
+    def push(self, character: str) -> bool:
+        """Adds a character; returns whether the text now ends with the whole string, after which none may follow."""
+        self.length = self._extended(self.length, character)
+        return self.length == len(self.string)
+
+    def _extended(self, length: int, character: str) -> int:
+        while length and self.string[length] != character:
+            length = self._shorter[length]
+        return length + (self.string[length] == character)

@@ -14,6 +14,7 @@ from jaxlm.training.evaluate import (
     check_converged,
     count_bytes,
     eval_batch_size,
+    eval_groups,
     make_evaluate,
     text_measures,
 )
@@ -69,7 +70,8 @@ def _evaluate_other(run: Run) -> dict[str, Any]:
     split = corpus.load_unsplit(data, run.config.model.max_seq_len, run.tokenizer)
     split.check_evaluation(f"text {data.name}", "give a longer one")
     evaluate = make_evaluate(run.model, corpus.document_end(data, split))
-    loss = evaluate(run.params, split.eval_batches(eval_batch_size(run.config)))
+    batches = split.eval_batches(eval_batch_size(run.config), eval_groups(run.config, run.params))
+    loss = evaluate(run.params, batches)
     check_converged({"loss": loss})
     measures = text_measures(loss, split.num_targets, count_bytes(split, run.tokenizer))
     where = {"data": data.name, "split": "all"}

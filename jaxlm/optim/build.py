@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,8 @@ def _arguments(cfg: OptimConfig) -> dict[str, Any]:
             arguments[name] = json.loads(value)
         except json.JSONDecodeError:
             arguments[name] = PYTHON_WORDS.get(value, value)
+        if isinstance(arguments[name], float) and not math.isfinite(arguments[name]):
+            raise UserError(f"argument {argument!r} of {cfg.name} is out of range: give a finite number")
     return arguments
 
 

@@ -14,12 +14,13 @@ def build_schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
     After it, "cosine" and "linear" fall to min_lr_ratio * peak at t = steps; "wsd" (Hu et al. 2024,
     https://arxiv.org/abs/2404.06395) keeps the peak and falls linearly to it over the last decay_share * steps steps,
     rounded (the shape of Hagele et al. 2024, https://arxiv.org/abs/2405.18392); "constant" stays; and "rsqrt" is
-    peak * sqrt((warmup_steps + 1) / (t + 1)).
+    peak * sqrt((warmup_steps + 1) / (t + 1)). cfg.schedule_steps, if given, takes the place of steps, and from there on
+    the rate stays.
 
     Raises:
       UserError: a warm-up as long as the run, or a decay that begins before it ends.
     """
-    warmup, peak = cfg.warmup_steps, cfg.learning_rate
+    warmup, peak, steps = cfg.warmup_steps, cfg.learning_rate, cfg.schedule_steps or steps
     if warmup >= steps:
         raise UserError(
             f"warmup_steps = {warmup} is not below steps = {steps}: "

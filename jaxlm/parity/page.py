@@ -1,12 +1,12 @@
 """The proof as files: report.json, and index.html, which needs nothing from outside."""
 
 import html
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxlm import strict_json
 from jaxlm.data.files import staged
 from jaxlm.errors import UserError
 from jaxlm.parity.measure import Row
@@ -70,7 +70,7 @@ def write_report(folder: Path, title: str, facts: dict[str, Any], report: Report
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be created ({error.strerror}): choose another place") from None
-    contents = (json.dumps({**facts, **report.to_dict()}, indent=1) + "\n", page(title, facts, report))
+    contents = (strict_json.dumps({**facts, **report.to_dict()}, indent=1) + "\n", page(title, facts, report))
     for name, text in zip(NAMES, contents, strict=True):
         with staged(folder / name) as file:
             file.write_text(text, encoding="utf-8")

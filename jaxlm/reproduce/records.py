@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from jaxlm import strict_json
 from jaxlm.data.files import staged
 from jaxlm.errors import UserError
 from jaxlm.reproduce.rows import Experiment, Numbers, Row, Training
@@ -81,7 +82,7 @@ def usable_cores() -> int:
 def write_record(folder: Path, record: Numbers) -> None:
     """Keeps a record in the folder of its run or measurement."""
     with staged(folder / FILE) as path:
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(strict_json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_record(exp: Experiment, root: Path, row: Row, seed: int, quick: bool) -> Numbers | None:

@@ -6,11 +6,11 @@ results.md holds the tables of all experiments; results/NAME.json their records,
 import csv
 import html
 import io
-import json
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxlm import strict_json
 from jaxlm.data.files import staged
 from jaxlm.reproduce.catalog import EXPERIMENTS, experiment
 from jaxlm.reproduce.records import records_of
@@ -157,7 +157,7 @@ def write_report(exp: Experiment, root: Path, report: Path, quick: bool = False)
     summary = [line._asdict() for line in lines]
     flat = [record for done in records.values() for record in done]
     content = {"experiment": exp.name, "title": exp.title, "table": summary, "records": flat, "other_settings": others}
-    _write(folder / f"{exp.name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    _write(folder / f"{exp.name}.json", strict_json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     _write(folder / f"{exp.name}.csv", _csv(summary))
     picture = folder / f"{exp.name}.png"
     with style():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxlm.config import ExperimentConfig
 from jaxlm.data.files import staged
-from jaxlm.errors import PositionTableWarning, UserError
+from jaxlm.errors import ContextWarning, UserError
 from jaxlm.reproduce.records import folder_of, locked, new_record, read_record, write_record
 from jaxlm.reproduce.rows import Experiment, Measurement, Numbers, Row, Training
 
@@ -164,7 +164,7 @@ def sample_of(run: "Run", prompt: str) -> str:
     length = min(300, run.config.sample.max_new_tokens)
     config = dataclasses.replace(run.config.sample, prompt=prompt, num_samples=1, max_new_tokens=length)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PositionTableWarning)  # long samples are expected here
+        warnings.simplefilter("ignore", ContextWarning)  # long samples are expected here
         return sample(run, config)[0]
 
 

@@ -1,18 +1,21 @@
 """What happens beside the steps of a run. Each hook has one duty; `loop` calls them in order."""
 
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxlm.config import ExperimentConfig, TrainConfig
-from jaxlm.errors import CheckError
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
 from jaxlm.run.metrics import Row
+from jaxlm.run.nonfinite import DivergedError, all_finite
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
+from jaxlm.sharding import processes
 from jaxlm.training.evaluate import Report
 from jaxlm.training.loop import Hook
 from jaxlm.training.step import StepMetrics, TrainState
@@ -62,23 +65,31 @@ class ShowProgress(Hook):
 class CheckDivergence(Hook):
     """Ends a run whose loss or gradient is not finite."""
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(self, out: Path, saver: Saver | None = None) -> None:
+        """Args: saver: what may still be saving, which must end before the last checkpoint is named."""
+        self._out, self._saver = out, saver
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
         """Checks the last step; the compiled loop has stopped at the first one that is wrong.
 
         Raises:
-          CheckError: the loss or the gradient is not finite, and the step was not skipped.
+          DivergedError: the loss or the gradient is not finite, and the step was not skipped.
         """
         if bool(metrics.sound):
             return
-        saved = checkpoint.steps(self._out / "checkpoints")
-        raise CheckError(
-            f"step {int(metrics.step)}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}; "
-            f"{self._out} keeps its last checkpoint ({f'step {saved[-1]}' if saved else 'none'}); "
-            "lower --optim.learning-rate"
-        )
+        if self._saver is not None:
+            self._saver.wait()
+        step, loss, norm = int(metrics.step), float(metrics.loss), float(metrics.grad_norm)
+        raise DivergedError(step, f"step {step}: loss {loss}, gradient norm {norm}", _advice(self._out))
+
+
+def _advice(out: Path) -> str:
+    """What to do about a run that has diverged."""
+    saved = checkpoint.steps(out / "checkpoints")
+    return (
+        f"{out} keeps its last checkpoint ({f'step {saved[-1]}' if saved else 'none'}); "
+        "lower --optim.learning-rate, and go on with --resume"
+    )
 
 
 class WriteMetrics(Hook):
@@ -116,14 +127,73 @@ class WriteMetrics(Hook):
         return self._rates[count]
 
 
+class SaveCheckpoints(Hook):
+    """Saves the state in the rhythm of train.checkpoint_every, at each new best evaluation, and where training ends.
+
+    Must come before the hook that evaluates: whatever becomes of an evaluation, the state is safe.
+    """
+
+    def __init__(self, saver: Saver, cfg: TrainConfig, saved_step: int | None, best: float = math.inf) -> None:
+        """Args: saved_step: the step of the checkpoint that this session started from; best: the lowest val_loss."""
+        self._saver, self._cfg, self._saved_step, self._best = saver, cfg, saved_step, best
+
+    def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
+        """Raises the error of a save in the background."""
+        self._saver.check()
+
+    def on_boundary(self, state: TrainState, step: int) -> None:
+        """Saves if the step is one to save."""
+        if step % self._cfg.checkpoint_every == 0 or step == self._cfg.steps:
+            self.save(state, step)
+
+    def on_end(self, state: TrainState) -> None:
+        """Saves a state that is not saved yet, because training was stopped between two checkpoints."""
+        self.save(state, int(state.step))
+        self._saver.wait()
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Saves the state of a step, unless it is saved already.
+
+        Raises:
+          DivergedError: its parameters are not finite, which the loss of the next step would tell.
+        """
+        if step != self._saved_step:
+            if not all_finite(state.params):
+                self._saver.wait()
+                raise DivergedError(
+                    step + 1, f"step {step}: parameters are not finite", _advice(self._saver.folder.parent)
+                )
+            self._saver.save(state, None)
+            self._saved_step = step
+
+    def add_loss(self, state: TrainState, step: int, val_loss: float) -> None:
+        """The step was evaluated: its checkpoint takes the loss. A new best gets a checkpoint if it has none."""
+        if val_loss < self._best:
+            self._best = val_loss
+            self.save(state, step)
+        if step == self._saved_step:
+            self._saver.add_loss(step, val_loss)
+
+
 class Evaluate(Hook):
     """Evaluates, and writes the evaluation rows of metrics.jsonl."""
 
-    def __init__(self, evaluation: Measure, cfg: TrainConfig, progress: Progress, write: Write) -> None:
+    def __init__(
+        self,
+        evaluation: Measure,
+        cfg: TrainConfig,
+        progress: Progress,
+        write: Write,
+        save: SaveCheckpoints,
+        received: list[int],
+    ) -> None:
+        """Args: received: as in `StopOnRequest`; a signal ends an evaluation, which is done when the run goes on."""
         self._evaluation, self._cfg, self._progress, self._write = evaluation, cfg, progress, write
+        self._save, self._received = save, received
         self.val_loss: float | None = None
         """Of the last evaluation; None if there was none in this session."""
-        self._step = -1
+        self.is_owed = False
+        """Whether a signal came before or in an evaluation, which therefore has no row."""
 
     def on_boundary(self, state: TrainState, step: int) -> None:
         """Evaluates if the step is one to evaluate.
@@ -131,42 +201,49 @@ class Evaluate(Hook):
         Raises:
           CheckError: the model has diverged.
         """
-        if step % self._cfg.eval_every and step != self._cfg.steps:
+        if not self._is_due(step):
             return
+        if self.val_loss is None:
+            self._save.save(state, step)  # the first may need more memory than there is
         started = time.perf_counter()
-        self._progress.evaluating(step)
-        losses = self._evaluation(
-            state.params, lambda done, total: self._progress.evaluating(step, done / total) if done < total else None
-        )
+        try:
+            self._check_signals()
+            self._progress.evaluating(step)
+            losses = self._evaluation(state.params, functools.partial(self._report, step))
+        except _SignalError:
+            self.is_owed = True
+            return
         self._progress.clock.eval_seconds = time.perf_counter() - started
-        self.val_loss, self._step = losses["val_loss"], step
+        self.val_loss = losses["val_loss"]
         self._write({"step": step, **losses})
+        self._save.add_loss(state, step, self.val_loss)
 
-    def val_loss_at(self, step: int) -> float | None:
-        """The validation loss of a step; None if it was not evaluated in this session."""
-        return self.val_loss if step == self._step else None
+    def catch_up(self, state: TrainState, step: int, rows: Sequence[Row]) -> None:
+        """Does for the step of the checkpoint that this session starts from what the session before has not done.
+
+        Args:
+          rows: the rows of metrics.jsonl, in process 0.
+        """
+        if step == 0 or not self._is_due(step):
+            return
+        losses = [row["val_loss"] for row in rows if row["step"] == step and "val_loss" in row]
+        if not processes.agree(bool(losses))[0, 0]:
+            self.on_boundary(state, step)
+        elif losses:
+            self._save.add_loss(state, step, losses[-1])  # a kill may have come between the row and the manifest
+
+    def _is_due(self, step: int) -> bool:
+        return step % self._cfg.eval_every == 0 or step == self._cfg.steps
+
+    def _report(self, step: int, done: int, total: int) -> None:
+        if done < total:
+            self._check_signals()
+            self._progress.evaluating(step, done / total)
+
+    def _check_signals(self) -> None:
+        if processes.agree(bool(self._received)).any():
+            raise _SignalError
 
 
-class SaveCheckpoints(Hook):
-    """Saves the state in the rhythm of train.checkpoint_every, and where training ends.
-
-    Must come after the hook that evaluates, whose loss of the same step goes into the checkpoint.
-    """
-
-    def __init__(self, folder: Path, cfg: TrainConfig, evaluate: Evaluate, saved_step: int | None) -> None:
-        """Args: saved_step: the step of the checkpoint that this session started from."""
-        self._folder, self._cfg, self._evaluate, self._saved_step = folder, cfg, evaluate, saved_step
-
-    def on_boundary(self, state: TrainState, step: int) -> None:
-        """Saves if the step is one to save."""
-        if step % self._cfg.checkpoint_every == 0 or step == self._cfg.steps:
-            self._save(state, step)
-
-    def on_end(self, state: TrainState) -> None:
-        """Saves a state that is not saved yet, because training was stopped between two checkpoints."""
-        if int(state.step) != self._saved_step:
-            self._save(state, int(state.step))
-
-    def _save(self, state: TrainState, step: int) -> None:
-        checkpoint.save(self._folder, state, self._evaluate.val_loss_at(step), self._cfg.keep)
-        self._saved_step = step
+class _SignalError(Exception):
+    """Ends an evaluation."""

@@ -3,20 +3,22 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
-from jaxlm.config import SampleConfig
-from jaxlm.data.tokenizer import prompt_ids
+from jaxlm import strict_json
+from jaxlm.config import ExperimentConfig, ModelConfig, SampleConfig
+from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.decode.generate import generate_blocks
-from jaxlm.decode.request import make_request
+from jaxlm.decode.request import Request, make_request
 from jaxlm.decode.stream import steps_until_stop
 from jaxlm.decode.text_stream import TextStream
+from jaxlm.errors import ContextWarning
 from jaxlm.run.folder import Run
 
 
@@ -34,7 +36,53 @@ class Sample:
     """What ended it."""
 
 
-def generate_samples(run: Run, cfg: SampleConfig, show: Callable[[str], None] | None = None) -> list[Sample]:
+def sample_request(
+    cfg: ModelConfig, tokenizer: Tokenizer, sampling: SampleConfig, capacity: int | None = None
+) -> Request:
+    """The checked request for the samples of a run: what training refuses before its first step, and sampling runs.
+
+    Args:
+      capacity: tokens that the cache holds, as `jaxlm.generate` takes it.
+
+    Raises:
+      UserError: as `generate_samples`.
+    """
+    stop_tokens = sampling.stop_tokens
+    if sampling.stop_token is None and tokenizer.eos_token is not None:
+        stop_tokens = (tokenizer.eos_token,)
+    padding = () if tokenizer.pad_token is None else (tokenizer.pad_token,)
+    without_text = range(tokenizer.vocab_size, cfg.vocab_size)
+    forbidden = (*sampling.forbidden_tokens, *padding, *without_text)
+    return make_request(
+        cfg,
+        prompt_ids(sampling.prompt, tokenizer, special_tokens=sampling.special_tokens)[None],
+        dataclasses.replace(sampling, stop_token=stop_tokens, forbidden_tokens=forbidden),
+        key=jax.random.key(sampling.seed),
+        num_samples=sampling.num_samples,
+        capacity=capacity,
+    )
+
+
+def prompt_fits(run: Run, cfg: SampleConfig) -> bool:
+    """Whether the prompt of `cfg` is within the context of the model."""
+    ids = prompt_ids(cfg.prompt, run.tokenizer, special_tokens=cfg.special_tokens)
+    return len(ids) <= run.model.cfg.max_seq_len
+
+
+def check_samples(config: ExperimentConfig, tokenizer: Tokenizer) -> None:
+    """Refuses options of sampling that the model or its vocabulary rules out, before anything is trained.
+
+    Raises:
+      UserError: as `generate_samples`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ContextWarning)  # the sample warns, where its length is a choice
+        sample_request(config.model, tokenizer, config.sample)
+
+
+def generate_samples(
+    run: Run, cfg: SampleConfig, show: Callable[[str], None] | None = None, capacity: int | None = None
+) -> list[Sample]:
     """Continues the prompt of `cfg` `num_samples` times; `cfg` and the run decide every token.
 
     On transcripts <eos> precedes every prompt, an empty one too, <pad> is never generated, and the next <eos> ends a
@@ -42,25 +90,15 @@ def generate_samples(run: Run, cfg: SampleConfig, show: Callable[[str], None] | 
 
     Args:
       show: called with the prompt, once everything is checked, and with each piece of the first sample as it comes.
+      capacity: tokens that the cache holds, as `jaxlm.generate` takes it.
 
     Raises:
       UserError: a prompt that `prompt_ids` refuses, a value that `generate` refuses.
+      CheckError: logits that are not finite.
     """
     tokenizer = run.tokenizer
-    stop_tokens = cfg.stop_tokens
-    if cfg.stop_token is None and tokenizer.eos_token is not None:
-        stop_tokens = (tokenizer.eos_token,)
-    padding = () if tokenizer.pad_token is None else (tokenizer.pad_token,)
-    without_text = range(tokenizer.vocab_size, run.model.cfg.vocab_size)
-    forbidden = (*cfg.forbidden_tokens, *padding, *without_text)
-    prompt = prompt_ids(cfg.prompt, tokenizer, special_tokens=cfg.special_tokens)
-    request = make_request(
-        run.model.cfg,
-        prompt[None],
-        dataclasses.replace(cfg, stop_token=stop_tokens, forbidden_tokens=forbidden),
-        key=jax.random.key(cfg.seed),
-        num_samples=cfg.num_samples,
-    )
+    request = sample_request(run.model.cfg, tokenizer, cfg, capacity)
+    prompt, stop_tokens = request.prompts.ids[0], tuple(np.flatnonzero(request.values.stops).tolist())
     if show is not None:
         show(cfg.prompt)
     texts = [
@@ -122,7 +160,7 @@ def keep(run: Run, seed: int, report: dict[str, Any]) -> Path | None:
 
     Returns: the file; None, with a warning, where the folder cannot be written.
     """
-    folder, content = run.path / "samples", json.dumps(report, ensure_ascii=False) + "\n"
+    folder, content = run.path / "samples", strict_json.dumps(report, ensure_ascii=False) + "\n"
     try:
         folder.mkdir(exist_ok=True)
         for number in itertools.count(1):

@@ -5,12 +5,12 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
 
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
-from jaxlm.config.base import difference
 from jaxlm.config.data import STDIN, as_paths
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.corpus import Corpus, identity, load_corpus, resolved
@@ -19,8 +19,9 @@ from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_optimizer
-from jaxlm.run import checkpoint
-from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, write_config
+from jaxlm.optim.rounding import advise_float32
+from jaxlm.run import changes, checkpoint
+from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, refuse_occupied, write_config
 from jaxlm.run.init_from import (
     check_tokenizer,
     fitting_params,
@@ -29,26 +30,12 @@ from jaxlm.run.init_from import (
     source_entry,
     with_source_settings,
 )
+from jaxlm.run.metrics import check_log, read_rows
+from jaxlm.run.samples import check_samples
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_params
 from jaxlm.training.step import TrainState, init_state
 from jaxlm.types import Params
-
-FREE_ON_RESUME = {
-    "data.path",
-    "data.val_path",
-    "train.steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.max_minutes",
-}
-"""Fields that a resumed run may change, besides those of `sample` and `mesh`. All others decide the numbers of the run.
-
-train.steps does too, through the schedule, but training longer is what resuming is for. Data that have moved are
-recognised by their sha256.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +65,7 @@ def new_session(
       UserError: as `train`.
       CheckError: every checkpoint of `init_from` is damaged.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        is_run = (out / "config.json").exists()
-        fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
-        raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
+    refuse_occupied(out)
     config, tokenizer = _with_data(config)
     if not keep_warmup:
         config = shrink_warmup(config)
@@ -115,7 +99,7 @@ def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_posit
     return dataclasses.replace(session, saved_step=0)
 
 
-def resumed_session(config: ExperimentConfig, out: Path) -> Session:
+def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = False) -> Session:
     """Checks that a config continues the run in `out`, and restores its latest sound checkpoint.
 
     Raises:
@@ -134,7 +118,9 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
         config = dataclasses.replace(config, optim=optim)
     check_vocabulary(out, tokenizer, record)
     config = _fit_vocabulary(config, stored_config.model.vocab_size)
-    _check_same(config, stored_config, out)
+    if keep_schedule:
+        config = changes.with_schedule_of(config, stored_config)
+    changes.check_same(config, stored_config, out)
     with processes.first_before_others("the corpus is read"):
         check_data(identity(config.data), sha256)  # first: other data may have characters that the run does not know
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
@@ -146,15 +132,22 @@ def resumed_session(config: ExperimentConfig, out: Path) -> Session:
             f"{out} has lost its checkpoints, the weights it began with too: start a new --out with "
             f"--init-from {record.init_from['run']}"
         )
+    if restored is None and processes.first() and read_rows(out / "metrics.jsonl"):
+        warnings.warn(f"{out} has no checkpoint: the run begins again with step 1", stacklevel=3)
     if restored is not None:
         state, damaged = restored
         saved_step, steps = int(state.step), config.train.steps
+        if processes.first():
+            check_log(out / "metrics.jsonl", checkpoint.log_entry(out / "checkpoints" / str(saved_step)))
         if saved_step > steps:
             raise UserError(f"{out} already has {saved_step} steps, more than steps = {steps}: give more")
         for line in damaged:
             warnings.warn(f"{line}; resuming from step {saved_step}", stacklevel=3)
         session = dataclasses.replace(session, state=state, saved_step=saved_step)
-    more = {} if record.init_from is None else {"init_from": record.init_from}
+    found = changes.changes(session.config, stored_config, session.saved_step or 0)
+    changes.tell(found, session.config, stored_config)
+    more: dict[str, Any] = {"changes": [*record.changes, *found]} if record.changes or found else {}
+    more |= {} if record.init_from is None else {"init_from": record.init_from}
     processes.wait("the run is read")
     if processes.first():
         write_config(out, session.config, corpus.sha256, **more)
@@ -184,19 +177,13 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     vocabulary = hashlib.sha256(json.dumps(corpus.tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
     processes.check_same({"sha256 of the data": corpus.sha256, "sha256 of the tokenizer": vocabulary})
     config = fit_prompt(config, corpus.tokenizer)
+    check_samples(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
     params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
     tx = build_optimizer(config.optim, config.train.steps, params)
+    advise_float32(config, params)
     return Session(out, config, corpus, model, tx, init_state(params, tx))
-
-
-def _check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
-    for name, ours, theirs in difference(config, stored):
-        if name not in FREE_ON_RESUME and not name.startswith(("sample.", "mesh.")):
-            raise UserError(
-                f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
-            )
 
 
 def fit_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:

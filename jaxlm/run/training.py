@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import signal
-import threading
-from collections.abc import Iterator
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,15 @@ from jaxlm.errors import UserError
 from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.ops.matmul import matmul_precision
 from jaxlm.optim import skipped_steps
-from jaxlm.run import checkpoint, hooks
-from jaxlm.run.folder import Run
+from jaxlm.run import checkpoint, hooks, lock, nonfinite
+from jaxlm.run.folder import Run, read_record
 from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
 from jaxlm.run.plots import plot_loss
+from jaxlm.run.printing import outlived
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.run.session import Session, new_session, resumed_session
+from jaxlm.run.stopping import collected
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import micro_batch_rows, put
 from jaxlm.sharding.mesh import make_mesh, use_mesh
@@ -48,20 +50,23 @@ def train(
     resume: bool = False,
     keep_warmup: bool = False,
     *,
+    keep_schedule: bool = False,
     init_from: str | Path | Run | None = None,
     extend_positions: bool = False,
 ) -> Outcome:
     """Trains a model and writes the run folder `out`; with `resume`, continues from its latest sound checkpoint.
 
-    Everything is checked before anything is written. SIGINT and SIGTERM end the run after the steps under way, with a
-    checkpoint; a second signal acts at once. Progress goes to stderr, and rows to out/metrics.jsonl, whose fields
-    `jaxlm.run.metrics` lists.
+    Everything is checked before anything is written. SIGINT, SIGTERM and SIGHUP end the run after the steps under way,
+    with a checkpoint; a second signal acts at once. Progress goes to stderr, as long as somebody reads it, and rows to
+    out/metrics.jsonl, whose fields `jaxlm.run.metrics` lists.
 
     With config.mesh.coordinator, all processes of the training call this alike, before they compute anything. Process 0
     writes and shows; a signal to one stops all; one that dies or fails ends all.
 
     Args:
       keep_warmup: use optim.warmup_steps as it is. Otherwise the warm-up of a preset shrinks with train.steps.
+      keep_schedule: with resume and other train.steps, the learning rate goes on as if the run ended where it would
+        have. Otherwise the schedule is that of a run with the new train.steps. optim.schedule_steps holds it.
       init_from: a run whose weights (of the checkpoint that `jaxlm.load_run` opens) and tokenizer the new run begins
         with, or a Hugging Face folder; optimizer and step are new, and its stop tokens stay. Its parameters must have
         the names, shapes and types of `config.model`, and `config.data` is read with its tokenizer. Checkpoint 0 holds
@@ -87,33 +92,42 @@ def train(
         path = init_from.path if isinstance(init_from, Run) else init_from
         option = "--model.extend-positions" if init_from is None else f"--init-from {path}"
         raise UserError(f"{option} is for a new run, and --resume goes on with an old one: leave one out")
+    if keep_schedule and not resume:
+        raise UserError("--optim.keep-schedule is for a run that goes on: add --resume, or leave it out")
     if init_from is None and extend_positions:
         raise UserError("--model.extend-positions is for the weights of another run: add --init-from, or leave it out")
-    with processes.joined(config.mesh):
+    with outlived(), processes.joined(config.mesh):
         warn_of_known_fault()
         source = str(init_from.path if isinstance(init_from, Run) else init_from)
-        options = {"resume": resume, "keep_warmup": keep_warmup, "extend_positions": extend_positions}
+        options = {"resume": resume, "keep_warmup": keep_warmup, "keep_schedule": keep_schedule}
+        options |= {"extend_positions": extend_positions}
         processes.check_same({**_shared(config), "out": str(out), "init_from": source, **options})
         mesh = make_mesh(config.mesh)
         with use_mesh(mesh):
             if mesh is not None:
                 micro_batch_rows(config.train, dict(mesh.shape))  # which refuses what does not divide
-            if resume:
-                session = resumed_session(config, out)
-            else:
-                session = new_session(config, out, keep_warmup, init_from, extend_positions)
-            with _signals() as received, matmul_precision(session.config.train.matmul_precision):
-                return _run(session, received)
+            with contextlib.ExitStack() as alone:
+                if resume:
+                    read_record(out)  # which refuses what is not a run, and cannot be locked
+                    alone.enter_context(lock.for_training(out))
+                    session = resumed_session(config, out, keep_schedule)
+                else:
+                    session = new_session(config, out, keep_warmup, init_from, extend_positions)
+                    alone.enter_context(lock.for_training(out))
+                with matmul_precision(session.config.train.matmul_precision):
+                    return _run(session)
 
 
-def _run(session: Session, received: list[int]) -> Outcome:
+def _run(session: Session) -> Outcome:
     """Trains to the last step, or until a signal or the time limit."""
     out, cfg, train_split = session.out, session.config.train, session.corpus.train
     done, first = session.saved_step or 0, processes.first()
     processes.advise(lambda: _how_to_go_on(out))
     with (
-        contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
         contextlib.closing(Progress(cfg, done, shown=first)) as progress,
+        collected(progress.say) as received,
+        contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
+        Saver(out / "checkpoints", cfg.keep, rows.entry) as saver,
     ):
 
         def write(row: Row) -> None:
@@ -121,26 +135,33 @@ def _run(session: Session, received: list[int]) -> Outcome:
             progress.show(row)
 
         evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
-        evaluate = hooks.Evaluate(evaluation, cfg, progress, write)
-        # The order matters: a diverged step gets no row, and a checkpoint takes the loss of its step.
+        save = hooks.SaveCheckpoints(saver, cfg, session.saved_step, checkpoint.best_loss(out / "checkpoints"))
+        evaluate = hooks.Evaluate(evaluation, cfg, progress, write, save, received)
+        # The order matters: a diverged step gets no row, and what is evaluated is saved before.
         in_order = (
             hooks.StopOnRequest(cfg, received),
             hooks.ShowProgress(progress, skipped=int(skipped_steps(session.state.opt_state))),
-            hooks.CheckDivergence(out),
+            hooks.CheckDivergence(out, saver),
             hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write),
+            save,
             evaluate,
-            hooks.SaveCheckpoints(out / "checkpoints", cfg, evaluate, session.saved_step),
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
         source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
-        chunk = make_chunk(
-            session.model, session.tx, cfg, session.state, document_end(session.config.data, train_split)
-        )
-        state = loop(chunk, session.state, source, cfg, in_order)
+        end = document_end(session.config.data, train_split)
+        chunk = make_chunk(session.model, session.tx, cfg, session.state, end)
+        evaluate.catch_up(session.state, done, read_rows(out / "metrics.jsonl") if first else ())
+        try:
+            state = loop(chunk, session.state, source, cfg, in_order)
+        except nonfinite.DivergedError as error:
+            traceback.clear_frames(error.__traceback__)  # which hold arrays
+            raise error.at(
+                nonfinite.find(session, chunk, source, end, error.step, progress.say, lambda: bool(received))
+            ) from None
         if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)
         step = int(state.step)
-        stopped_early = step < cfg.steps
+        stopped_early = step < cfg.steps or evaluate.is_owed
         signum = int(processes.agree(received[0] if received else 0).max())
         if stopped_early:
             why = signal.Signals(signum).name if signum else "max_minutes"
@@ -159,25 +180,3 @@ def _shared(config: ExperimentConfig) -> dict[str, Any]:
     """What must be the same in all processes: not who they are, nor where their data lie, whose sha256 counts."""
     data = dataclasses.replace(config.data, path=None, val_path=None)
     return to_dict(dataclasses.replace(config, data=data, mesh=config.mesh.without_processes()))
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of ending at once; a second signal meets the old handler."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
-        return
-    old = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(signum, frame):
-        received.append(signum)
-        signal.signal(signum, old[signum])
-
-    for signum in old:
-        signal.signal(signum, note)
-    try:
-        yield received
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, handler)

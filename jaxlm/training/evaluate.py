@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxlm.config import ExperimentConfig
-from jaxlm.data.batches import EvalBatch, Split, TokenStream, num_bytes
+from jaxlm.data.batches import EVAL_GROUPS, EvalBatch, Split, TokenStream, num_bytes
 from jaxlm.data.bpe import BPETokenizer
 from jaxlm.data.corpus import Corpus, document_end
 from jaxlm.data.document_tokens import document_bytes
@@ -25,6 +26,9 @@ Evaluate = Callable[[Params, Iterable[EvalBatch]], float]
 
 Report = Callable[[int, int], None]
 """Called as evaluation advances: targets done, targets in all."""
+
+CALL_FLOPS = 4e11
+"""About how much one call of the compiled evaluation computes, seconds on a slow CPU, unless a single batch is more."""
 
 DIVERGED = 700.0
 """A loss above this many nats has no perplexity in float64."""
@@ -70,11 +74,21 @@ def make_evaluate(model: LanguageModel, document_end: int | None = None) -> Eval
 
 
 def eval_batch_size(config: ExperimentConfig) -> int:
-    """Windows that are evaluated at once: a forward pass takes about a quarter of the memory of a training step.
+    """Windows that are evaluated at once: those of a micro-batch, so evaluation needs less memory than training.
 
-    It is a multiple of what a mesh splits a micro-batch by, since that divides a micro-batch.
+    A mesh that divides a micro-batch divides them too.
     """
-    return 4 * config.train.batch_size // config.train.grad_accum
+    return config.train.batch_size // config.train.grad_accum
+
+
+def eval_groups(config: ExperimentConfig, params: Params) -> int:
+    """Batches that one call of the compiled evaluation reads, at most: between two calls Python looks at signals.
+
+    Args:
+      params: the parameters, or their shapes.
+    """
+    forward = 2 * sum(leaf.size for leaf in jax.tree.leaves(params))  # FLOPs a token, without attention
+    return min(max(1, int(CALL_FLOPS / (forward * eval_batch_size(config) * config.model.max_seq_len))), EVAL_GROUPS)
 
 
 def check_converged(losses: dict[str, float]) -> None:
@@ -120,7 +134,7 @@ class Evaluation:
     ) -> None:
         self._loss = make_evaluate(model, document_end(config.data, corpus.val))
         self._splits = {"val_loss": corpus.val, "train_loss": corpus.train.head(len(corpus.val))}
-        self._batch_size = eval_batch_size(config)
+        self._config, self._batch_size = config, eval_batch_size(config)
         self._most, self._eval_batches = None, eval_batches
         if eval_batches is not None and eval_batches * config.train.batch_size < corpus.val.num_windows:
             self._most = eval_batches * config.train.batch_size
@@ -136,6 +150,7 @@ class Evaluation:
           CheckError: as `check_converged`.
         """
         done, total = 0.0, sum(self._targets.values())
+        groups = eval_groups(self._config, params)
         if self._most is not None:
             total = sum(round(self._most * split.targets_per_window) for split in self._splits.values())
 
@@ -148,9 +163,9 @@ class Evaluation:
                     report(min(int(done), total), total)
 
         losses = {
-            name: self._loss(params, reported(split.eval_batches(self._batch_size, most=self._most)))
+            name: self._loss(params, reported(split.eval_batches(self._batch_size, groups, self._most)))
             for name, split in self._splits.items()
         }
         check_converged(losses)
-        estimate = {} if self._most is None else {"eval_batches": self._eval_batches}
+        estimate: dict[str, Any] = {} if self._most is None else {"eval_batches": self._eval_batches}
         return {**losses, **text_measures(losses["val_loss"], self._targets["val_loss"], self._text_bytes), **estimate}

@@ -59,7 +59,13 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     if mesh_shape():
         whole = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec())
         places = optimizer_shardings(tx, params), whole
-    make = jax.jit(lambda params: (tx.init(params), jnp.zeros((), jnp.int32)), out_shardings=places)
+
+    # Some optimizers keep the first parameters, or one array twice. The loop gives all arrays of a state away (donates
+    # them), which can be done once for each.
+    def initial(params: Params) -> tuple[optax.OptState, Array]:
+        return jax.tree.map(jnp.copy, tx.init(params)), jnp.zeros((), jnp.int32)
+
+    make = jax.jit(initial, out_shardings=places)
     return TrainState(params, *make(params))
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from decoding import CFG, KEY, PROMPT, sampled
 from models import VARIANTS
-from support import built
+from support import built, random_tokens
 
 from jaxlm.decode.capacity import CapacityPlan, cache_capacities, plan_capacity, power_of_two
 from jaxlm.decode.generate import generate
-from jaxlm.errors import PositionTableWarning, UserError
+from jaxlm.errors import ContextWarning, PositionTableWarning, UserError
 
 LEARNED = dataclasses.replace(CFG, position="learned", max_seq_len=8)
 
@@ -35,6 +35,24 @@ def test_past_a_learned_table_a_warning_tells_the_numbers():
         generate(model, params, PROMPT, max_new_tokens=4, key=KEY)
 
 
+def test_past_the_context_a_model_that_rolls_warns_unless_the_capacity_is_chosen():
+    words = r"prompt 24 \+ 4 new tokens pass the context of the model \(capacity 16, max_seq_len = 16\)"
+    prompt = random_tokens(CFG, 1, 24)
+    model, params = built(dataclasses.replace(CFG, max_seq_len=16))
+    with pytest.warns(ContextWarning, match=words) as warned:
+        rolled = generate(model, params, prompt, max_new_tokens=4, key=KEY)
+    assert not issubclass(warned[0].category, PositionTableWarning)
+    # A capacity is a choice (and a test has warnings raised); one that holds all sees more.
+    same = generate(model, params, prompt, max_new_tokens=4, key=KEY, capacity=16)
+    wider = generate(model, params, prompt, max_new_tokens=4, key=KEY, capacity=27)
+    np.testing.assert_array_equal(same.log_probs, rolled.log_probs)
+    assert not np.array_equal(wider.log_probs, rolled.log_probs)
+    generate(model, params, prompt[:, :13], max_new_tokens=4, key=KEY)  # 16 tokens are fed
+    for position in ("sinusoidal", "none"):
+        with pytest.warns(ContextWarning):
+            plan_capacity(dataclasses.replace(CFG, position=position), 23, 3)
+
+
 @pytest.mark.parametrize(
     ("cfg", "longest", "new", "capacity", "plan"),
     [
@@ -54,7 +72,7 @@ def test_past_a_learned_table_a_warning_tells_the_numbers():
 )
 def test_a_plan_says_what_the_cache_serves(cfg, longest, new, capacity, plan):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PositionTableWarning)
+        warnings.simplefilter("ignore", ContextWarning)
         assert plan_capacity(cfg, longest, new, capacity) == CapacityPlan(*plan)
 
 
@@ -65,7 +83,8 @@ def test_a_full_table_gives_one_more_token_and_a_longer_prompt_none():
 
 
 def test_only_a_learned_table_cannot_roll():
-    assert plan_capacity(CFG, 5, 90, on_overflow="roll").overflows
+    with pytest.warns(ContextWarning):
+        assert plan_capacity(CFG, 5, 90, on_overflow="roll").overflows
     with pytest.raises(UserError, match="pass the capacity 8: give fewer$"):
         plan_capacity(LEARNED, 5, 5, on_overflow="roll")
 

@@ -1,5 +1,6 @@
 """Refusals that the functions of decode share."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,10 +8,12 @@ from jaxlm.decode.checks import check_count, check_ids
 from jaxlm.errors import UserError
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", None])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", None, np.float32(2), np.ones(1, int), jnp.int32(0)])
 def test_a_count_is_a_whole_number_from_1_on(value):
-    check_count("steps", 1)
-    check_count("steps", np.int64(3))
+    numbers = 1, np.int64(3), np.array(3), jnp.int32(3)
+    counts = [check_count("steps", number) for number in numbers]
+    assert counts == [1, 3, 3, 3]
+    assert {type(count) for count in counts} == {int}
     with pytest.raises(UserError, match=r"steps = .*: give a whole number of at least 1"):
         check_count("steps", value)
 

@@ -64,6 +64,45 @@ def test_prompts_of_the_wrong_type_are_named():
         unchecked(check_prompts)(11, PROMPT, num_samples=2.0)
 
 
+def test_array_scalars_are_numbers_and_arrays_are_several_ids():
+    def asked(**sampling):
+        request = request_from(CFG, PROMPT, key=KEY, **sampling)
+        return request.max_new_tokens, request.prompts.num_samples, request.plan, request.flags, request.values
+
+    arrays = {
+        "max_new_tokens": jnp.int32(4),
+        "num_samples": np.int64(2),
+        "capacity": jnp.int32(9),
+        "top_k": np.array(3),
+    }
+    arrays |= {"temperature": jnp.float32(0.5), "top_p": np.float32(0.5), "repetition_penalty": jnp.float32(2)}
+    ids = {"forbidden_tokens": jnp.array([1, 2]), "stop_token": np.array([4, 2])}
+    numbers = {"max_new_tokens": 4, "num_samples": 2, "capacity": 9, "top_k": 3, "temperature": 0.5, "top_p": 0.5}
+    numbers |= {"repetition_penalty": 2.0, "forbidden_tokens": [2, 1], "stop_token": {2, 4}}
+    first, second = asked(**arrays, **ids), asked(**numbers)
+    assert first[:4] == second[:4]
+    jax.tree.map(np.testing.assert_array_equal, first[4], second[4])
+    out = sampled(PROMPT, temperature=jnp.float32(0.5), max_new_tokens=jnp.int32(4), forbidden_tokens=jnp.array([1]))
+    assert out.tokens.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"temperature": None}, "temperature = None has the wrong type: give float"),
+        ({"temperature": np.ones(2)}, r"temperature = \(1.0, 1.0\) has the wrong type: give float"),
+        ({"forbidden_tokens": None}, "forbidden_tokens = None has the wrong type: give tuple"),
+        ({"forbidden_tokens": "ab"}, "forbidden_tokens = 'ab' has the wrong type"),
+        ({"forbidden_tokens": np.ones(2)}, "forbidden_tokens = .* has the wrong type"),
+        ({"stop_token": 2.0}, "stop_token = 2.0 has the wrong type"),
+        ({"top_k": jnp.float32(2)}, "top_k = 2.0 has the wrong type"),
+    ],
+)
+def test_options_of_the_wrong_type_are_named(change, words):
+    with pytest.raises(UserError, match=words):
+        request_from(CFG, PROMPT, key=KEY, max_new_tokens=3, **change)
+
+
 def test_options_of_sampling_are_those_of_sampling_params():
     request = request_from(CFG, PROMPT, key=KEY, max_new_tokens=3, top_k=3, forbidden_tokens=[1, 2], stop_token=[4, 2])
     assert request.max_new_tokens == 3

@@ -14,7 +14,7 @@ from tolerances import FLOAT64
 
 from jaxlm.decode.generate import generate
 from jaxlm.decode.uncached import generate_naive
-from jaxlm.errors import PositionTableWarning
+from jaxlm.errors import ContextWarning
 
 pytestmark = pytest.mark.x64
 
@@ -55,7 +55,7 @@ def test_past_the_context_both_samplers_draw_what_is_written_out(position, promp
     tokens, log_probs = written_out(reference, params, prompt, KEY, context, 13)
     for sampler in (generate, generate_naive):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PositionTableWarning)
+            warnings.simplefilter("ignore", ContextWarning)
             out = sampler(model, params, prompt, max_new_tokens=13, key=KEY, temperature=0.7)
         np.testing.assert_array_equal(out.tokens, tokens)
         np.testing.assert_allclose(out.log_probs, log_probs, atol=FLOAT64)

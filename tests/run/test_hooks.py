@@ -1,6 +1,7 @@
 """What happens beside the steps of a run, hook by hook."""
 
 import dataclasses
+import json
 import math
 import time
 
@@ -12,7 +13,9 @@ from jaxlm.config import ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxlm.errors import CheckError
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint, hooks
+from jaxlm.run.manifest import verify
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.training.step import StepMetrics, TrainState
 
 CFG = TrainConfig(steps=20, log_every=5, eval_every=8, checkpoint_every=6, keep=9)
@@ -107,18 +110,24 @@ def test_the_rate_leaves_out_skipped_steps_and_the_row_of_one_has_no_loss():
     assert rows[1] == {"step": 10, "tokens_per_s": 1680.0, "skipped": 3}
 
 
-def evaluating(losses, progress, rows):
+def saving(folder, saved_step=None, best=math.inf, **changes):
+    cfg = dataclasses.replace(CFG, **changes)
+    return hooks.SaveCheckpoints(Saver(folder, cfg.keep), cfg, saved_step, best)
+
+
+def evaluating(losses, progress, rows, save, received=(), **changes):
     def evaluation(params, report):
         report(1, 2)
         report(2, 2)
         return {"val_loss": losses[int(params["w"][0])], "perplexity": 1.0}
 
-    return hooks.Evaluate(evaluation, CFG, progress, rows.append)
+    cfg = dataclasses.replace(CFG, **changes)
+    return hooks.Evaluate(evaluation, cfg, progress, rows.append, save, list(received))
 
 
-def test_evaluations_come_in_their_rhythm_and_show_their_progress():
+def test_evaluations_come_in_their_rhythm_and_show_their_progress(tmp_path):
     progress, rows = NotingProgress(), []
-    hook = evaluating({8: 3.0, 16: 2.0, 20: 1.0}, progress, rows)
+    hook = evaluating({8: 3.0, 16: 2.0, 20: 1.0}, progress, rows, saving(tmp_path))
     assert hook.val_loss is None
     for step in (6, 8, 12, 16, 18, 20):
         hook.on_boundary(state(step), step)
@@ -126,27 +135,115 @@ def test_evaluations_come_in_their_rhythm_and_show_their_progress():
     assert progress.calls[:2] == [("evaluating", 8, 0.0), ("evaluating", 8, 0.5)]
     assert len(progress.calls) == 6
     assert progress.clock.eval_seconds > 0
-    assert (hook.val_loss, hook.val_loss_at(20), hook.val_loss_at(16)) == (1.0, 1.0, None)
+    assert hook.val_loss == 1.0
+    assert not hook.is_owed
+
+
+def manifest(folder, step):
+    return json.loads((folder / str(step) / "manifest.json").read_text())
 
 
 def test_checkpoints_come_in_their_rhythm_with_the_loss_of_their_own_step(tmp_path):
-    evaluate = evaluating({8: 3.0, 16: 2.0, 20: 1.0}, NotingProgress(), [])
-    save = hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=None)
+    save = saving(tmp_path)
+    evaluate = evaluating({8: 3.0, 16: 2.0, 20: 1.0}, NotingProgress(), [], save)
     for step in (6, 8, 12, 16, 18, 20):
-        for hook in (evaluate, save):
+        for hook in (save, evaluate):
             hook.on_boundary(state(step), step)
     save.on_end(state(20))
-    assert checkpoint.steps(tmp_path) == [6, 12, 18, 20]
-    assert checkpoint.best_step(tmp_path) == 20
+    assert {6, 12, 18, 20} <= {*checkpoint.steps(tmp_path)}
+    losses = {step: manifest(tmp_path, step)["val_loss"] for step in (6, 8, 12, 18, 20)}
+    assert losses == {6: None, 8: 3.0, 12: None, 18: None, 20: 1.0}
+    for step in losses:
+        verify(tmp_path / str(step))
+    assert not [*tmp_path.glob(".*")]
+
+
+def test_the_first_evaluation_is_of_a_state_that_is_saved(tmp_path):
+    """It may end the run, for lack of memory."""
+    seen = []
+
+    def evaluation(params, report):
+        seen.append(checkpoint.steps(tmp_path))
+        raise MemoryError
+
+    hook = hooks.Evaluate(evaluation, CFG, NotingProgress(), [].append, saving(tmp_path), [])
+    with pytest.raises(MemoryError):
+        hook.on_boundary(state(8), 8)
+    assert seen == [[8]]
+
+
+def test_checkpoints_that_the_best_loss_no_longer_keeps_are_removed(tmp_path):
+    save = saving(tmp_path, keep=1, checkpoint_every=1)
+    evaluate = evaluating({8: 3.0, 16: 2.0, 20: 2.5}, NotingProgress(), [], save)
+    for step, kept in ((8, [8]), (9, [8, 9]), (16, [16]), (20, [16, 20])):
+        for hook in (save, evaluate):
+            hook.on_boundary(state(step), step)
+        save.on_end(state(step))  # waits for a save in the background
+        assert checkpoint.steps(tmp_path) == kept
+
+
+@pytest.mark.parametrize("when", ["before", "in"])
+def test_a_signal_ends_an_evaluation_which_is_owed(tmp_path, when):
+    received, rows, save = [], [], saving(tmp_path)
+
+    def evaluation(params, report):
+        assert when == "in"
+        received.append(2)
+        report(1, 2)
+        raise AssertionError("went on")
+
+    hook = hooks.Evaluate(evaluation, CFG, NotingProgress(), rows.append, save, received)
+    received += [2] * (when == "before")
+    hook.on_boundary(state(8), 8)
+    assert (hook.is_owed, hook.val_loss, rows) == (True, None, [])
+    assert checkpoint.steps(tmp_path) == [8]
+    # The next session does what is owed, once.
+    hook = evaluating({8: 3.0}, NotingProgress(), rows, saving(tmp_path, saved_step=8))
+    hook.catch_up(state(8), 8, [{"step": 8, "loss": 1.0}])
+    assert [row["step"] for row in rows] == [8]
+    assert manifest(tmp_path, 8)["val_loss"] == 3.0
+    hook.catch_up(state(8), 8, rows)
+    assert len(rows) == 1
+
+
+def test_a_session_catches_up_with_what_a_kill_has_cut_off(tmp_path):
+    checkpoint.save(tmp_path, state(8), None, keep=9)
+    hook = evaluating({}, NotingProgress(), [], saving(tmp_path, saved_step=8))
+    hook.catch_up(state(8), 8, [{"step": 8, "val_loss": 2.5}])  # a kill came before the manifest
+    assert manifest(tmp_path, 8)["val_loss"] == 2.5
+    for step in (0, 6):  # nothing is due
+        hook.catch_up(state(step), step, [])
+    assert hook.val_loss is None
+
+
+@pytest.mark.parametrize(("losses", "kept"), [({8: 3.0, 16: 3.5}, [8, 12, 18]), ({8: 3.0, 16: 2.0}, [16, 18])])
+def test_the_best_evaluation_is_saved_where_no_save_is_due(tmp_path, losses, kept):
+    save = saving(tmp_path, keep=2)
+    evaluate = evaluating(losses, NotingProgress(), [], save)
+    for step in (6, 8, 12, 16, 18):
+        for hook in (save, evaluate):
+            hook.on_boundary(state(step), step)
+    save.on_end(state(18))
+    assert checkpoint.steps(tmp_path) == kept
+    assert checkpoint.best_step(tmp_path) == min(losses, key=losses.get)
+
+
+def test_a_resumed_session_saves_only_what_is_better_than_the_best_of_the_ones_before(tmp_path):
+    save = saving(tmp_path, saved_step=8, best=2.5, keep=9)
+    evaluate = evaluating({8: 3.0, 16: 2.6, 20: 2.0}, NotingProgress(), [], save, eval_every=4)
+    evaluate.val_loss = 3.0  # not the first of the session, which is saved before it is evaluated
+    for step in (16, 20):
+        evaluate.on_boundary(state(step), step)
+    assert checkpoint.steps(tmp_path) == [20]
 
 
 def test_a_state_is_saved_where_training_ends_unless_it_is_already(tmp_path, monkeypatch):
-    saved, evaluate = [], evaluating({}, NotingProgress(), [])
-    monkeypatch.setattr(checkpoint, "save", lambda folder, state, val_loss, keep: saved.append(int(state.step)))
-    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=12).on_end(state(12))
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state, *rest: saved.append(int(state.step)))
+    saving(tmp_path, saved_step=12).on_end(state(12))
     assert saved == []
-    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=12).on_end(state(13))
-    hooks.SaveCheckpoints(tmp_path, CFG, evaluate, saved_step=None).on_end(state(0))
+    saving(tmp_path, saved_step=12).on_end(state(13))
+    saving(tmp_path, saved_step=None).on_end(state(0))
     assert saved == [13, 0]
 
 

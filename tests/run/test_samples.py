@@ -117,8 +117,14 @@ def test_transcripts_begin_after_an_eos_end_before_the_next_and_hold_no_padding(
 def test_every_option_reaches_the_sampler(monkeypatch):
     asked = {}
 
-    def request(cfg, prompt, sampling, *, key, num_samples):
-        asked.update(to_dict(sampling), ids=prompt.tolist(), key=jax.random.key_data(key).tolist(), rows=num_samples)
+    def request(cfg, prompt, sampling, *, key, num_samples, capacity):
+        asked.update(
+            to_dict(sampling),
+            capacity=capacity,
+            ids=prompt.tolist(),
+            key=jax.random.key_data(key).tolist(),
+            rows=num_samples,
+        )
         raise InterruptedError
 
     monkeypatch.setattr("jaxlm.run.samples.make_request", request)
@@ -126,8 +132,8 @@ def test_every_option_reaches_the_sampler(monkeypatch):
     own = {"prompt": "AB", "seed": 9, "max_new_tokens": 11, "num_samples": 4, "stop": ("C",), "special_tokens": "text"}
     cfg = SampleConfig(forbidden_tokens=(3, 4), **values, **own)
     with pytest.raises(InterruptedError):
-        generate_samples(untrained_run(TranscriptTokenizer()), cfg)
-    special = {"forbidden_tokens": (3, 4, 29), "stop_token": (28,)}
+        generate_samples(untrained_run(TranscriptTokenizer()), cfg, capacity=33)
+    special = {"forbidden_tokens": (3, 4, 29), "stop_token": (28,), "capacity": 33}
     assert asked == {**values, **own, **special, "ids": [[28, 0, 1]], "key": [0, 9], "rows": 4}
     with pytest.raises(InterruptedError):
         generate_samples(untrained_run(TranscriptTokenizer()), dataclasses.replace(cfg, stop_token=27))

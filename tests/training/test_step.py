@@ -131,3 +131,13 @@ def test_golden_step():
     found = {"loss": float(metrics.loss), "grad_norm": float(metrics.grad_norm), "checksum": checksum}
     golden = {"loss": 2.9965706, "grad_norm": 3.4254105, "checksum": 921.03133}
     assert found == pytest.approx(golden, rel=1e-4), f"now {found}"
+
+
+@pytest.mark.parametrize("name", ["prodigy", "dog", "dowg", "cocob", "madgrad"])
+def test_optimizers_that_keep_the_first_parameters_can_give_their_state_away(name):
+    """A loop that donates its state gives each array away once, so no two may be one."""
+    params = {"w": jnp.ones((3, 5)), "b": jnp.zeros(5)}
+    state = init_state(params, build_optimizer(OptimConfig(name=name, warmup_steps=0), 10, params))
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len({*places}) == len(places) > 6
+    jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 2, s), donate_argnums=0)(state)

@@ -1,0 +1,102 @@
+"""What may change when a run is resumed, and what config.json keeps of it."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.config import ExperimentConfig
+from jaxlm.config.base import difference
+from jaxlm.errors import UserError
+from jaxlm.optim import build_schedule
+
+FREE_ON_RESUME = {
+    "data.path",
+    "data.val_path",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.patience",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.max_minutes",
+}
+"""Fields that a resumed run may change, besides those of `sample` and `mesh`: they do not decide its numbers.
+
+Data that have moved are recognised by their sha256.
+"""
+
+FIXED_OPTIM = {"optim.name", "optim.subset", "optim.arguments", "optim.max_nonfinite"}
+"""Fields of the optimizer that decide what its state is."""
+
+RATE_JUMP = 0.01
+"""A rate that changes by a larger share, where a run goes on, is told."""
+
+Change = dict[str, Any]
+"""{"step", "field", "from", "to"}: from the step on, a field has another value."""
+
+
+def check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
+    """Refuses a config that does not continue a run.
+
+    Raises:
+      UserError: it changes a field that may not change.
+    """
+    for name, ours, theirs in difference(config, stored):
+        if not (_is_free(name) or _is_recorded(name)):
+            raise UserError(
+                f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
+            )
+
+
+def changes(config: ExperimentConfig, stored: ExperimentConfig, step: int) -> list[Change]:
+    """The changes of fields that decide the numbers of the run from this step on; config.json keeps them."""
+    differences = difference(config, stored)
+    return [{"step": step, "field": n, "from": old, "to": new} for n, new, old in differences if _is_recorded(n)]
+
+
+def _is_free(name: str) -> bool:
+    return name in FREE_ON_RESUME or name.startswith(("sample.", "mesh."))
+
+
+def _is_recorded(name: str) -> bool:
+    """Training longer is what resuming is for, and another rate what a diverged run needs."""
+    return name == "train.steps" or (name.startswith("optim.") and name not in FIXED_OPTIM)
+
+
+def with_schedule_of(config: ExperimentConfig, stored: ExperimentConfig) -> ExperimentConfig:
+    """The config with the schedule's end where it was in the run.
+
+    Raises:
+      UserError: the schedule has no end.
+    """
+    if config.optim.schedule in ("constant", "rsqrt"):
+        raise UserError(
+            f"--optim.keep-schedule is for a schedule with an end, and {config.optim.schedule} has none: leave it out"
+        )
+    end = stored.optim.schedule_steps or stored.train.steps
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, schedule_steps=end))
+
+
+def tell(found: list[Change], config: ExperimentConfig, stored: ExperimentConfig) -> None:
+    """Warns of changes, and of the jump that a longer run makes in the rate."""
+    for change in found:
+        if change["field"] not in ("train.steps", "optim.schedule_steps"):
+            warnings.warn(
+                f"from step {change['step']} on, {change['field']} = {change['to']!r} instead of {change['from']!r}; "
+                "config.json keeps that",
+                stacklevel=4,
+            )
+    if [change["field"] for change in found] != ["train.steps"]:
+        return
+    step = found[0]["step"]
+    before, after = (float(build_schedule(c.optim, c.train.steps)(np.int32(step))) for c in (stored, config))
+    if abs(after - before) > RATE_JUMP * before:
+        warnings.warn(
+            f"steps = {config.train.steps} instead of {stored.train.steps}: {config.optim.schedule} ends later, so the "
+            f"learning rate of step {step + 1} is {after:.3g} instead of {before:.3g}; --optim.keep-schedule keeps the "
+            "run's own schedule",
+            stacklevel=4,
+        )
