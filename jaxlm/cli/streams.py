@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 
 class OutputError(Exception):
@@ -16,9 +16,9 @@ class OutputError(Exception):
 def safe_streams() -> Iterator[None]:
     """In the block, sys.stdin and sys.stdout are open, whatever the command was started with.
 
-    Characters that the locale lacks are replaced, and what cannot be written to stdout raises OutputError. A stream that
-    the command was started without (>&-, <&-) is as one that cannot be written or read, and takes up its number: no file
-    that is opened later gets it together with what the compiler's libraries print there.
+    Characters that the locale lacks are replaced, and what cannot be written to stdout raises OutputError. A stream
+    that the command was started without (>&-, <&-) is as one that cannot be written or read, and takes up its number:
+    no file that is opened later gets it together with what the compiler's libraries print there.
 
     A stdout that is no file, as in a test or a notebook, stays as it is. `outlived` does the same for stderr.
     """
@@ -46,7 +46,7 @@ def drop_output() -> None:
 class _Output:
     """A text stream whose failures are those of stdout, not of some other file."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
