@@ -11,6 +11,7 @@ from jaxlm.cli.options import CheckpointOptions, MeshOption, parse_options
 from jaxlm.cli.output import print_json, print_table
 from jaxlm.config import SamplingParams
 from jaxlm.config.base import check_at_least, to_dict
+from jaxlm.config.data import Paths, as_paths
 from jaxlm.config.sampling import SpecialTokens
 from jaxlm.errors import UserError
 
@@ -61,10 +62,11 @@ class _EvalOptions(MeshOption, CheckpointOptions):
     oracle: Path | None = None
     """For generation, as are the options of sampling (prediction reads --temperature): the model that scores it,
     another run or a Hugging Face folder."""
-    path: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None
-    """Another text to evaluate with the run's tokenizer, or the run's own data if they have moved."""
-    val_path: Annotated[Path | None, tyro.conf.arg(name="data.val-path")] = None
-    """The run's own held-out transcripts, if they have moved."""
+    path: Annotated[Paths, tyro.conf.arg(name="data.path")] = None
+    """Another text to evaluate with the run's tokenizer (in all forms that jaxlm train takes), or the run's own data if
+    they have moved."""
+    val_path: Annotated[Paths, tyro.conf.arg(name="data.val-path")] = None
+    """The run's own held-out data, if they have moved."""
     special_tokens: Annotated[SpecialTokens | None, tyro.conf.arg(name="data.special-tokens")] = None
     """What <|endoftext|> and the like in the text become: id, their one token each; text, the tokens of their
     characters; None = as the run read its own data, text for one that was imported."""
@@ -77,6 +79,10 @@ def evaluate(arguments: list[str]) -> int:
         raise UserError("RUN is missing; see jaxlm eval --help")
     _check(options)
     from jaxlm.compilation_cache import kept_programs
+    from jaxlm.data.texts import with_stdin_kept
+
+    path, val_path = with_stdin_kept(options.path), with_stdin_kept(options.val_path)
+    options = dataclasses.replace(options, path=path, val_path=val_path)  # stdin is read once for all runs
 
     with kept_programs(), options.in_context():
         results = [{"run": str(path), **_of_run(path, options)} for path in options.runs]
@@ -192,7 +198,8 @@ def _check(options: _EvalOptions) -> None:
         raise UserError(f"--temperature {temperature} is not read beside --fit-temperature: leave one out")
     if options.save is not None and len(options.runs) > 1:
         raise UserError(f"--save {options.save} is one file, but there are {len(options.runs)} runs: give one")
-    data = {"path": options.path, "val-path": options.val_path, "special-tokens": options.special_tokens}
+    paths = {name: ", ".join(as_paths(getattr(options, name))) or None for name in ("path", "val_path")}
+    data = {"path": paths["path"], "val-path": paths["val_path"], "special-tokens": options.special_tokens}
     for name, value in data.items():
         if options.prompts is not None and value is not None:
             raise UserError(f"--data.{name} {value} is not read beside --prompts {options.prompts}: leave one out")

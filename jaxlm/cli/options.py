@@ -13,6 +13,7 @@ import docstring_parser
 import tyro
 
 from jaxlm.config import ExperimentConfig, MeshConfig
+from jaxlm.config.data import Paths, as_paths
 from jaxlm.config.model import idle_fields
 from jaxlm.config.optim import idle_optim_fields
 from jaxlm.data.files import decode_utf8
@@ -87,11 +88,13 @@ def parse_options(
     required = {field.name for field in fields if field.name not in own and not _is_nested(field)}
     rest = [argument for argument in arguments if argument not in ("-h", "--help")]
     asks_help = len(rest) < len(arguments)
-    # tyro fills in the defaults of a dataclass. Of a TypedDict it returns only the keys that were given.
-    given = _run_tyro(_typed_dict(cls, set() if asks_help else required), rest, command, {})
+    # tyro fills in the defaults of a dataclass. Of a TypedDict it returns only the keys that were given, and those that
+    # may be given several times.
+    typed = _typed_dict(cls, set() if asks_help else required)
+    given = _without_empty(cls, _run_tyro(typed, rest, command, _empty_paths(cls)))
     base = own if defaults is None else vars(defaults(given))
     if asks_help:
-        shown = {name: _as_dict(value) for name, value in base.items() if name not in required}
+        shown = _with_tuples(cls, {name: _as_dict(value) for name, value in base.items() if name not in required})
         _run_tyro(_typed_dict(cls, required, described=True), ["--help"], command, shown)
     return cls(**base | {name: _changed(base.get(name), value) for name, value in given.items()})
 
@@ -99,6 +102,42 @@ def parse_options(
 def _is_nested(field: dataclasses.Field) -> bool:
     """Whether the options of a field are those of a dataclass of its own."""
     return dataclasses.is_dataclass(_unannotated(field.type)[0])
+
+
+def _has_paths(field: dataclasses.Field) -> bool:
+    """Whether an option may be given several times, for paths."""
+    return _unannotated(field.type)[0] == Paths
+
+
+def _empty_paths(cls: Any) -> Given:
+    """No path for each option that may be given several times: tyro needs a default to add to."""
+    fields = dataclasses.fields(cls)
+    nested = {field.name: _empty_paths(_unannotated(field.type)[0]) for field in fields if _is_nested(field)}
+    return {name: given for name, given in nested.items() if given} | {
+        field.name: () for field in fields if _has_paths(field)
+    }
+
+
+def _without_empty(cls: Any, given: Given) -> Given:
+    """What was given without the paths that were not."""
+    nested = {field.name: _unannotated(field.type)[0] for field in dataclasses.fields(cls) if _is_nested(field)}
+    paths = {field.name for field in dataclasses.fields(cls) if _has_paths(field)}
+    return {
+        name: _without_empty(nested[name], value) if name in nested else value
+        for name, value in given.items()
+        if not (name in paths and value == ())
+    }
+
+
+def _with_tuples(cls: Any, shown: Given) -> Given:
+    """Defaults in which all paths are tuples, as tyro takes them."""
+    result = dict(shown)
+    for field in dataclasses.fields(cls):
+        if field.name in shown and _is_nested(field):
+            result[field.name] = _with_tuples(_unannotated(field.type)[0], shown[field.name])
+        elif field.name in shown and _has_paths(field):
+            result[field.name] = as_paths(shown[field.name])
+    return result
 
 
 def _unannotated(hint: Any) -> tuple[Any, ...]:
@@ -116,6 +155,8 @@ def _typed_dict(cls: Any, required: set[str], described: bool = False) -> Any:
     keys: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         kind, *metadata = _unannotated(field.type)
+        if _has_paths(field):
+            kind, metadata = tuple[str, ...], [*metadata, tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")]
         if _is_nested(field):
             kind = _typed_dict(kind, set(), described)
         elif described:

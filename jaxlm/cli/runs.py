@@ -16,6 +16,7 @@ from jaxlm.cli.presets import sizes
 from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import difference, from_dict
 from jaxlm.config.presets import PRESETS, preset
+from jaxlm.data.files import read_sealed
 from jaxlm.errors import UserError
 from jaxlm.run.metrics import read_rows
 
@@ -113,8 +114,9 @@ def _summary(path: Path) -> RunSummary:
 def _read_config(file: Path) -> ExperimentConfig:
     if not file.is_file():
         raise UserError(f"{file.parent} is not a run: it has no config.json")
+    content = read_sealed(file, "put the old one back")
     try:
-        return from_dict(ExperimentConfig, _read_object(file)["config"])
+        return from_dict(ExperimentConfig, content["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a configuration of this version: {error}") from None
 

@@ -159,8 +159,9 @@ def _next_free(preset: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if processes.first() and not any(folder.iterdir()):  # nothing was trained
-            folder.rmdir()
+        if processes.first():
+            with contextlib.suppress(OSError):  # it is not empty, so something was trained
+                folder.rmdir()
 
 
 def _create_next(preset: str) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from jaxlm.config.base import Validated, check_at_least
-from jaxlm.config.data import DataConfig
+from jaxlm.config.data import DataConfig, Paths, absolute
 from jaxlm.config.mesh import MeshConfig
 from jaxlm.config.model import ModelConfig
 from jaxlm.config.optim import OptimConfig
@@ -66,11 +66,11 @@ class ExperimentConfig(Validated):
         if self.data.pack == "documents" and self.model.attention_impl == "cudnn":
             raise UserError("data.pack = 'documents' has no mask in attention_impl = 'cudnn': use 'auto'")
 
-    def with_data_at(self, path: str | Path | None, val_path: str | Path | None) -> "ExperimentConfig":
+    def with_data_at(self, path: Paths | Path, val_path: Paths | Path) -> "ExperimentConfig":
         """The config with the data at these paths, made absolute; None leaves a path as it is."""
         data = self.data
         if path is not None:
-            data = dataclasses.replace(data, path=str(Path(path).absolute()))
+            data = dataclasses.replace(data, path=absolute(path))
         if val_path is not None:
-            data = dataclasses.replace(data, val_path=str(Path(val_path).absolute()))
+            data = dataclasses.replace(data, val_path=absolute(val_path))
         return dataclasses.replace(self, data=data)

@@ -11,7 +11,8 @@ class PrepareConfig(Validated):
     """Everything that decides the token shards of a corpus, but for an existing tokenizer."""
 
     path: str
-    """A .txt, .jsonl or .parquet file, a folder that holds such files at any depth, or a pattern (*.jsonl)."""
+    """A .txt, .jsonl or .parquet file, a folder that holds such files at any depth, or a pattern (*.jsonl). The first
+    two may be compressed (.gz, .bz2, .xz)."""
     field: str = "text"
     """The field of a .jsonl line, or the column of a .parquet file, that holds the text of a document."""
     separator: str | None = None
@@ -22,6 +23,11 @@ class PrepareConfig(Validated):
     """A new tokenizer learns nothing from the last val_fraction of the bytes, which training may hold out."""
     shard_tokens: int = 50_000_000
     """Tokens of each shard; the last one has the rest."""
+
+    @property
+    def option(self) -> str:
+        """The option that sets `field`, for messages."""
+        return "--field"
 
     def __post_init__(self) -> None:
         super().__post_init__()

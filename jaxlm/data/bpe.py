@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxlm.config.sampling import SpecialTokens
+from jaxlm.data.bpe_training import learn_merges, whole_words
 
 if TYPE_CHECKING:
     import tokenizers  # where it is not needed, a command starts without it
@@ -46,13 +47,16 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Learns merges from text; there are fewer than `vocab_size` ids if the text runs out of pairs."""
-        return cls(_train(_whole_words(blocks), vocab_size, []))
+        """Learns merges from text; there are fewer than `vocab_size` ids if the text runs out of pairs.
+
+        Words of more than `bpe_training.WORD_BYTES` bytes count as several. Progress goes to stderr.
+        """
+        return cls(learn_merges(whole_words(blocks), vocab_size, []))
 
     @classmethod
     def train_on_documents(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """As `train` from texts that stand alone; id 0 is the special token END_OF_TEXT, which no text becomes."""
-        return cls(_train(texts, vocab_size, [END_OF_TEXT]))
+        """As `train`, silently, from texts that stand alone; id 0 is END_OF_TEXT, which no text becomes."""
+        return cls(learn_merges(texts, vocab_size, [END_OF_TEXT], announce=False))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "BPETokenizer":
@@ -161,23 +165,6 @@ class BPETokenizer:
         return {"type": "bpe", "tokenizer": data}
 
 
-def _train(texts: Iterable[str], vocab_size: int, special_tokens: list[str]) -> "tokenizers.Tokenizer":
-    """Byte-level BPE as in GPT-2."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-        special_tokens=special_tokens,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
 def decoder_steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The steps of a decoder of the tokenizers library, one after another."""
     if decoder is None:
@@ -216,15 +203,3 @@ def _is_cut(encoding: "tokenizers.Encoding", token: int, place: int) -> bool:
 def _span(encoding: "tokenizers.Encoding", token: int) -> tuple[int, int]:
     """The first character of a token, and the one after its last."""
     return encoding.token_to_chars(token)  # type: ignore[return-value]  # encoding.offsets would list all
-
-
-def _whole_words(blocks: Iterable[str]) -> Iterator[str]:
-    """A text in other blocks, so that none ends within a word."""
-    text = ""
-    for block in blocks:
-        text += block
-        ends = (i for i in range(len(text) - 1, 0, -1) if text[i] in " \n" and text[i - 1].isalnum())
-        if end := next(ends, 0):
-            yield text[:end]
-            text = text[end:]
-    yield text

@@ -1,4 +1,7 @@
-"""The documents of .txt, .jsonl and .parquet files, read piece by piece from any place, so that memory is bounded."""
+"""The documents of .txt, .jsonl and .parquet files, read piece by piece from any place, so that memory is bounded.
+
+The first two may be compressed (`compressed.SUFFIXES`).
+"""
 
 import codecs
 import functools
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jaxlm.config.prepare import PrepareConfig
+from jaxlm.data.compressed import num_bytes, opened, plain_suffix
 from jaxlm.data.files import decode_utf8, not_utf8
 from jaxlm.errors import UserError
 
@@ -35,12 +39,13 @@ class Source(NamedTuple):
     path: Path
     bytes: int
     extent: int
-    """Where its documents end: bytes, or rows of a .parquet file."""
+    """Where its documents end: bytes (of what a compressed file holds), or rows of a .parquet file."""
 
     @property
     def kind(self) -> str:
-        """.txt, .jsonl or .parquet."""
-        return _kind(self.path)
+        """.txt, .jsonl or .parquet; what has another name is text."""
+        kind = plain_suffix(self.path)
+        return kind if kind in READERS else ".txt"
 
     def bytes_before(self, place: "Place") -> int:
         """About how many bytes of the file a place has before it."""
@@ -75,10 +80,13 @@ Document = tuple[int, Iterator[str]]
 """Where a document begins, and its text in blocks of any size. The blocks are read before the next document."""
 
 
-def find_sources(cfg: PrepareConfig) -> list[Source]:
+def find_sources(cfg: PrepareConfig, any_name: bool = False) -> list[Source]:
     """The files that a path names, in the order of their names; fetches nothing and reads no document.
 
     Links are followed, and each file counts once, under the first of its names.
+
+    Args:
+      any_name: the path may also lead to a file of another name, which is read as text.
 
     Raises:
       UserError: there are none, one is not a regular file or cannot be read, or a .parquet file has no such column of
@@ -86,14 +94,14 @@ def find_sources(cfg: PrepareConfig) -> list[Source]:
     """
     path = Path(cfg.path)
     if path.is_dir():
-        names = [name for name in _walk(path) if _kind(name) in _READERS]
+        names = [name for name in _walk(path) if plain_suffix(name) in READERS]
         found = "no .txt, .jsonl or .parquet file is in it"
     elif path.exists():
         names, found = [path], ""
-        if _kind(path) not in _READERS:
+        if plain_suffix(path) not in READERS and not any_name:
             raise UserError(f"{path} is not a .txt, .jsonl or .parquet file: rename it, or name another by --data.path")
     else:
-        names = [Path(name) for name in glob.glob(cfg.path, recursive=True) if _kind(Path(name)) in _READERS]
+        names = [Path(name) for name in glob.glob(cfg.path, recursive=True) if plain_suffix(Path(name)) in READERS]
         found = "there is no such file or folder, and the pattern names no .txt, .jsonl or .parquet file"
     if not names:
         raise UserError(f"corpus {path}: {found}; name files of documents by --data.path")
@@ -108,9 +116,10 @@ def find_sources(cfg: PrepareConfig) -> list[Source]:
                 raise UserError(f"{name} is not a regular file: leave it out, or write its text to a file")
             with name.open("rb"):
                 size = name.stat().st_size
+            is_table = plain_suffix(name) == ".parquet"
+            extent = _parquet(name, cfg).metadata.num_rows if is_table else num_bytes(name)
         except OSError as error:
-            raise _unreadable(name, error) from None
-        extent = _parquet(name, cfg.field).metadata.num_rows if _kind(name) == ".parquet" else size
+            raise unreadable(name, error) from None
         sources.append(Source(name.relative_to(root).as_posix(), name, size, extent))
     return sources
 
@@ -127,10 +136,6 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files)
 
 
-def _kind(path: Path) -> str:
-    return path.suffix.lower()
-
-
 def read_pieces(sources: list[Source], cfg: PrepareConfig, may_cut: bool, start: Place = FIRST) -> Iterator[Piece]:
     """All documents from a place on, in order. Documents without a character are left out.
 
@@ -145,13 +150,13 @@ def read_pieces(sources: list[Source], cfg: PrepareConfig, may_cut: bool, start:
     for number in range(start.source, len(sources)):
         source, offset = sources[number], start.offset if number == start.source else 0
         try:
-            for begin, blocks in _READERS[source.kind](source, cfg, offset):
+            for begin, blocks in READERS[source.kind](source, cfg, offset):
                 wanted = start.part if (number, begin) == start[:2] else 0
                 for part, (text, is_last) in enumerate(_cut(blocks, may_cut, source, begin)):
                     if part >= wanted and text:
                         yield Piece(Place(number, begin, part), text, is_last)
         except OSError as error:
-            raise _unreadable(source.path, error) from None
+            raise unreadable(source.path, error) from None
 
 
 def _cut(blocks: Iterator[str], may_cut: bool, source: Source, begin: int) -> Iterator[tuple[str, bool]]:
@@ -198,7 +203,7 @@ def _skip_to(file: BinaryIO, offset: int) -> int:
 def _text_documents(source: Source, cfg: PrepareConfig, offset: int) -> Iterator[Document]:
     """The documents of a .txt file: all of it, or what stands between lines that are the separator."""
     separator = None if cfg.separator is None else cfg.separator.encode()
-    with source.path.open("rb") as file:
+    with opened(source.path) as file:
         offset = _skip_to(file, offset)
         read: Callable[[], bytes] = functools.partial(file.read, READ)
         if separator is not None:  # a part of a longer line must not look like it
@@ -231,18 +236,20 @@ def _text_documents(source: Source, cfg: PrepareConfig, offset: int) -> Iterator
 
 def _json_documents(source: Source, cfg: PrepareConfig, offset: int) -> Iterator[Document]:
     """The documents of a .jsonl file: a field of the object of each line that is not blank."""
-    with source.path.open("rb") as file:
+    with opened(source.path) as file:
         offset = _skip_to(file, offset)
         while raw := file.readline(DOCUMENT_LIMIT):
             if not raw.isspace():
-                yield offset, iter([_json_text(raw, source.path, cfg.field, offset)])
+                yield offset, iter([_json_text(raw, source.path, cfg, offset)])
             offset += len(raw)
 
 
-def _json_text(raw: bytes, path: Path, field: str, offset: int) -> str:
+def _json_text(raw: bytes, path: Path, cfg: PrepareConfig, offset: int) -> str:
+    field = cfg.field
+
     def refusal(what: str, fix: str) -> UserError:
         lines = 1
-        with path.open("rb") as file:
+        with opened(path) as file:
             while left := offset - file.tell():
                 lines += file.read(min(left, READ)).count(b"\n")
         return UserError(f"{path}, line {lines} {what}: {fix}")
@@ -258,11 +265,11 @@ def _json_text(raw: bytes, path: Path, field: str, offset: int) -> str:
         raise refusal(f"is not JSON ({reason})", "correct or remove it") from None
     if not isinstance(value, dict) or field not in value:
         has = f"has no field {field!r}" if isinstance(value, dict) else "is not a JSON object"
-        fix = f"name one of {', '.join(value)} by --field" if isinstance(value, dict) and value else "remove it"
+        fix = f"name one of {', '.join(value)} by {cfg.option}" if isinstance(value, dict) and value else "remove it"
         raise refusal(has, fix)
     text = value[field]
     if not isinstance(text, str):
-        raise refusal(f"has {field} = {json.dumps(text)[:40]}", "give a text there, or name another by --field")
+        raise refusal(f"has {field} = {json.dumps(text)[:40]}", f"give a text there, or name another by {cfg.option}")
     if b"\\u" in raw and any("\ud800" <= character <= "\udfff" for character in text):
         raise refusal(f"has half a surrogate pair in {field}", "correct or remove it")
     return text
@@ -270,7 +277,7 @@ def _json_text(raw: bytes, path: Path, field: str, offset: int) -> str:
 
 def _parquet_documents(source: Source, cfg: PrepareConfig, offset: int) -> Iterator[Document]:
     """The documents of a .parquet file: a column of each row."""
-    file, row = _parquet(source.path, cfg.field), 0
+    file, row = _parquet(source.path, cfg), 0
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if row + rows <= offset:
@@ -286,8 +293,9 @@ def _parquet_documents(source: Source, cfg: PrepareConfig, offset: int) -> Itera
                 row += 1
 
 
-def _parquet(path: Path, field: str) -> Any:
-    """An open .parquet file that has a column of text of that name."""
+def _parquet(path: Path, cfg: PrepareConfig) -> Any:
+    """An open .parquet file that has the column of text."""
+    field = cfg.field
     try:
         import pyarrow
         import pyarrow.parquet
@@ -301,14 +309,14 @@ def _parquet(path: Path, field: str) -> Any:
         raise UserError(f"{path} is not a .parquet file ({' '.join(str(error).split())}): remove it") from None
     schema = file.schema_arrow
     if field not in schema.names:
-        raise UserError(f"{path} has no column {field!r}: name one of {', '.join(schema.names)} by --field")
+        raise UserError(f"{path} has no column {field!r}: name one of {', '.join(schema.names)} by {cfg.option}")
     kind = schema.field(field).type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise UserError(f"{path}: column {field!r} is of type {kind}: name a column of text by --field")
+        raise UserError(f"{path}: column {field!r} is of type {kind}: name a column of text by {cfg.option}")
     return file
 
 
-_READERS: dict[str, Callable[[Source, PrepareConfig, int], Iterator[Document]]] = {
+READERS: dict[str, Callable[[Source, PrepareConfig, int], Iterator[Document]]] = {
     ".txt": _text_documents,
     ".jsonl": _json_documents,
     ".parquet": _parquet_documents,
@@ -316,8 +324,9 @@ _READERS: dict[str, Callable[[Source, PrepareConfig, int], Iterator[Document]]] 
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    raise _unreadable(Path(error.filename), error) from None
+    raise unreadable(Path(error.filename), error) from None
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The refusal of a file."""
     return UserError(f"{path} cannot be read ({error.strerror or error}): make it readable, or leave it out")

@@ -1,11 +1,14 @@
-"""Files written all at once or not at all, and text that must be UTF-8."""
+"""Files written all at once or not at all, JSON that carries its own sha256, and text that must be UTF-8."""
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxlm.errors import UserError
 
@@ -16,8 +19,9 @@ def staged(
 ) -> Iterator[Path]:
     """Yields a path beside `target`; the file or folder written there becomes `target` when the block ends well.
 
-    Whoever looks at `target` sees all of the new content or none of it, even after a kill. If the block raises, what
-    it wrote is removed. The name holds the process's number, so two processes never write to the same place.
+    Whoever looks at `target` sees all of the new content or none of it, even after a kill or a loss of power: the
+    content is on the disk before the name is. If the block raises, what it wrote is removed. The name holds the
+    process's number, so two processes never write to the same place.
 
     Args:
       fix: what the message tells the user to do.
@@ -31,21 +35,49 @@ def staged(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield staging
+        to_disk(staging)
         staging.replace(target)
+        to_disk(target.parent, within=False)
     except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and target.is_dir():
             raise UserError(f"{target} was created by another process in the meantime: {fix}") from None
         raise unwritable(target, error, fix, elsewhere) from None
     finally:
-        if staging.is_dir():
-            shutil.rmtree(staging)
-        elif staging.exists():
-            staging.unlink()
+        remove(staging)
+
+
+def to_disk(path: Path, within: bool = True) -> None:
+    """Returns when a file, or a folder with all that is `within`, is on the disk and survives a loss of power."""
+    paths = [*path.rglob("*"), path] if within else [path]
+    for each in paths:
+        if each.is_symlink():
+            continue
+        opened = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(opened)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # which file systems say that cannot do it
+                raise
+        finally:
+            os.close(opened)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; nothing if there is none.
+
+    A folder loses its name first, so that what a kill leaves of it is a `.partial`, never half a folder.
+    """
+    if path.is_dir() and not path.is_symlink():
+        if not path.name.endswith(".partial"):
+            path = path.rename(staging_path(path, os.getpid()))
+        shutil.rmtree(path)
+    elif path.is_symlink() or path.exists():
+        path.unlink()
 
 
 def unwritable(target: Path, error: OSError, fix: str, elsewhere: str | None = None) -> UserError:
     """The refusal of a place that cannot be written, with the fixes of `staged`."""
-    # NumPy's tofile raises without an errno when the disk is full.
+    # Libraries raise without an errno when the disk is full.
     is_full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
     return UserError(f"{target} cannot be written ({error.strerror or error}): {fix if is_full else elsewhere or fix}")
 
@@ -54,6 +86,38 @@ def staging_path(target: Path, pid: int) -> Path:
     """Where the process of this number writes what becomes `target`."""
     target = target.resolve()
     return target.with_name(f".{target.name}.{pid}.partial")
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON content with the sha256 of the rest as its last entry, for `read_sealed`."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return {**rest, "sha256": json_digest(rest)}
+
+
+def read_sealed(file: Path, fix: str) -> dict[str, Any]:
+    """Reads a JSON object that `sealed` made. That of an older version carries no sha256, and passes.
+
+    Args:
+      fix: what the message tells the user to do about a file that was changed.
+
+    Raises:
+      UserError: the file cannot be read or holds no object, or it was changed after it was written.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}): {fix}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} does not hold a JSON object: {fix}")
+    given = content.get("sha256")
+    if given is not None and given != sealed(content)["sha256"]:
+        raise UserError(f"{file} was changed after it was written (its sha256 is another): {fix}")
+    return content
+
+
+def json_digest(content: Mapping[str, Any]) -> str:
+    """The sha256 of JSON content, whatever the order of its entries and the spaces between them."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_new_npz(path: Path) -> None:

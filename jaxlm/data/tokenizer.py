@@ -1,6 +1,5 @@
 """Text to token ids and back: by characters, the alphabet of speech transcripts, or ids as text; `bpe` has the rest."""
 
-import json
 import operator
 import string
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from jaxtyping import Int
 
 from jaxlm.config.sampling import SpecialTokens
 from jaxlm.data.bpe import BPETokenizer
-from jaxlm.data.files import check_utf8
+from jaxlm.data.files import check_utf8, read_sealed
 from jaxlm.errors import UserError
 
 
@@ -260,8 +259,9 @@ def load(path: Path, fix: str = "restore it, or train again") -> Tokenizer:
     Raises:
       UserError: the file is missing or does not hold a tokenizer.
     """
+    content = read_sealed(path, fix)
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return from_dict(content)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{path} does not hold a tokenizer ({error}): {fix}") from None
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jaxlm.config.data import Paths
 from jaxlm.data import corpus
 from jaxlm.errors import UserError
 from jaxlm.run.folder import Run, check_data, check_named
@@ -20,7 +21,7 @@ from jaxlm.training.evaluate import (
 
 
 def evaluate(
-    run: Run, path: Path | None = None, val_path: Path | None = None, report: Report | None = None
+    run: Run, path: Paths | Path = None, val_path: Paths | Path = None, report: Report | None = None
 ) -> dict[str, Any]:
     """Exact losses, nats per token, over every target of a text.
 
@@ -30,8 +31,8 @@ def evaluate(
     text of the targets.
 
     Args:
-      path: a text, or transcripts if the run was trained on transcripts.
-      val_path: where the run's own held-out transcripts are now.
+      path: a text, or transcripts if the run was trained on transcripts, in the forms of `DataConfig.path`.
+      val_path: where the run's own held-out data are now.
       report: called with the targets done and all targets, as the evaluation of the run's own data goes on.
 
     Raises:
@@ -41,11 +42,12 @@ def evaluate(
     if path is None and val_path is None:
         return _evaluate_own(run, report)
     config = run.config.with_data_at(path, val_path)
+    config = dataclasses.replace(config, data=corpus.resolved(config.data)[0])  # stdin is read once
     if corpus.identity(config.data) == run.corpus_sha256:
         return _evaluate_own(dataclasses.replace(run, config=config), report)
     if path is None or val_path is not None:
         raise UserError(
-            f"--data.val-path {val_path} is not the held-out file of {run.path}: evaluate other transcripts by "
+            f"--data.val-path {val_path} is not the held-out data of {run.path}: evaluate other data by "
             "--data.path alone"
         )
     return _evaluate_other(dataclasses.replace(run, config=config))
@@ -54,10 +56,11 @@ def evaluate(
 def _evaluate_own(run: Run, report: Report | None) -> dict[str, Any]:
     check_named(run)
     data = run.config.data
+    if run.corpus_sha256 is not None:  # first: other data may have characters that the run does not know
+        check_data(corpus.identity(data), run.corpus_sha256)
     splits = corpus.load_corpus(data, run.config.model.max_seq_len, run.tokenizer)
-    check_data(splits.sha256, run.corpus_sha256)
     losses = Evaluation(run.model, splits, run.config)(run.params, report)
-    where = {"data": data.path or data.dataset, "split": "validation"}
+    where = {"data": data.name, "split": "validation"}
     return {"step": run.step, **where, **losses, "val_targets": splits.val.num_targets}
 
 
@@ -65,11 +68,11 @@ def _evaluate_other(run: Run) -> dict[str, Any]:
     """The losses over all of the data at the config's path."""
     data = run.config.data
     split = corpus.load_unsplit(data, run.config.model.max_seq_len, run.tokenizer)
-    split.check_evaluation(f"text {data.path}", "give a longer one")
+    split.check_evaluation(f"text {data.name}", "give a longer one")
     evaluate = make_evaluate(run.model, corpus.document_end(data, split))
     batches = split.eval_batches(eval_batch_size(run.config), eval_groups(run.config, run.params))
     loss = evaluate(run.params, batches)
     check_converged({"loss": loss})
     measures = text_measures(loss, split.num_targets, count_bytes(split, run.tokenizer))
-    where = {"data": data.path, "split": "all"}
+    where = {"data": data.name, "split": "all"}
     return {"step": run.step, **where, "loss": loss, **measures, "targets": split.num_targets}

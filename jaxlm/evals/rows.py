@@ -12,7 +12,7 @@ from jaxtyping import Int, Integer
 
 from jaxlm.data import transcripts
 from jaxlm.data.batches import TokenStream
-from jaxlm.data.corpus import load_corpus, read_transcripts
+from jaxlm.data.corpus import identity, load_corpus, read_transcripts
 from jaxlm.data.shards import ShardedTokens
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import UserError
@@ -76,12 +76,12 @@ def training_rows(run: Run, prompt: int, new: int, most: int) -> Rows:
 def _split(run: Run, split: Literal["training", "validation"]) -> Data:
     check_named(run)
     cfg = run.config.data
+    if run.corpus_sha256 is not None:  # first: other data may have characters that the run does not know
+        check_data(identity(cfg), run.corpus_sha256)
     if run.tokenizer.eos_token is not None:
         read = read_transcripts(cfg)
-        check_data(read.sha256, run.corpus_sha256)
         return read.train if split == "training" else read.val
     corpus = load_corpus(cfg, run.config.model.max_seq_len, run.tokenizer)
-    check_data(corpus.sha256, run.corpus_sha256)
     stream = corpus.train if split == "training" else corpus.val
     assert isinstance(stream, TokenStream)
     return stream.tokens

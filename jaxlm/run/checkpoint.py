@@ -1,16 +1,15 @@
-"""Checkpoints: Orbax arrays, written all at once or not at all, with a sha256 manifest that every restore checks.
+"""Checkpoints, written all at once or not at all, with a sha256 manifest that every restore checks.
 
     checkpoints/<step>/params/        the parameters
     checkpoints/<step>/opt_state/     the optimizer's state, if it has any
-    checkpoints/<step>/manifest.json  {"step", "val_loss", "sha256": {file: digest}}
+    checkpoints/<step>/manifest.json  what `manifest` describes
 
-The rest of a run's state (batches, dropout) is a function of seed and step. No other module uses Orbax, which is
-imported when it is first needed: that takes a tenth of a second, and a run begins without it.
+The rest of a run's state (batches, dropout) is a function of seed and step.
 """
 
 import contextlib
-import hashlib
-import json
+import errno
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,53 +20,52 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxlm.data.files import staged, staging_path, unwritable
+from jaxlm.data.files import remove, staged, staging_path, unwritable
 from jaxlm.errors import CheckError, UserError
+from jaxlm.run import arrays, manifest
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_like
 from jaxlm.training.step import TrainState
 
 _Tree = TypeVar("_Tree")
 
+MARGIN = 1 << 16
+"""Bytes that a checkpoint takes besides its arrays, for the names of its files."""
 
-def save(folder: Path, state: TrainState, val_loss: float | None, keep: int) -> Path:
+
+def save(folder: Path, state: TrainState, val_loss: float | None, keep: int, log: dict[str, Any] | None = None) -> Path:
     """Writes the state as folder/<step>; returns when all of it is on disk. All processes of a training call it alike.
 
     Keeps this checkpoint, the latest `keep` and the one with the lowest val_loss, and removes the others.
+
+    Args:
+      log: the start of metrics.jsonl up to this step, as `MetricsFile.entry` describes it.
+
+    Raises:
+      UserError: it cannot be written, for example because the disk is full. What was written of it is removed.
     """
     step, first = int(state.step), processes.first()
     target = folder / str(step)
-    if first:
-        for killed in folder.glob(".*.partial"):  # what a killed process has left; a run is trained by one at a time
-            shutil.rmtree(killed)
-    with together(target, _new_folder(target)) as staging:
-        _write(staging / "params", state.params)
+    with together(target, _new_folder(target, arrays.size(state) + MARGIN)) as staging:
+        arrays.write(staging / "params", state.params)
         if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
-            _write(staging / "opt_state", state.opt_state)
+            arrays.write(staging / "opt_state", state.opt_state)
         if first:
-            manifest = {"step": step, "val_loss": val_loss, "sha256": _digests(staging)}
-            (staging / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)  # a folder with files cannot be replaced
+            manifest.write(staging, step, val_loss, log)
+            remove(target)  # a folder with files cannot be replaced
     _prune(folder, keep)
     processes.wait(f"checkpoint {step} is there")
     return target
 
 
-def add_loss(folder: Path, step: int, val_loss: float, keep: int) -> None:
-    """Writes the loss of an evaluation into the manifest of the checkpoint of its step, the latest one."""
-    if not processes.first():
-        return
-    target = folder / str(step)
-    content = {**json.loads((target / "manifest.json").read_text(encoding="utf-8")), "val_loss": val_loss}
-    staging = staging_path(target, os.getpid())  # not in the checkpoint, where a kill would leave it as a strange file
-    try:
-        staging.mkdir()
-        (staging / "manifest.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        (staging / "manifest.json").replace(target / "manifest.json")
-    except OSError as error:
-        raise unwritable(target / "manifest.json", error, "free some space") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def add_loss(folder: Path, step: int, val_loss: float, keep: int, log: dict[str, Any] | None = None) -> None:
+    """Writes the loss of an evaluation into the manifest of the checkpoint of its step, and prunes as `save` does.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if processes.first():
+        manifest.change(folder / str(step), val_loss, log)
     _prune(folder, keep)
 
 
@@ -76,7 +74,7 @@ def _prune(folder: Path, keep: int) -> None:
     kept = {best_step(folder), *steps(folder)[-keep:]}
     for old in steps(folder) if processes.first() else ():
         if old not in kept:
-            shutil.rmtree(folder / str(old))
+            remove(folder / str(old))
 
 
 @contextlib.contextmanager
@@ -89,11 +87,11 @@ def together(target: Path, folder: AbstractContextManager[Path]) -> Iterator[Pat
       UserError: in all processes, if one of them does not find it: its host has another disk there.
     """
     if not processes.first():
-        pid = int(processes.agree(0)[0, 0])
-        yield _found_by_all(staging_path(target, pid))
+        pid, is_within = processes.agree(0, 0)[0].tolist()
+        yield _found_by_all(staging_path(target / "new" if is_within else target, pid))
         return
     with folder as staging:
-        processes.agree(os.getpid())
+        processes.agree(os.getpid(), staging.parent == target.resolve())
         yield _found_by_all(staging)
 
 
@@ -108,59 +106,64 @@ def _found_by_all(staging: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    with staged(target) as staging:
+def _new_folder(target: Path, needed: int) -> Iterator[Path]:
+    """A staged folder on a disk that has so many bytes free."""
+    saved, place = steps(target.parent), target.parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    last = f"go on with --resume from step {saved[-1]}, the last good one" if saved else "no step is saved yet"
+    fix = f"it needs up to {_amount(needed)}, {_amount(free)} were free; free some space, and {last}"
+    if free < needed:
+        raise unwritable(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), fix)
+    with staged(target, fix) as staging:
         staging.mkdir()
         yield staging
 
 
-def _write(path: Path, tree: Any) -> None:
-    """Writes arrays; returns when those of all processes are on disk."""
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
-    processes.wait(f"{path.name} is written")
+def _amount(size: int) -> str:
+    """A number of bytes, such as "1.25 MB"."""
+    units = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
+    name, unit = next(((name, unit) for name, unit in units.items() if size >= unit), ("bytes", 1))
+    amount = size / unit
+    return f"{amount:,.0f} {name}" if amount >= 100 else f"{amount:.3g} {name}"
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint folder with a manifest, oldest first; `verify` tells whether they are sound."""
+    """Steps that have a checkpoint folder with a manifest, oldest first; `manifest.verify` tells if they are sound."""
     return sorted(int(path.parent.name) for path in folder.glob("*/manifest.json") if path.parent.name.isdigit())
+
+
+def numbered(folder: Path) -> list[int]:
+    """As `steps`, with the folders that have lost their manifest: an empty one is no checkpoint."""
+    named = (path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in named if any(path.iterdir()))
 
 
 def best_step(folder: Path) -> int | None:
     """The step with the lowest validation loss; None if no step was evaluated."""
-    losses = {
-        step: loss for step in steps(folder) if (loss := _manifest(folder / str(step)).get("val_loss")) is not None
-    }
+    losses = _losses(folder)
     return min(losses, key=lambda step: losses[step], default=None)
+
+
+def best_loss(folder: Path) -> float:
+    """The lowest validation loss, nats per token; infinity if no step was evaluated."""
+    return min(_losses(folder).values(), default=math.inf)
+
+
+def _losses(folder: Path) -> dict[int, float]:
+    losses = ((step, manifest.read(folder / str(step)).get("val_loss")) for step in steps(folder))
+    return {step: loss for step, loss in losses if loss is not None}
+
+
+def log_entry(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it."""
+    return manifest.read(path).get("metrics")
 
 
 def readable(path: Path) -> bool:
     """Whether a checkpoint's manifest can be read."""
-    return bool(_manifest(path))
-
-
-def verify(path: Path) -> None:
-    """Compares every file of a checkpoint with its manifest.
-
-    Raises:
-      CheckError: a file is missing, is not in the manifest, or has changed; the message names it.
-    """
-    expected = _manifest(path).get("sha256")
-    if expected is None:
-        raise CheckError(f"checkpoint {path} is damaged: manifest.json cannot be read")
-    actual = _digests(path)
-    for name in sorted(expected.keys() | actual.keys()):
-        if expected.get(name) != actual.get(name):
-            state = (
-                "is missing"
-                if name not in actual
-                else "is not in the manifest"
-                if name not in expected
-                else "has changed"
-            )
-            raise CheckError(f"checkpoint {path} is damaged: {name} {state}")
+    return bool(manifest.read(path))
 
 
 def restore_params(path: Path, like: _Tree) -> _Tree:
@@ -170,8 +173,8 @@ def restore_params(path: Path, like: _Tree) -> _Tree:
       CheckError: the checkpoint is damaged.
       UserError: its parameters have other names, shapes or types than `like`.
     """
-    verify(path)
-    return _restore(path / "params", like)
+    manifest.verify(path)
+    return arrays.read(path / "params", like)
 
 
 def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str]] | None:
@@ -184,72 +187,23 @@ def restore_latest(folder: Path, like: TrainState) -> tuple[TrainState, list[str
       UserError: the state has other names, shapes or types than `like`.
     """
     damaged: dict[Path, str] = {}
-    for step in reversed(steps(folder)):
+    for step in reversed(numbered(folder)):
         path = folder / str(step)
         try:
-            verify(path)
+            manifest.verify(path)
         except CheckError as error:
             damaged[path] = str(error)
             continue
         processes.check_same({"the latest sound checkpoint": step})
         state = TrainState(
-            params=_restore(path / "params", like.params),
-            opt_state=_restore(path / "opt_state", like.opt_state),
+            params=arrays.read(path / "params", like.params),
+            opt_state=arrays.read(path / "opt_state", like.opt_state),
             step=put_like(np.asarray(step, np.int32), like.step),
         )
         for bad in damaged if processes.first() else ():
+            remove(folder / f".{bad.name}.damaged")  # an earlier one of this step
             bad.rename(folder / f".{bad.name}.damaged")
         return state, list(damaged.values())
     if damaged:
         raise CheckError("; ".join(damaged.values()))
     return None
-
-
-def _restore(path: Path, like: _Tree) -> _Tree:
-    import orbax.checkpoint as ocp
-
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def target(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or one)
-
-    abstract = jax.tree.map(target, like)
-    with ocp.StandardCheckpointer() as checkpointer:
-        stored = _shapes(checkpointer.metadata(path.absolute()).item_metadata.tree)
-        wanted = _shapes(abstract)
-        for name in sorted(stored.keys() | wanted.keys()):
-            if stored.get(name) != wanted.get(name):
-                raise UserError(
-                    f"{path} was written with another config: {name} is {stored.get(name, 'absent')} there, "
-                    f"{wanted.get(name, 'absent')} here"
-                )
-        return checkpointer.restore(path.absolute(), abstract)
-
-
-def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), str(x.dtype)) for path, x in leaves
-    }
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; {} if it cannot be read."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    is_sound = isinstance(manifest, dict) and isinstance(manifest.get("sha256"), dict)
-    return manifest if is_sound and isinstance(manifest.get("val_loss"), float | None) else {}
-
-
-def _files(path: Path) -> Iterator[Path]:
-    return (p for p in sorted(path.rglob("*")) if p.is_file() and p.name != "manifest.json")
-
-
-def _digests(path: Path) -> dict[str, str]:
-    digests = {}
-    for file in _files(path):
-        with file.open("rb") as stream:
-            digests[str(file.relative_to(path))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import warnings
@@ -19,16 +20,19 @@ import jax
 from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import from_dict, to_dict
 from jaxlm.data import tokenizer as tokenizers
-from jaxlm.data.files import staged
+from jaxlm.data.files import read_sealed, remove, sealed, staged, staging_path, to_disk, unwritable
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import CheckError, UserError
 from jaxlm.model.build import build_model
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.attention import cudnn_available
-from jaxlm.run import checkpoint
+from jaxlm.run import checkpoint, lock
 from jaxlm.sharding.layout import abstract_params
 from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params
+
+FIX = 'put the old one back; the options of --resume change settings (to let an edit stand, delete the entry "sha256")'
+"""What to do about a config.json that was edited."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +80,8 @@ def read_record(path: Path) -> Record:
     file = path / "config.json"
     if not file.is_file():
         raise UserError(f"{path} is not a run: it has no config.json; give the folder that `jaxlm train` names")
+    record = read_sealed(file, FIX)
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
         config = from_dict(ExperimentConfig, record["config"])
         changes = tuple(record.get("changes", ()))
         return Record(config, record["corpus_sha256"], record.get("init_from"), changes)
@@ -129,14 +133,14 @@ def _candidates(path: Path, step: int | None) -> tuple[list[int], list[str]]:
       UserError: there are none, or not the one of `step`.
     """
     folder = path / "checkpoints"
-    steps = checkpoint.steps(folder)
+    steps = checkpoint.numbered(folder)
     if not steps:
         raise UserError(f"{path} has no checkpoint yet: continue its training with --resume")
     if step is not None and step not in steps:
         raise UserError(f"step {step} has no checkpoint in {path}: choose one of {', '.join(map(str, steps))}")
     latest = [number for number in reversed(steps) if checkpoint.readable(folder / str(number))]
     problems = [
-        f"checkpoint {folder / str(number)} is damaged: its manifest cannot be read"
+        f"checkpoint {folder / str(number)} is damaged: its manifest is missing, cannot be read or has changed"
         for number in steps
         if number not in latest
     ]
@@ -175,12 +179,63 @@ def new_folder(
     Raises:
       UserError: it cannot be written, or meanwhile something else is there.
     """
-    with staged(out, "choose another --out") as folder:
+    lock.sweep_beginnings(out)
+    with _filled(out) if out.is_dir() else _created(out) as folder:
         for name in ("checkpoints", "samples"):
             (folder / name).mkdir(parents=True)
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
+        with staged(folder / "tokenizer.json") as path:
+            path.write_text(json.dumps(sealed(tokenizer.to_dict())), encoding="utf-8")
         write_config(folder, config, sha256, **more)
         yield folder
+
+
+@contextlib.contextmanager
+def _created(out: Path) -> Iterator[Path]:
+    """A staged folder, locked so that nobody takes it for what a killed process has left."""
+    with staged(out, "choose another --out") as folder:
+        folder.mkdir()
+        with lock.held(folder):
+            yield folder
+
+
+@contextlib.contextmanager
+def _filled(out: Path) -> Iterator[Path]:
+    """A folder within `out`, which is there and empty. Its content moves to `out`: a mount point cannot be replaced.
+
+    config.json comes last, so until then `out` is no run.
+    """
+    with lock.held(out):
+        refuse_occupied(out)
+        for killed in out.glob(".new.*.partial"):
+            remove(killed)
+        staging = staging_path(out / "new", os.getpid())
+        try:
+            staging.mkdir()
+            yield staging
+            to_disk(staging)
+            for name in sorted(os.listdir(staging), key=lambda name: (name == "config.json", name)):
+                (staging / name).rename(out / name)
+            to_disk(out, within=False)
+        except OSError as error:
+            raise unwritable(out, error, "choose another --out") from None
+        finally:
+            remove(staging)
+
+
+def refuse_occupied(out: Path) -> None:
+    """Refuses an `out` that holds something, but for what killed processes and an empty disk may hold.
+
+    Raises:
+      UserError: the message tells whether it is a run.
+    """
+    if not out.exists():
+        return
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    names -= {"lost+found", lock.NAME}
+    if names - {name for name in names if name.startswith(".new.") and name.endswith(".partial")}:
+        is_run = (out / "config.json").exists()
+        fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
+        raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
 
 
 def write_config(folder: Path, config: ExperimentConfig, sha256: str | None, **more: Any) -> None:
@@ -188,7 +243,7 @@ def write_config(folder: Path, config: ExperimentConfig, sha256: str | None, **m
     config = dataclasses.replace(config, mesh=config.mesh.without_processes())
     record = {"config": to_dict(config), "corpus_sha256": sha256, **more, **provenance()}
     with staged(folder / "config.json") as path:
-        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(sealed(record), indent=1), encoding="utf-8")
 
 
 def check_named(run: Run) -> None:

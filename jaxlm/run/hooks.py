@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.config import ExperimentConfig, TrainConfig
-from jaxlm.errors import CheckError
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
 from jaxlm.run.metrics import Row
+from jaxlm.run.nonfinite import DivergedError, all_finite
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.sharding import processes
 from jaxlm.training.evaluate import Report
 from jaxlm.training.loop import Hook
@@ -64,23 +65,31 @@ class ShowProgress(Hook):
 class CheckDivergence(Hook):
     """Ends a run whose loss or gradient is not finite."""
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(self, out: Path, saver: Saver | None = None) -> None:
+        """Args: saver: what may still be saving, which must end before the last checkpoint is named."""
+        self._out, self._saver = out, saver
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
         """Checks the last step; the compiled loop has stopped at the first one that is wrong.
 
         Raises:
-          CheckError: the loss or the gradient is not finite, and the step was not skipped.
+          DivergedError: the loss or the gradient is not finite, and the step was not skipped.
         """
         if bool(metrics.sound):
             return
-        saved = checkpoint.steps(self._out / "checkpoints")
-        raise CheckError(
-            f"step {int(metrics.step)}: loss {float(metrics.loss)}, gradient norm {float(metrics.grad_norm)}; "
-            f"{self._out} keeps its last checkpoint ({f'step {saved[-1]}' if saved else 'none'}); "
-            "lower --optim.learning-rate"
-        )
+        if self._saver is not None:
+            self._saver.wait()
+        step, loss, norm = int(metrics.step), float(metrics.loss), float(metrics.grad_norm)
+        raise DivergedError(step, f"step {step}: loss {loss}, gradient norm {norm}", _advice(self._out))
+
+
+def _advice(out: Path) -> str:
+    """What to do about a run that has diverged."""
+    saved = checkpoint.steps(out / "checkpoints")
+    return (
+        f"{out} keeps its last checkpoint ({f'step {saved[-1]}' if saved else 'none'}); "
+        "lower --optim.learning-rate, and go on with --resume"
+    )
 
 
 class WriteMetrics(Hook):
@@ -119,14 +128,18 @@ class WriteMetrics(Hook):
 
 
 class SaveCheckpoints(Hook):
-    """Saves the state in the rhythm of train.checkpoint_every, and where training ends.
+    """Saves the state in the rhythm of train.checkpoint_every, at each new best evaluation, and where training ends.
 
     Must come before the hook that evaluates: whatever becomes of an evaluation, the state is safe.
     """
 
-    def __init__(self, folder: Path, cfg: TrainConfig, saved_step: int | None) -> None:
-        """Args: saved_step: the step of the checkpoint that this session started from."""
-        self._folder, self._cfg, self._saved_step = folder, cfg, saved_step
+    def __init__(self, saver: Saver, cfg: TrainConfig, saved_step: int | None, best: float = math.inf) -> None:
+        """Args: saved_step: the step of the checkpoint that this session started from; best: the lowest val_loss."""
+        self._saver, self._cfg, self._saved_step, self._best = saver, cfg, saved_step, best
+
+    def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
+        """Raises the error of a save in the background."""
+        self._saver.check()
 
     def on_boundary(self, state: TrainState, step: int) -> None:
         """Saves if the step is one to save."""
@@ -136,17 +149,30 @@ class SaveCheckpoints(Hook):
     def on_end(self, state: TrainState) -> None:
         """Saves a state that is not saved yet, because training was stopped between two checkpoints."""
         self.save(state, int(state.step))
+        self._saver.wait()
 
     def save(self, state: TrainState, step: int) -> None:
-        """Saves the state of a step, unless it is saved already."""
+        """Saves the state of a step, unless it is saved already.
+
+        Raises:
+          DivergedError: its parameters are not finite, which the loss of the next step would tell.
+        """
         if step != self._saved_step:
-            checkpoint.save(self._folder, state, None, self._cfg.keep)
+            if not all_finite(state.params):
+                self._saver.wait()
+                raise DivergedError(
+                    step + 1, f"step {step}: parameters are not finite", _advice(self._saver.folder.parent)
+                )
+            self._saver.save(state, None)
             self._saved_step = step
 
-    def add_loss(self, step: int, val_loss: float) -> None:
-        """The step was evaluated: its checkpoint, if it has one, takes the loss."""
+    def add_loss(self, state: TrainState, step: int, val_loss: float) -> None:
+        """The step was evaluated: its checkpoint takes the loss. A new best gets a checkpoint if it has none."""
+        if val_loss < self._best:
+            self._best = val_loss
+            self.save(state, step)
         if step == self._saved_step:
-            checkpoint.add_loss(self._folder, step, val_loss, self._cfg.keep)
+            self._saver.add_loss(step, val_loss)
 
 
 class Evaluate(Hook):
@@ -190,7 +216,7 @@ class Evaluate(Hook):
         self._progress.clock.eval_seconds = time.perf_counter() - started
         self.val_loss = losses["val_loss"]
         self._write({"step": step, **losses})
-        self._save.add_loss(step, self.val_loss)
+        self._save.add_loss(state, step, self.val_loss)
 
     def catch_up(self, state: TrainState, step: int, rows: Sequence[Row]) -> None:
         """Does for the step of the checkpoint that this session starts from what the session before has not done.
@@ -204,7 +230,7 @@ class Evaluate(Hook):
         if not processes.agree(bool(losses))[0, 0]:
             self.on_boundary(state, step)
         elif losses:
-            self._save.add_loss(step, losses[-1])  # a kill may have come between the row and the manifest
+            self._save.add_loss(state, step, losses[-1])  # a kill may have come between the row and the manifest
 
     def _is_due(self, step: int) -> bool:
         return step % self._cfg.eval_every == 0 or step == self._cfg.steps

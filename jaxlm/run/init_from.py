@@ -15,6 +15,7 @@ from jaxlm.config.base import difference
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.corpus import Corpus, learn_tokenizer, load_corpus
 from jaxlm.data.tokenizer import IdTokenizer, Tokenizer
+from jaxlm.data.tokenizer_file import kind as kind_of
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layer_stack import stack_params, unstack_params
@@ -61,7 +62,7 @@ def default_config(source: Path | Run, preset: str | None) -> ExperimentConfig:
     """
     run = source.config if isinstance(source, Run) else read_config(source)
     base = run if preset is None else dataclasses.replace(presets.preset(preset), model=run.model)
-    kind = _kind(source.tokenizer if isinstance(source, Run) else tokenizers.load(source / "tokenizer.json"))
+    kind = kind_of(source.tokenizer if isinstance(source, Run) else tokenizers.load(source / "tokenizer.json"))
     data = dataclasses.replace(base.data, tokenizer=kind, bpe_vocab_size=run.data.bpe_vocab_size)
     return dataclasses.replace(base, data=data)
 
@@ -70,7 +71,7 @@ def with_source_settings(config: ExperimentConfig, source: Run) -> ExperimentCon
     """The config with the source's kind of tokenizer for "source", and its stop tokens unless others are given."""
     data, sample = config.data, config.sample
     if data.tokenizer == "source":
-        data = dataclasses.replace(data, tokenizer=_kind(source.tokenizer))
+        data = dataclasses.replace(data, tokenizer=kind_of(source.tokenizer))
     if sample.stop_token is None:
         sample = dataclasses.replace(sample, stop_token=source.config.sample.stop_token)
     return dataclasses.replace(config, data=data, sample=sample)
@@ -96,7 +97,7 @@ def check_tokenizer(config: ExperimentConfig, source: Run) -> None:
     Raises:
       UserError: the message names the first id that differs.
     """
-    data, kind = config.data, _kind(source.tokenizer)
+    data, kind = config.data, kind_of(source.tokenizer)
     if data.tokenizer != kind:
         raise UserError(
             f"data.tokenizer = {data.tokenizer!r} has another vocabulary than {source.path}: "
@@ -159,12 +160,6 @@ def params_sha256(params: Params) -> str:
         digest.update(f"{path} {leaf.dtype} {list(leaf.shape)}\n".encode())
         digest.update(to_host(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _kind(tokenizer: Tokenizer) -> Any:
-    """The value of data.tokenizer for a corpus that this tokenizer reads; a text of ids is a text like another."""
-    kind = tokenizer.to_dict()["type"]
-    return "char" if kind == "ids" else kind
 
 
 def _first_difference(ours: Tokenizer, theirs: Tokenizer) -> str:

@@ -19,12 +19,15 @@ An evaluation row is written every `train.eval_every` steps and for the last ste
 [1] Not in the row of a step that was skipped. [2] Only if there are any, and optim.max_nonfinite allows it.
 """
 
+import hashlib
 import json
+import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
-from jaxlm.data.files import staged
+from jaxlm.data.files import unwritable
 from jaxlm.errors import UserError
 
 Row = dict[str, Any]
@@ -50,17 +53,48 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def check_log(path: Path, entry: dict[str, Any] | None) -> None:
+    """Compares the start of a metrics.jsonl with what the manifest of a checkpoint says of it.
+
+    Args:
+      entry: {"bytes", "sha256"} as `MetricsFile.entry` gives it; None = an older version saved the checkpoint.
+
+    Raises:
+      UserError: a row up to the checkpoint has changed or is missing. A file that is not there at all is a warning.
+    """
+    if entry is None:
+        return
+    if not path.exists():
+        warnings.warn(f"{path} is missing: the rows of the sessions before this one are lost", stacklevel=3)
+        return
+    with path.open("rb") as file:
+        content = file.read(entry["bytes"])
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise UserError(
+            f"{path} was changed after it was written (its sha256 is another): put the old one back, or move it away"
+        )
+
+
 class MetricsFile:
-    """Appends rows to metrics.jsonl, each on disk before the call returns."""
+    """Appends rows to metrics.jsonl, each written before the call returns."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Opens the file and drops rows after `resume_step`, which the run is about to write again."""
+        """Opens the file and drops rows after `resume_step`, which the run is about to write again.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
         rows = [row for row in read_rows(path) if row["step"] <= resume_step]
-        with staged(path) as staging:
-            staging.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         earlier = rows[-1]["elapsed_s"] if rows else 0.0  # by the sessions before this one
         self._started = time.perf_counter() - earlier
-        self._file = path.open("ab", buffering=0)
+        try:
+            # Steps rise from row to row, so what is dropped is the end. Cutting it off needs no space.
+            self._file = path.open("ab+", buffering=0)
+            self._file.seek(0)
+            lines = self._file.read().splitlines(keepends=True)[: len(rows)]
+            self._file.truncate(sum(map(len, lines)))
+        except OSError as error:
+            raise _unwritable(path, error) from None
 
     def write(self, row: Row) -> None:
         """Adds a row, with the time that has elapsed.
@@ -72,11 +106,29 @@ class MetricsFile:
         try:
             self._file.write((json.dumps({**row, "elapsed_s": elapsed_s}) + "\n").encode())
         except OSError as error:
-            raise UserError(f"{self._file.name} cannot be written ({error.strerror}): free some space") from None
+            raise _unwritable(Path(self._file.name), error) from None
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest of a checkpoint says of the file, which is on disk when this returns: {"bytes", "sha256"}.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        try:
+            os.fsync(self._file.fileno())
+            self._file.seek(0)
+            content = self._file.read()
+        except OSError as error:
+            raise _unwritable(Path(self._file.name), error) from None
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return unwritable(path, error, "free some space, and go on with --resume")
 
 
 class NoMetricsFile:
@@ -84,6 +136,9 @@ class NoMetricsFile:
 
     def write(self, row: Row) -> None:
         """Does nothing."""
+
+    def entry(self) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Does nothing."""

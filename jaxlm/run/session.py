@@ -11,8 +11,9 @@ import jax
 import optax
 
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
+from jaxlm.config.data import STDIN, as_paths
 from jaxlm.data import tokenizer as tokenizers
-from jaxlm.data.corpus import Corpus, load_corpus, with_own_tokenizer
+from jaxlm.data.corpus import Corpus, identity, load_corpus, resolved
 from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
@@ -20,7 +21,7 @@ from jaxlm.model.layers import LanguageModel
 from jaxlm.optim import build_optimizer
 from jaxlm.optim.rounding import advise_float32
 from jaxlm.run import changes, checkpoint
-from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, write_config
+from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, refuse_occupied, write_config
 from jaxlm.run.init_from import (
     check_tokenizer,
     fitting_params,
@@ -29,6 +30,7 @@ from jaxlm.run.init_from import (
     source_entry,
     with_source_settings,
 )
+from jaxlm.run.metrics import check_log, read_rows
 from jaxlm.run.samples import check_samples
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_params
@@ -63,18 +65,17 @@ def new_session(
       UserError: as `train`.
       CheckError: every checkpoint of `init_from` is damaged.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        is_run = (out / "config.json").exists()
-        fix = "continue it with --resume, or choose another --out" if is_run else "choose another --out"
-        raise UserError(f"{out} already holds {'a run' if is_run else 'something'}: {fix}")
-    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
+    refuse_occupied(out)
+    config, tokenizer = _with_data(config)
     if not keep_warmup:
         config = shrink_warmup(config)
     processes.wait("out is checked")
     if init_from is not None:
-        return _session_from(open_source(init_from), config, out, extend_positions)
+        source = open_source(init_from)
+        _check_tokenizer(tokenizer, source.tokenizer, source.path)
+        return _session_from(source, config, out, extend_positions)
     with processes.first_before_others("the corpus is read"):
-        corpus = load_corpus(config.data, config.model.max_seq_len)
+        corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
     session = _session(_fit_vocabulary(config, corpus.tokenizer.vocab_size), out, corpus)
     with checkpoint.together(out, new_folder(out, session.config, corpus.tokenizer, corpus.sha256)):
         pass
@@ -105,12 +106,13 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
       UserError: as `train`.
       CheckError: every checkpoint is damaged.
     """
-    config = dataclasses.replace(config, data=with_own_tokenizer(config.data))
+    config, given = _with_data(config)
     record = read_record(out)
     stored_config, sha256 = record.config, record.corpus_sha256
     if sha256 is None:
         raise UserError(f"{out} was imported, not trained: there is no training to continue; use another --out")
     tokenizer = tokenizers.load(out / "tokenizer.json")
+    _check_tokenizer(given, tokenizer, out)
     if config.optim.warmup_steps == _preset_warmup(config):  # a new run may have shrunk it; `stored_config` knows
         optim = dataclasses.replace(config.optim, warmup_steps=stored_config.optim.warmup_steps)
         config = dataclasses.replace(config, optim=optim)
@@ -120,8 +122,8 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
         config = changes.with_schedule_of(config, stored_config)
     changes.check_same(config, stored_config, out)
     with processes.first_before_others("the corpus is read"):
+        check_data(identity(config.data), sha256)  # first: other data may have characters that the run does not know
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
-    check_data(corpus.sha256, sha256)
     session = _session(config, out, corpus)
     # Without a checkpoint the run was stopped before its first one, and begins again.
     restored = checkpoint.restore_latest(out / "checkpoints", session.state)
@@ -130,9 +132,13 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
             f"{out} has lost its checkpoints, the weights it began with too: start a new --out with "
             f"--init-from {record.init_from['run']}"
         )
+    if restored is None and processes.first() and read_rows(out / "metrics.jsonl"):
+        warnings.warn(f"{out} has no checkpoint: the run begins again with step 1", stacklevel=3)
     if restored is not None:
         state, damaged = restored
         saved_step, steps = int(state.step), config.train.steps
+        if processes.first():
+            check_log(out / "metrics.jsonl", checkpoint.log_entry(out / "checkpoints" / str(saved_step)))
         if saved_step > steps:
             raise UserError(f"{out} already has {saved_step} steps, more than steps = {steps}: give more")
         for line in damaged:
@@ -146,6 +152,24 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
     if processes.first():
         write_config(out, session.config, corpus.sha256, **more)
     return session
+
+
+def _with_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Tokenizer | None]:
+    """The config with data that can be found again (`corpus.resolved`), and the tokenizer that it names by a file.
+
+    Raises:
+      UserError: stdin is to be shared by several processes; or as `corpus.resolved`.
+    """
+    if processes.count() > 1 and STDIN in as_paths(config.data.path) + as_paths(config.data.val_path):
+        raise UserError("data.path = '-' is stdin, which processes do not share: write the text to a file first")
+    data, tokenizer = resolved(config.data)
+    return dataclasses.replace(config, data=data), tokenizer
+
+
+def _check_tokenizer(given: Tokenizer | None, own: Tokenizer, where: Path) -> None:
+    """Refuses a tokenizer that is named by a file and is not the one of the model."""
+    if given is not None and given.to_dict() != own.to_dict():
+        raise UserError(f"data.tokenizer names another tokenizer than that of {where}, which stays: leave it out")
 
 
 def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params | None = None) -> Session:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import signal
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from jaxlm.errors import UserError
 from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.ops.matmul import matmul_precision
 from jaxlm.optim import skipped_steps
-from jaxlm.run import checkpoint, hooks
-from jaxlm.run.folder import Run
+from jaxlm.run import checkpoint, hooks, lock, nonfinite
+from jaxlm.run.folder import Run, read_record
 from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.printing import outlived
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.run.session import Session, new_session, resumed_session
 from jaxlm.run.stopping import collected
 from jaxlm.sharding import processes
@@ -104,12 +106,16 @@ def train(
         with use_mesh(mesh):
             if mesh is not None:
                 micro_batch_rows(config.train, dict(mesh.shape))  # which refuses what does not divide
-            if resume:
-                session = resumed_session(config, out, keep_schedule)
-            else:
-                session = new_session(config, out, keep_warmup, init_from, extend_positions)
-            with matmul_precision(session.config.train.matmul_precision):
-                return _run(session)
+            with contextlib.ExitStack() as alone:
+                if resume:
+                    read_record(out)  # which refuses what is not a run, and cannot be locked
+                    alone.enter_context(lock.for_training(out))
+                    session = resumed_session(config, out, keep_schedule)
+                else:
+                    session = new_session(config, out, keep_warmup, init_from, extend_positions)
+                    alone.enter_context(lock.for_training(out))
+                with matmul_precision(session.config.train.matmul_precision):
+                    return _run(session)
 
 
 def _run(session: Session) -> Outcome:
@@ -118,9 +124,10 @@ def _run(session: Session) -> Outcome:
     done, first = session.saved_step or 0, processes.first()
     processes.advise(lambda: _how_to_go_on(out))
     with (
-        contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
         contextlib.closing(Progress(cfg, done, shown=first)) as progress,
         collected(progress.say) as received,
+        contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
+        Saver(out / "checkpoints", cfg.keep, rows.entry) as saver,
     ):
 
         def write(row: Row) -> None:
@@ -128,24 +135,29 @@ def _run(session: Session) -> Outcome:
             progress.show(row)
 
         evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
-        save = hooks.SaveCheckpoints(out / "checkpoints", cfg, session.saved_step)
+        save = hooks.SaveCheckpoints(saver, cfg, session.saved_step, checkpoint.best_loss(out / "checkpoints"))
         evaluate = hooks.Evaluate(evaluation, cfg, progress, write, save, received)
         # The order matters: a diverged step gets no row, and what is evaluated is saved before.
         in_order = (
             hooks.StopOnRequest(cfg, received),
             hooks.ShowProgress(progress, skipped=int(skipped_steps(session.state.opt_state))),
-            hooks.CheckDivergence(out),
+            hooks.CheckDivergence(out, saver),
             hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write),
             save,
             evaluate,
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
         source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
-        chunk = make_chunk(
-            session.model, session.tx, cfg, session.state, document_end(session.config.data, train_split)
-        )
+        end = document_end(session.config.data, train_split)
+        chunk = make_chunk(session.model, session.tx, cfg, session.state, end)
         evaluate.catch_up(session.state, done, read_rows(out / "metrics.jsonl") if first else ())
-        state = loop(chunk, session.state, source, cfg, in_order)
+        try:
+            state = loop(chunk, session.state, source, cfg, in_order)
+        except nonfinite.DivergedError as error:
+            traceback.clear_frames(error.__traceback__)  # which hold arrays
+            raise error.at(
+                nonfinite.find(session, chunk, source, end, error.step, progress.say, lambda: bool(received))
+            ) from None
         if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)
         step = int(state.step)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support import apply, command
 
+from jaxlm.data.files import sealed
 from jaxlm.run.folder import load_run
 
 RUN = ["train", "tiny", "--train.steps", "30", "--train.eval-every", "15", "--train.checkpoint-every", "15"]
@@ -123,7 +124,7 @@ def test_a_text_that_cannot_be_evaluated_is_named(folder, content, words):
 def test_other_data_of_the_run_itself_are_refused_without_a_path(folder):
     shutil.copytree("runs/tiny-1", "changed")
     record = json.loads((folder / "changed/config.json").read_text())
-    (folder / "changed/config.json").write_text(json.dumps({**record, "corpus_sha256": "ab" * 32}))
+    (folder / "changed/config.json").write_text(json.dumps(sealed({**record, "corpus_sha256": "ab" * 32})))
     assert "the data are not those of the run" in refused("changed")
     assert measured("changed", "--data.path", "text.txt")["split"] == "all"
     shutil.rmtree("changed")

@@ -18,6 +18,7 @@ from jaxlm.cli.main import COMMANDS, main
 from jaxlm.cli.options import read_text
 from jaxlm.config.base import to_dict
 from jaxlm.config.presets import preset
+from jaxlm.data.files import sealed
 from jaxlm.errors import CheckError
 
 
@@ -126,7 +127,7 @@ def test_bad_input_is_one_line_exit_code_2_and_changes_nothing(folder, arguments
     (folder / "other").mkdir(exist_ok=True)
     config = json.loads((folder / "runs/tiny-1/config.json").read_text())
     config["config"]["model"]["depth"] = 3
-    (folder / "other" / "config.json").write_text(json.dumps(config))
+    (folder / "other" / "config.json").write_text(json.dumps(sealed(config)))
     before = snapshot(folder)
     assert words in refused(*arguments)
     assert snapshot(folder) == before
@@ -260,7 +261,7 @@ def test_a_run_from_before_a_field_of_sample_opens(folder):
     record = json.loads((folder / "old/config.json").read_text())
     for name in ("min_p", "repetition_penalty", "forbidden_tokens", "stop"):
         del record["config"]["sample"][name]
-    (folder / "old/config.json").write_text(json.dumps(record))
+    (folder / "old/config.json").write_text(json.dumps(sealed(record)))
     code, text, _ = command("sample", "old", "--max-new-tokens", "5")
     shutil.rmtree("old")
     assert (code, text) == (0, command("sample", "runs/tiny-1", "--max-new-tokens", "5")[1])

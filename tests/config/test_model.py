@@ -98,7 +98,11 @@ def test_a_bad_model_field_is_named_with_its_value(fields, words):
     [
         (lambda: DataConfig(val_fraction=0.0), "val_fraction = 0.0"),
         (lambda: DataConfig(bpe_vocab_size=255), "bpe_vocab_size = 255"),
-        (lambda: DataConfig(path="a", val_path="b"), "val_path = 'b' is for tokenizer = 'transcript', not 'char'"),
+        (lambda: DataConfig(val_path="b"), "val_path = 'b' needs a path"),
+        (lambda: DataConfig(path=("a", "")), "data.path = ('a', '') names nothing"),
+        (lambda: DataConfig(path="-", val_path="-"), "name stdin (-) twice: it is read once, give files"),
+        (lambda: DataConfig(field=""), "data.field = '' names nothing"),
+        (lambda: DataConfig(tokenizer="word"), "tokenizer = 'word' is unknown: choose one of char, bpe, transcript,"),
         (lambda: DataConfig(tokenizer="transcript", val_path="b"), "val_path = 'b' needs a path"),
         (lambda: OptimConfig(b2=1.0), "b2 = 1.0"),
         (lambda: OptimConfig(clip_norm=0.0), "clip_norm = 0.0"),

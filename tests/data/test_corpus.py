@@ -62,7 +62,7 @@ def test_bpe_merges_come_from_the_training_split_alone(text_file):
 def test_a_mapped_token_file_holds_what_memory_would(text_file, monkeypatch, cache):
     path = text_file("Zwölf Boxkämpfer jagen Viktor\n" * 9)
     resident = corpus_of(path)
-    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", 7)
+    monkeypatch.setattr("jaxlm.data.texts.BLOCK_CHARS", 7)
     mapped = corpus_of(path, resident_mb=0)
     assert isinstance(mapped.train.tokens, np.memmap)
     for name in ("train", "val"):
@@ -75,7 +75,7 @@ def test_a_mapped_token_file_holds_what_memory_would(text_file, monkeypatch, cac
 
 @pytest.mark.parametrize("block", [3, 7, 1 << 24])
 def test_bytes_that_are_not_utf8_are_named_with_their_offset(text_file, monkeypatch, block):
-    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", block)
+    monkeypatch.setattr("jaxlm.data.texts.BLOCK_CHARS", block)
     with pytest.raises(ValueError, match="byte 0xff at offset 12"):
         corpus_of(text_file("zwölf Äpfel".encode()[:12] + b"\xff rest"))
 
@@ -99,7 +99,7 @@ def test_a_validation_split_without_a_target_is_refused(text_file):
 
 
 def test_a_character_outside_a_given_vocabulary_is_named_with_the_file_and_its_block(text_file, monkeypatch):
-    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", 7)
+    monkeypatch.setattr("jaxlm.data.texts.BLOCK_CHARS", 7)
     cfg = DataConfig(path=str(text_file("abababa" + "abßa")))
     words = r"corpus .*text.txt, from character 7 on: characters 'ß' are outside .*first 'ß' at position 2"
     with pytest.raises(ValueError, match=words):
@@ -127,7 +127,7 @@ def test_a_missing_file_and_an_unknown_dataset_are_named(tmp_path):
 @pytest.mark.parametrize("resident_mb", [256, 0])
 def test_a_text_is_encoded_as_one_whatever_the_blocks(text_file, monkeypatch, special_tokens, block, resident_mb):
     """Its beginning and its end stand there once, in a text and in each split of it."""
-    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", block)
+    monkeypatch.setattr("jaxlm.data.texts.BLOCK_CHARS", block)
     monkeypatch.setattr("jaxlm.data.bpe.MARGIN", 40)
     data = llama2_tokenizer()
     library = tokenizers.Tokenizer.from_str(json.dumps(data))
@@ -145,7 +145,7 @@ def test_a_text_is_encoded_as_one_whatever_the_blocks(text_file, monkeypatch, sp
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 24])
 def test_no_block_cuts_an_id_in_two(text_file, monkeypatch, block):
-    monkeypatch.setattr("jaxlm.data.corpus.BLOCK_CHARS", block)
+    monkeypatch.setattr("jaxlm.data.texts.BLOCK_CHARS", block)
     path = text_file("123 45\n6 1000 " * 5 + "1234567")
     split = load_unsplit(DataConfig(path=str(path)), 3, IdTokenizer(2_000_000))
     assert split.tokens.tolist() == [123, 45, 6, 1000] * 5 + [1234567]
@@ -275,3 +275,24 @@ def test_the_bytes_of_documents_are_those_of_their_text_alone(prepared):
     corpus = corpus_of(folder, val_fraction=0.2)
     first = corpus.tokenizer.decode(corpus.val.tokens[:1])
     assert count_bytes(corpus.val, corpus.tokenizer) == len("".join(texts[24:])) - len(first)
+
+
+def test_a_byte_order_mark_is_left_out_with_a_word(text_file):
+    path = text_file(b"\xef\xbb\xbfabcabcabca")
+    with pytest.warns(UserWarning, match=r"text.txt begins with a byte-order mark, which is left out"):
+        corpus = corpus_of(path, val_fraction=0.5)
+    assert corpus.tokenizer.chars == "abc"
+    assert (len(corpus.train), len(corpus.val)) == (5, 5)
+    assert corpus.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("resident_mb", [0, 256])
+def test_a_run_that_knows_the_mark_of_its_text_goes_on_with_it(text_file, resident_mb):
+    """Runs of earlier versions have it in their vocabulary; their batches must stay."""
+    path = text_file(b"\xef\xbb\xbfabcabcab")
+    cfg = DataConfig(path=str(path), val_fraction=0.5, resident_mb=resident_mb)
+    with pytest.warns(UserWarning, match="byte-order mark"):
+        load_corpus(cfg, 3, CharTokenizer("abc"))  # its token file is another
+    corpus = load_corpus(cfg, 3, CharTokenizer("\ufeffabc"))
+    assert [corpus.train.tokens.tolist(), corpus.val.tokens.tolist()] == [[3, 0, 1, 2], [0, 1, 2, 0, 1]]
+    assert load_unsplit(cfg, 3, CharTokenizer("\ufeffabc")).tokens.tolist()[:2] == [3, 0]

@@ -11,7 +11,7 @@ from jaxlm.config import ModelConfig, OptimConfig
 from jaxlm.errors import CheckError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
-from jaxlm.run import checkpoint
+from jaxlm.run import checkpoint, manifest
 from jaxlm.training.step import init_state, train_step
 
 CFG = ModelConfig(vocab_size=11, max_seq_len=7, num_layers=1, embed_dim=12, num_heads=3, mlp_dim=0, dropout=0.1)
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_restored(folder, kind)
     damage, words = DAMAGE[kind]
     damage(folder / "3")
     with pytest.raises(CheckError, match="is damaged"):
-        checkpoint.verify(folder / "3")
+        manifest.verify(folder / "3")
     state, damaged = checkpoint.restore_latest(folder, trained(0))
     assert int(state.step) == 2
     assert_same(state, trained(2))
@@ -151,5 +151,5 @@ def test_another_shape_is_named_with_both(folder):
 def test_a_manifest_lists_every_file(folder):
     listed = json.loads((folder / "3" / "manifest.json").read_text())
     files = {str(f.relative_to(folder / "3")) for f in (folder / "3").rglob("*") if f.is_file()}
-    assert set(listed["sha256"]) == files - {"manifest.json"}
+    assert set(listed["sha256"]) == files
     assert listed["step"] == 3

@@ -9,6 +9,7 @@ import pytest
 
 from jaxlm.config import ModelConfig
 from jaxlm.config.presets import preset
+from jaxlm.data.files import sealed
 from jaxlm.data.tokenizer import CharTokenizer
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
@@ -39,7 +40,7 @@ def test_a_run_opens_as_it_was_written(whole, tmp_path):
     assert (run.step, run.config, run.corpus_sha256) == (1, CONFIG, "0" * 64)
     assert load_run(whole, 2).step == 2
     record = json.loads((whole / "config.json").read_text())
-    assert record.keys() == {"config", "corpus_sha256", "versions", "git_commit", "device"}
+    assert record.keys() == {"config", "corpus_sha256", "versions", "git_commit", "device", "sha256"}
     more = write_run(tmp_path / "more", source="elsewhere")
     assert json.loads((more / "config.json").read_text())["source"] == "elsewhere"
 
@@ -54,7 +55,7 @@ def test_a_run_is_there_whole_or_not_at_all(tmp_path):
     ("config", "words"),
     [
         (None, "is not a run: it has no config.json"),
-        ("{", "is not a configuration of this version"),
+        ("{", "cannot be read as JSON"),
         ('{"config": {"depth": 3}, "corpus_sha256": null}', "ExperimentConfig has no field depth"),
         ('{"config": []}', "is not a configuration of this version"),
     ],
@@ -91,7 +92,7 @@ def test_a_tokenizer_of_another_size_is_refused(whole, tmp_path):
     with pytest.raises(ValueError, match="has 3 entries, the model 5: put the run's own tokenizer back"):
         load_run(out)
     record = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps({**record, "corpus_sha256": None}))
+    (out / "config.json").write_text(json.dumps(sealed({**record, "corpus_sha256": None})))
     assert load_run(out).tokenizer.vocab_size == 3  # an imported model may have more rows
     (out / "tokenizer.json").write_text('{"type": "char", "chars": "ABCDEF"}')
     with pytest.raises(ValueError, match="has 6 entries, the model 5"):
@@ -114,7 +115,7 @@ def test_a_run_of_a_gpu_opens_elsewhere_with_a_warning(whole, tmp_path):
     shutil.copytree(whole, out)
     record = json.loads((out / "config.json").read_text())
     record["config"]["model"] |= {"attention_impl": "cudnn", "dtype": "bfloat16"}
-    (out / "config.json").write_text(json.dumps(record))
+    (out / "config.json").write_text(json.dumps(sealed(record)))
     with pytest.warns(UserWarning, match="trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'"):
         opened = load_run(out)
     assert opened.model.cfg.attention_impl == "auto"

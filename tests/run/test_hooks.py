@@ -13,7 +13,9 @@ from jaxlm.config import ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxlm.errors import CheckError
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint, hooks
+from jaxlm.run.manifest import verify
 from jaxlm.run.progress import Progress
+from jaxlm.run.saving import Saver
 from jaxlm.training.step import StepMetrics, TrainState
 
 CFG = TrainConfig(steps=20, log_every=5, eval_every=8, checkpoint_every=6, keep=9)
@@ -108,8 +110,9 @@ def test_the_rate_leaves_out_skipped_steps_and_the_row_of_one_has_no_loss():
     assert rows[1] == {"step": 10, "tokens_per_s": 1680.0, "skipped": 3}
 
 
-def saving(folder, saved_step=None, **changes):
-    return hooks.SaveCheckpoints(folder, dataclasses.replace(CFG, **changes), saved_step)
+def saving(folder, saved_step=None, best=math.inf, **changes):
+    cfg = dataclasses.replace(CFG, **changes)
+    return hooks.SaveCheckpoints(Saver(folder, cfg.keep), cfg, saved_step, best)
 
 
 def evaluating(losses, progress, rows, save, received=(), **changes):
@@ -151,7 +154,7 @@ def test_checkpoints_come_in_their_rhythm_with_the_loss_of_their_own_step(tmp_pa
     losses = {step: manifest(tmp_path, step)["val_loss"] for step in (6, 8, 12, 18, 20)}
     assert losses == {6: None, 8: 3.0, 12: None, 18: None, 20: 1.0}
     for step in losses:
-        checkpoint.verify(tmp_path / str(step))
+        verify(tmp_path / str(step))
     assert not [*tmp_path.glob(".*")]
 
 
@@ -175,6 +178,7 @@ def test_checkpoints_that_the_best_loss_no_longer_keeps_are_removed(tmp_path):
     for step, kept in ((8, [8]), (9, [8, 9]), (16, [16]), (20, [16, 20])):
         for hook in (save, evaluate):
             hook.on_boundary(state(step), step)
+        save.on_end(state(step))  # waits for a save in the background
         assert checkpoint.steps(tmp_path) == kept
 
 
@@ -212,9 +216,30 @@ def test_a_session_catches_up_with_what_a_kill_has_cut_off(tmp_path):
     assert hook.val_loss is None
 
 
+@pytest.mark.parametrize(("losses", "kept"), [({8: 3.0, 16: 3.5}, [8, 12, 18]), ({8: 3.0, 16: 2.0}, [16, 18])])
+def test_the_best_evaluation_is_saved_where_no_save_is_due(tmp_path, losses, kept):
+    save = saving(tmp_path, keep=2)
+    evaluate = evaluating(losses, NotingProgress(), [], save)
+    for step in (6, 8, 12, 16, 18):
+        for hook in (save, evaluate):
+            hook.on_boundary(state(step), step)
+    save.on_end(state(18))
+    assert checkpoint.steps(tmp_path) == kept
+    assert checkpoint.best_step(tmp_path) == min(losses, key=losses.get)
+
+
+def test_a_resumed_session_saves_only_what_is_better_than_the_best_of_the_ones_before(tmp_path):
+    save = saving(tmp_path, saved_step=8, best=2.5, keep=9)
+    evaluate = evaluating({8: 3.0, 16: 2.6, 20: 2.0}, NotingProgress(), [], save, eval_every=4)
+    evaluate.val_loss = 3.0  # not the first of the session, which is saved before it is evaluated
+    for step in (16, 20):
+        evaluate.on_boundary(state(step), step)
+    assert checkpoint.steps(tmp_path) == [20]
+
+
 def test_a_state_is_saved_where_training_ends_unless_it_is_already(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(checkpoint, "save", lambda folder, state, val_loss, keep: saved.append(int(state.step)))
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state, *rest: saved.append(int(state.step)))
     saving(tmp_path, saved_step=12).on_end(state(12))
     assert saved == []
     saving(tmp_path, saved_step=12).on_end(state(13))

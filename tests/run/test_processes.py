@@ -15,7 +15,7 @@ from support import command, snapshot
 
 from jaxlm.config import MeshConfig
 from jaxlm.data.batches import TokenStream
-from jaxlm.run import checkpoint, training
+from jaxlm.run import checkpoint, manifest, training
 from jaxlm.run.folder import load_run, read_config
 from jaxlm.run.session import resumed_session
 
@@ -177,7 +177,7 @@ def test_sigterm_to_one_saves_the_same_step_in_both_and_the_run_goes_on(new, tmp
     stopped = checkpoint.steps(out / "checkpoints")[-1]
     assert 70 <= stopped < 150
     assert f"stopped by SIGTERM at step {stopped}; saved; continue with --resume --out {out}" in ends[0].err[-1]
-    checkpoint.verify(out / "checkpoints" / str(stopped))
+    manifest.verify(out / "checkpoints" / str(stopped))
     done(train("--resume", "--out", out, count=2))
     assert rows(out) == rows(whole)
 

@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(c
     assert_same_run(out, whole)
     assert (out / "checkpoints" / ".60.damaged").is_dir()
     (out / "checkpoints" / "60" / "manifest.json").write_text("")
-    with pytest.warns(UserWarning, match="60 is damaged: its manifest cannot be read"):
+    with pytest.warns(UserWarning, match="60 is damaged: its manifest is missing, cannot be read or has changed"):
         assert load_run(out).step == 50
     for step in checkpoint.steps(out / "checkpoints"):
         (out / "checkpoints" / str(step) / "manifest.json").write_text("")

@@ -1,0 +1,110 @@
+"""Trees of arrays on disk, written and read by Orbax. No other module uses it.
+
+It is imported when it is first needed: that takes a tenth of a second, and a run begins without it.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from jaxlm.errors import UserError
+from jaxlm.sharding import processes
+
+_Tree = TypeVar("_Tree")
+
+
+def size(tree: Any) -> int:
+    """The bytes of all arrays; on disk they are compressed, so they take about as many or fewer."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def write(path: Path, tree: Any) -> None:
+    """Writes arrays; returns when those of all processes are written.
+
+    Raises:
+      OSError: the file system refused them, for example because it is full.
+    """
+    import orbax.checkpoint as ocp
+
+    with _one_error(), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+    processes.wait(f"{path.name} is written")
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Turns a failed write into an OSError and nothing else.
+
+    Orbax logs the same error from each of its threads, and leaves writes under way when it gives up, each of which
+    prints that its event loop is closed. After a failure these are left out for the rest of the process.
+    """
+    log, unraisablehook = logging.getLogger("absl"), sys.unraisablehook
+
+    def on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+        is_left = str(unraisable.exc_value) == "Event loop is closed" or "async_serialize" in repr(unraisable.object)
+        if not is_left:
+            unraisablehook(unraisable)
+
+    log.addFilter(_is_not_of_a_thread)
+    sys.unraisablehook = on_unraisable
+    has_failed = False
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        has_failed = True
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
+    finally:
+        log.removeFilter(_is_not_of_a_thread)
+        if has_failed:
+            gc.collect()  # coroutines that end here do not print at the end of the interpreter
+        else:
+            sys.unraisablehook = unraisablehook
+
+
+def _is_not_of_a_thread(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says something that no exception says."""
+    return record.levelno < logging.ERROR or record.exc_info is None
+
+
+def read(path: Path, like: _Tree) -> _Tree:
+    """Reads arrays; `like` gives structure, shapes, types and places.
+
+    Raises:
+      UserError: those on disk have other names, shapes or types; the message names one.
+    """
+    import orbax.checkpoint as ocp
+
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def target(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or one)
+
+    abstract = jax.tree.map(target, like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = _shapes(checkpointer.metadata(path.absolute()).item_metadata.tree)
+        wanted = _shapes(abstract)
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
+                raise UserError(
+                    f"{path} was written with another config: {name} is {stored.get(name, 'absent')} there, "
+                    f"{wanted.get(name, 'absent')} here"
+                )
+        return checkpointer.restore(path.absolute(), abstract)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), str(x.dtype)) for path, x in leaves
+    }

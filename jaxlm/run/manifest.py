@@ -1,0 +1,104 @@
+"""The manifest of a checkpoint: the sha256 of every file in its folder, its own included.
+
+    manifest.json  {"step", "val_loss", "metrics": {"bytes", "sha256"}, "sha256": {file: digest}}
+
+"metrics" is the start of metrics.jsonl, up to this step. The digest of manifest.json is that of its other entries.
+Older versions wrote neither; their checkpoints are read all the same.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxlm.data.files import json_digest, remove, staging_path, to_disk, unwritable
+from jaxlm.errors import CheckError
+
+NAME = "manifest.json"
+
+
+def write(path: Path, step: int, val_loss: float | None, log: dict[str, Any] | None) -> None:
+    """Writes the manifest of a checkpoint folder whose other files are there; `log` is its entry "metrics"."""
+    files, metrics = digests(path), {} if log is None else {"metrics": log}
+    content = {"step": step, "val_loss": val_loss, **metrics, "sha256": files}
+    files[NAME] = json_digest(content)
+    (path / NAME).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def change(path: Path, val_loss: float, log: dict[str, Any] | None) -> None:
+    """Gives the manifest of a checkpoint a loss, and the entry "metrics" if there is a new one; all at once.
+
+    Raises:
+      UserError: it cannot be written.
+      CheckError: it is damaged.
+    """
+    content = read(path) | {"val_loss": val_loss} | ({} if log is None else {"metrics": log})
+    if "sha256" not in content:
+        raise CheckError(f"checkpoint {path} is damaged: {NAME} cannot be read or has changed")
+    content["sha256"][NAME] = json_digest(content)
+    staging = staging_path(path, os.getpid())  # not in the checkpoint, where a kill would leave a strange file
+    try:
+        staging.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        to_disk(staging)
+        staging.replace(path / NAME)
+        to_disk(path, within=False)
+    except OSError as error:
+        raise unwritable(path / NAME, error, "free some space, and go on with --resume") from None
+    finally:
+        remove(staging)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; {} if it cannot be read or has changed."""
+    try:
+        manifest = json.loads((path / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
+        return {}
+    own = manifest["sha256"].pop(NAME, None)
+    is_sound = own in (None, json_digest(manifest)) and isinstance(manifest.get("val_loss"), float | None)
+    return manifest if is_sound else {}
+
+
+def verify(path: Path) -> None:
+    """Compares every file of a checkpoint with its manifest.
+
+    Raises:
+      CheckError: a file is missing, is not in the manifest, or has changed; the message names it.
+    """
+    manifest = read(path)
+    if not manifest:
+        raise CheckError(f"checkpoint {path} is damaged: {NAME} cannot be read or has changed")
+    if str(manifest.get("step")) != path.name:
+        raise CheckError(f"checkpoint {path} is damaged: its {NAME} is that of step {manifest.get('step')}")
+    expected, actual = manifest["sha256"], digests(path)
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            state = (
+                "is missing"
+                if name not in actual
+                else "is not in the manifest"
+                if name not in expected
+                else "has changed"
+            )
+            raise CheckError(f"checkpoint {path} is damaged: {name} {state}")
+
+
+def digests(path: Path) -> dict[str, str]:
+    """The sha256 of each file below a folder but its manifest; "cannot be read" for one that cannot."""
+    return {str(file.relative_to(path)): _digest(file) for file in _files(path)}
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return "cannot be read"
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (each for each in sorted(path.rglob("*")) if not each.is_dir() and each != path / NAME)
