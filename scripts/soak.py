@@ -161,11 +161,12 @@ class Case:
 
     def end(self, name: str) -> dict[str, str]:
         """sha256 of each array of the last state, of the rows, and the names of files that should not be there."""
+        from jaxlm.run.metrics import OF_CLOCKS
+
         out = self._folder / name
         ends = _arrays(out)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        clock = ("elapsed_s", "tokens_per_s")
-        kept = [{key: value for key, value in row.items() if key not in clock} for row in rows]
+        kept = [{key: value for key, value in row.items() if key not in OF_CLOCKS} for row in rows]
         ends["metrics.jsonl"] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
         names = {str(path.relative_to(out)) for path in out.rglob("*") if path.name.startswith(".")}
         return ends | {

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
 from jaxlm.run import arrays, checkpoint, lock, saving
 from jaxlm.run.folder import load_run
+from jaxlm.run.metrics import OF_CLOCKS, read_rows
 from jaxlm.run.training import train
 
 
@@ -44,11 +44,7 @@ def whole(config, tmp_path_factory):
 def assert_same_run(out, whole):
     jax.tree.map(np.testing.assert_array_equal, load_run(out, 12).params, load_run(whole, 12).params)
     ours, theirs = (
-        [
-            {**json.loads(line), "elapsed_s": 0, "tokens_per_s": 0}
-            for line in (run / "metrics.jsonl").read_text().splitlines()
-        ]
-        for run in (out, whole)
+        [{**row, **dict.fromkeys(OF_CLOCKS)} for row in read_rows(run / "metrics.jsonl")] for run in (out, whole)
     )
     assert ours == theirs
     assert [path.name for path in out.rglob(".*")] == []
