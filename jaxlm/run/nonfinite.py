@@ -79,6 +79,21 @@ def find(
     """
     if processes.count() > 1:
         return "where it began is not looked for by several processes"
+    try:
+        return _search(session, chunk, source, document_end, step, say, should_stop)
+    except jax.errors.JaxRuntimeError as error:  # the search may need more memory than there is
+        return f"where it began could not be looked for ({str(error).splitlines()[0]})"
+
+
+def _search(
+    session: Session,
+    chunk: Chunk,
+    source: Callable[[int], BatchSource],
+    document_end: int | None,
+    step: int,
+    say: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> str:
     restored = checkpoint.restore_latest(session.out / "checkpoints", session.state)
     state = _initial(session) if restored is None else restored[0]
     at, end = int(state.step), time.perf_counter() + SECONDS

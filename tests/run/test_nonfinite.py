@@ -70,6 +70,13 @@ def test_the_steps_are_taken_again_from_the_last_checkpoint(config, tmp_path, mo
     assert " in step 7; " in line
     assert line.endswith("keeps its last checkpoint (step 4); lower --optim.learning-rate, and go on with --resume")
     assert "step 7 is not finite: looking for where that begins, from step 4 on" in capsys.readouterr().err
+
+    def exhausted(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(nonfinite, "_within", exhausted)
+    line = diverged(config, tmp_path / "full")
+    assert "; where it began could not be looked for (RESOURCE_EXHAUSTED: Out of memory); " in line
     monkeypatch.setattr(nonfinite, "SECONDS", 0.0)
     line = diverged(config, tmp_path / "another")
     assert "; where it begins was looked for up to step 4, and not found; " in line
