@@ -17,6 +17,7 @@ from jaxlm.config.data import Paths, as_paths
 from jaxlm.config.model import idle_fields
 from jaxlm.config.optim import idle_optim_fields
 from jaxlm.data.files import decode_utf8
+from jaxlm.data.reading import read_regular
 from jaxlm.errors import UserError
 
 _Options = TypeVar("_Options")
@@ -249,7 +250,7 @@ def read_text(name: str) -> str:
     """
     where = "stdin" if name == "-" else name
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        content = sys.stdin.buffer.read() if name == "-" else read_regular(Path(name))
     except OSError as error:
         raise UserError(
             f"{where} cannot be read ({error.strerror}): give an existing UTF-8 text, or - for stdin"

@@ -26,6 +26,7 @@ from jaxlm.config import (
 )
 from jaxlm.config.train import Log
 from jaxlm.errors import ContextWarning, UserError
+from jaxlm.terminal import for_stdout
 
 if TYPE_CHECKING:
     from jaxlm.run.folder import Run
@@ -107,7 +108,7 @@ def train(arguments: list[str]) -> int:
             return 0
         try:
             if processes.count() == 1:
-                print(_sample(folder), flush=True)  # it is kept in the folder, whatever becomes of stdout
+                print(for_stdout(_sample(folder)), flush=True)  # it is kept in the folder, whatever becomes of stdout
         except BrokenPipeError:
             drop_output()  # nobody reads it any more, and the run is whole all the same
         finally:

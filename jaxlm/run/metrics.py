@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.data.files import unwritable
+from jaxlm.data.reading import read_regular
 from jaxlm.errors import UserError
 
 Row = dict[str, Any]
@@ -39,20 +40,32 @@ Row = dict[str, Any]
 OF_CLOCKS = ("elapsed_s", "tokens_per_s", "mfu", "gflops_per_s")
 """Fields that a clock decides: they differ when the same run is trained again."""
 
+NUMBERS = (
+    *("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "gflops_per_s", "skipped"),
+    *("val_loss", "train_loss", "perplexity", "bits_per_byte", "eval_batches"),
+)
+"""The fields that hold a number wherever they stand."""
+
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl, oldest first; a last line cut short by a kill is left out.
 
     Raises:
-      UserError: another line is not a row; the message names it.
+      UserError: it cannot be read, or another line is not a row; the message names it.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    try:
+        lines = read_regular(path).decode(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise _unreadable(path, error) from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows.append({**row, "step": int(row["step"]), "elapsed_s": float(row["elapsed_s"])})
-        except (ValueError, TypeError, KeyError):
+            row = {**row, "step": int(row["step"]), "elapsed_s": float(row["elapsed_s"])}
+            if not all(isinstance(row.get(name), float | int | None) for name in NUMBERS):
+                raise ValueError
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             if number < len(lines):
                 raise UserError(
                     f"{path} line {number} is not a row of metrics: correct it, or move the file away"
@@ -74,8 +87,11 @@ def check_log(path: Path, entry: dict[str, Any] | None) -> None:
     if not path.exists():
         warnings.warn(f"{path} is missing: the rows of the sessions before this one are lost", stacklevel=3)
         return
-    with path.open("rb") as file:
-        content = file.read(entry["bytes"])
+    try:
+        with path.open("rb") as file:
+            content = file.read(entry["bytes"])
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise UserError(
             f"{path} was changed after it was written (its sha256 is another): put the old one back, or move it away"
@@ -133,6 +149,10 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror}): put the old one back, or move it away")
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

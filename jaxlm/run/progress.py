@@ -10,6 +10,7 @@ import rich.progress
 
 from jaxlm.config import TrainConfig
 from jaxlm.run.metrics import Row
+from jaxlm.terminal import printable
 
 CELL_SECONDS = 0.5
 """So many lie between two changes of the line in a notebook."""
@@ -97,6 +98,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own."""
+        text = printable(text)
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._shown:

@@ -109,7 +109,7 @@ def test_evaluation_finds_held_out_transcripts_that_moved_and_refuses_others(fol
         assert "val.csv does not exist" in command("eval", "runs/tiny-1")[2]
         assert command("eval", "runs/tiny-1", "--data.val-path", "moved.csv")[0] == 0
         code, _, err = command("eval", "runs/tiny-1", "--data.val-path", "train.csv")
-        assert (code, "train.csv is not the held-out file of" in err) == (2, True)
+        assert (code, "train.csv is not the held-out data of" in err) == (2, True)
     finally:
         (folder / "moved.csv").rename(folder / "val.csv")
 
@@ -143,7 +143,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(folder):
         (["--data.path", "bad.csv"], "bad.csv row 3: characters 'é' are outside the vocabulary (first 'é' at"),
         (["--data.val-path", "bad.csv"], "bad.csv row 3: characters 'é' are outside"),
         (["--data.path", "none.csv"], "none.csv does not exist"),
-        (["--data.tokenizer", "char"], "is for tokenizer = 'transcript', not 'char'"),
+        (["--data.tokenizer", "none.json"], "none.json cannot be read (No such file or directory): give a tokenizer"),
     ],
 )
 def test_bad_input_is_one_line(folder, arguments, words):
