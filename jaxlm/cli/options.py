@@ -195,7 +195,10 @@ def _run_tyro(options: Any, arguments: list[str], command: str, default: Given) 
     except SystemExit as end:
         if not end.code:
             raise
-    raise UserError(f"{_one_line(errors.getvalue())}; see jaxlm {command} --help")
+    message = _one_line(errors.getvalue())
+    if message.startswith("Unrecognized options") and any(Path(word.rstrip(",")).exists() for word in message.split()[2:]):
+        message += "; of several files, each needs the option before it"  # a shell makes many words of *.txt
+    raise UserError(f"{message}; see jaxlm {command} --help")
 
 
 def _one_line(refusal: str) -> str:

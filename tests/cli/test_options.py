@@ -241,3 +241,14 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\n")
     with pytest.warns(UserWarning, match=r"a.txt begins with a byte-order mark, which is left out"):
         assert read_text(str(tmp_path / "a.txt")) == "a\n"
+
+
+def test_files_that_a_shell_made_of_a_pattern_are_told_from_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("a")
+    said = command("train", "--data.path", "a.txt", "b.txt")
+    assert (said[0], "preset 'b.txt' is a file: give --data.path before each of several" in said[2]) == (2, True)
+    said = command("train", "tiny", "--data.path", "a.txt", "b.txt", "c.txt")
+    assert "Unrecognized options: b.txt, c.txt; of several files, each needs the option before it" in said[2]
+    assert "of several files" not in command("train", "tiny", "words")[2]
