@@ -91,7 +91,15 @@ def test_what_is_not_finite_is_null_in_json(monkeypatch, tmp_path):
     }
     text.encode()  # which a lone surrogate would not do
     summary = runs.RunSummary(
-        run="r", preset="tiny", step=1, steps=2, val_loss=float("nan"), val_step=1, checkpoints=[], age_s=3.0, settings={}
+        run="r",
+        preset="tiny",
+        step=1,
+        steps=2,
+        val_loss=float("nan"),
+        val_step=1,
+        checkpoints=[],
+        age_s=3.0,
+        settings={},
     )
     monkeypatch.setattr(runs, "_summary", lambda path: summary)
     (tmp_path / "config.json").touch()
