@@ -7,6 +7,7 @@ flags and the features of the processor, so an entry is never loaded where it do
 import contextlib
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,13 +143,15 @@ def _create_folder() -> str | None:
     try:
         folder = cache_folder()
         if "://" not in folder and folder:  # JAX also takes addresses of cloud storage
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise OSError("it is read-only")
+            if os.stat(folder).st_mode & stat.S_IWOTH:
+                raise OSError("every user can write there, and what lies there runs as your program")
     except (OSError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or error
         warnings.warn(
-            f"compiled programs are not kept: {folder} cannot be written ({why}); set JAX_COMPILATION_CACHE_DIR",
+            f"compiled programs are not kept: {folder} cannot be used ({why}); set JAX_COMPILATION_CACHE_DIR",
             stacklevel=3,
         )
         return None

@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path, monkeypatch):
             assert settings()[0] is None
             compile_something(7)  # without another warning, which would be an error
 
-    with pytest.warns(UserWarning, match="compiled programs are not kept: .*programs cannot be written"):
+    with pytest.warns(UserWarning, match="compiled programs are not kept: .*programs cannot be used"):
         compile_inside()
     assert settings() == before
 

@@ -14,7 +14,7 @@ PACKAGE = Path(jaxlm.__file__).parent
 
 # Each folder may import from those above it and from itself. What lies beside the folders is for all of them.
 FOLDERS = runpy.run_path(str(PACKAGE.parent / "scripts" / "layout.py"))["FOLDERS"]
-FOR_ALL = {"errors", "types", "finite", "strict_json", "compilation_cache"}
+FOR_ALL = {"errors", "terminal", "types", "finite", "strict_json", "compilation_cache"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
 

@@ -23,6 +23,7 @@ from jaxlm.cli.streams import OutputError, drop_output, safe_streams
 from jaxlm.cli.train import train
 from jaxlm.errors import CheckError, UserError
 from jaxlm.run.printing import outlived
+from jaxlm.terminal import one_line
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "train": (train, "[PRESET]", "Train a model, or continue a run"),
@@ -127,11 +128,11 @@ def _usage() -> str:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"jaxlm: warning: {message}", file=sys.stderr)
+    print(f"jaxlm: warning: {one_line(str(message))}", file=sys.stderr)
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"jaxlm: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"jaxlm: error: {one_line(str(error))}", file=sys.stderr)
     return code
 
 

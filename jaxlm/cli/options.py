@@ -12,11 +12,12 @@ from typing import Annotated, Any, Required, TypedDict, TypeVar, get_args, get_o
 import docstring_parser
 import tyro
 
-from jaxlm.config import ExperimentConfig, MeshConfig
+from jaxlm.config import ExperimentConfig, MeshConfig, OptimConfig
 from jaxlm.config.data import Paths, as_paths
 from jaxlm.config.model import idle_fields
 from jaxlm.config.optim import idle_optim_fields
 from jaxlm.data.files import decode_utf8
+from jaxlm.data.reading import read_regular
 from jaxlm.errors import UserError
 
 _Options = TypeVar("_Options")
@@ -220,10 +221,10 @@ def _one_line(refusal: str) -> str:
 
 
 def with_kinds(base: ExperimentConfig, given: Given) -> ExperimentConfig:
-    """The config with the given model family and optimizer.
+    """The config with the given model family, optimizer and schedule.
 
-    What another family or optimizer does not read, and the arguments of the optimizer before, go back to their
-    defaults; so does the decay from or to adam, which has a default of its own.
+    What another family, optimizer or schedule does not read, and the arguments of the optimizer before, go back to
+    their defaults; so does the decay from or to adam, which has a default of its own.
     """
     family = given["model"].get("family", base.model.family)
     model = dataclasses.replace(base.model, family=family, **idle_fields(base.model, family))
@@ -233,6 +234,11 @@ def with_kinds(base: ExperimentConfig, given: Given) -> ExperimentConfig:
         decay = None if "adam" in (optimizer, optim.name) else optim.weight_decay
         idle = idle_optim_fields(optimizer)
         optim = dataclasses.replace(optim, name=optimizer, arguments=(), weight_decay=decay, **idle)
+    schedule = given.get("optim", {}).get("schedule", optim.schedule)
+    if schedule != optim.schedule:
+        optim = dataclasses.replace(
+            optim, schedule=schedule, decay_share=OptimConfig.decay_share, schedule_steps=OptimConfig.schedule_steps
+        )
     return dataclasses.replace(base, model=model, optim=optim)
 
 
@@ -244,7 +250,7 @@ def read_text(name: str) -> str:
     """
     where = "stdin" if name == "-" else name
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        content = sys.stdin.buffer.read() if name == "-" else read_regular(Path(name))
     except OSError as error:
         raise UserError(
             f"{where} cannot be read ({error.strerror}): give an existing UTF-8 text, or - for stdin"

@@ -4,6 +4,7 @@ import sys
 from typing import Any, NoReturn
 
 from jaxlm import strict_json
+from jaxlm.terminal import printable
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -13,7 +14,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout; what looks like rich's markup is text."""
+    """A table on stdout; what looks like rich's markup or moves the cursor is text."""
     import rich.console  # only what prints a table waits for the import
     import rich.table
     import rich.text
@@ -22,7 +23,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         def on_broken_pipe(self) -> NoReturn:
             raise  # rich would end the program with exit code 1
 
-    table = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in columns), title=title)
+    table = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in columns), title=printable(title))
     for row in rows:
-        table.add_row(*map(rich.text.Text, row))
+        table.add_row(*(rich.text.Text(printable(cell)) for cell in row))
     Console().print(table)

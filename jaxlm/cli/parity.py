@@ -13,6 +13,7 @@ from jaxlm.cli.output import print_json
 from jaxlm.config import ModelConfig, presets
 from jaxlm.config.base import check_at_least, check_seed, to_dict
 from jaxlm.errors import UserError
+from jaxlm.terminal import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +94,7 @@ def parity(arguments: list[str]) -> int:
     if options.json:
         print_json({"model": compared.name, "config": to_dict(compared.config), **where, **report.to_dict()})
     else:
-        print(f"{compared.name}: {', '.join(f'{key} {value}' for key, value in where.items())}\n{report}")
+        print(printable(f"{compared.name}: {', '.join(f'{key} {value}' for key, value in where.items())}\n{report}"))
     return 0 if report.passed else 1
 
 
@@ -109,7 +110,7 @@ def _compared_torchref(options: _ParityOptions) -> _Compared:
         run = load_run(options.run, options.step)
         config, params, name = run.config.model, run.params, f"{options.run}, step {run.step}"
         tokens, prompt = (_ids(getattr(options, which), run.tokenizer, which) for which in ("text", "prompt"))
-    print(f"comparing {name}: compiling takes most of the time", file=sys.stderr)
+    print(printable(f"comparing {name}: compiling takes most of the time"), file=sys.stderr)
     report = check(config, params, tokens, prompt=prompt, seed=options.seed, draws=options.draws)
     return _Compared(name, config, params, report)
 

@@ -1,7 +1,6 @@
 """`jaxlm runs`: the runs in a folder, side by side. Reads configurations and logs only, so it imports no JAX."""
 
 import dataclasses
-import json
 import re
 import sys
 import time
@@ -17,8 +16,10 @@ from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import difference, from_dict
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.data.files import read_sealed
+from jaxlm.data.reading import read_json
 from jaxlm.errors import UserError
 from jaxlm.run.metrics import read_rows
+from jaxlm.terminal import one_line, printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,20 +63,23 @@ def runs(arguments: list[str]) -> int:
         try:
             summaries.append(_summary(path))
         except (UserError, OSError) as error:
-            print(f"jaxlm: warning: {' '.join(str(error).split())}", file=sys.stderr)
+            if paths == [folder] and isinstance(error, UserError):
+                raise
+            print(f"jaxlm: warning: {one_line(str(error))}", file=sys.stderr)
     if options.json:
         print_json({"runs": [dataclasses.asdict(summary) for summary in summaries]})
     elif summaries:
         _print_summaries(str(folder), summaries)
     else:
-        print(f"{folder} holds no runs")
+        print(f"{printable(str(folder))} holds no runs")
     return 0
 
 
 def _subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, tiny-2 before tiny-10, without hidden ones."""
     paths = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(paths, key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)])
+    parts = {path: re.split("([0-9]+)", path.name) for path in paths}  # every second one is a number
+    return sorted(paths, key=lambda path: [int(part) if i % 2 else part for i, part in enumerate(parts[path])])
 
 
 def _summary(path: Path) -> RunSummary:
@@ -89,8 +93,9 @@ def _summary(path: Path) -> RunSummary:
     losses = {row["step"]: row["val_loss"] for row in rows if row.get("val_loss") is not None}
     checkpoints = {}
     for file in (path / "checkpoints").glob("*/manifest.json"):
-        if file.parent.name.isdigit():
-            checkpoints[int(file.parent.name)] = _read_object(file).get("val_loss")
+        if re.fullmatch("0|[1-9][0-9]{0,17}", file.parent.name):
+            loss = _read_object(file).get("val_loss")
+            checkpoints[int(file.parent.name)] = loss if isinstance(loss, float | int) else None
     losses |= {step: loss for step, loss in checkpoints.items() if loss is not None}
     best = min(losses, key=lambda step: losses[step], default=None)
     newest = max(file.stat().st_mtime for file in (path, *path.glob("*.json*")))
@@ -123,8 +128,8 @@ def _read_config(file: Path) -> ExperimentConfig:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        content = read_json(file)
+    except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{file} is damaged: it does not hold a JSON object")
@@ -142,7 +147,7 @@ def _print_summaries(title: str, summaries: list[RunSummary]) -> None:
         rows.append([summary.run, summary.preset, step, loss, _age(summary.age_s), _settings_text(settings)])
     print_table(title, ["run", "preset", "step", "val loss", "age", "settings"], rows)
     if shared:
-        print(f"all of them: {_settings_text(shared, ', ')}")
+        print(f"all of them: {printable(_settings_text(shared, ', '))}")
 
 
 def _shared(settings: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxlm.cli.streams import OutputError
 from jaxlm.config import SampleConfig
 from jaxlm.config.base import to_dict
 from jaxlm.errors import ContextWarning, UserError
+from jaxlm.terminal import for_stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,8 @@ def sample(arguments: list[str]) -> int:
         if options.json:
             print_json(report)
         else:
-            print("" if cfg.num_samples == 1 else "\n---\n".join(texts))  # a single text has been shown already
+            # a single text has been shown already
+            print(for_stdout("" if cfg.num_samples == 1 else "\n---\n".join(texts)))
         sys.stdout.flush()
     finally:
         if kept is not None:
@@ -90,7 +92,7 @@ class _Shown:
         """Prints a piece of text."""
         if self._error is None:
             try:
-                print(piece, end="", flush=True)
+                print(for_stdout(piece), end="", flush=True)
             except OutputError as error:
                 self._error = error
 

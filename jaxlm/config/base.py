@@ -25,6 +25,14 @@ def check_at_least(config: object, minimum: float, *names: str) -> None:
             raise UserError(f"{name} = {value!r} is too small: give at least {minimum}")
 
 
+def check_at_most(config: object, maximum: int, *names: str) -> None:
+    """Raises UserError if one of the named fields is above `maximum`. None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value <= maximum:
+            raise UserError(f"{name} = {value!r} is too large: give at most {maximum}")
+
+
 def _check_number(name: str, value: Any, hint: Any) -> None:
     """Raises UserError if a number does not fit into the 32 bits that it will be computed in."""
     if isinstance(value, int) and "float" not in str(hint):
@@ -67,6 +75,9 @@ class Validated:
                 raise UserError(f"{name} = {value!r} has the wrong type: give a number, not True or False")
             for item in items:
                 _check_number(name, item, hint)
+            if any(type(item) is int and abs(item) >= 2**31 for item in items):  # in a field of floats
+                floats = tuple(float(item) if type(item) is int else item for item in items)
+                object.__setattr__(self, name, floats if isinstance(value, tuple) else floats[0])
 
 
 def to_dict(config: Validated) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
-from jaxlm.config.base import Validated, check_at_least, check_rate
+from jaxlm.config.base import Validated, check_at_least, check_at_most, check_rate
 from jaxlm.errors import UserError
 
 Family = Literal["transformer", "bigram", "embedding_bigram", "recurrent"]
@@ -192,6 +192,7 @@ class ModelConfig(Validated):
         check_at_least(self, 1, "vocab_size", "max_seq_len", "num_layers", "embed_dim", "num_heads", "num_kv_heads")
         check_at_least(self, 1, "head_dim", "value_head_dim", "score_dim", "rope_original_len")
         check_at_least(self, 2, "rotary_dim")
+        check_at_most(self, 10_000, "num_layers")
         check_at_least(self, 0, "mlp_dim", "norm_eps")
         check_rate(self, "dropout", "attention_dropout", "embedding_dropout")
         for name in POSITIVE:

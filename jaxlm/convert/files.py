@@ -1,7 +1,6 @@
 """The tensors of a model, in files or in memory, each read when it is asked for."""
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ import numpy as np
 import safetensors
 
 from jaxlm.convert.flax_files import open_msgpack, torch_name
-from jaxlm.convert.tensors import FLOATS, StoredTensor, dtype_name, load_torch, to_arrays
+from jaxlm.convert.tensors import FLOATS, StoredTensor, check_storage, dtype_name, load_torch, to_arrays
+from jaxlm.data.reading import open_regular
+from jaxlm.data.reading import read_json as read_any_json
 from jaxlm.errors import UserError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
@@ -102,7 +103,7 @@ def read_json(file: Path) -> dict[str, Any]:
       UserError: it cannot be read, is not JSON or no object.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_any_json(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): give the folder of a whole model") from None
     except ValueError as error:
@@ -147,7 +148,7 @@ def _open_file(file: Path) -> dict[str, StoredTensor]:
 def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     tensors = {}
     try:
-        with safetensors.safe_open(file, framework="np") as opened:
+        with open_regular(file), safetensors.safe_open(file, framework="np") as opened:
             for name in list(opened.keys()):
                 head = opened.get_slice(name)
                 kind = head.get_dtype()
@@ -176,6 +177,7 @@ def _of_torch(tensors: Mapping[Any, Any], source: str) -> dict[str, StoredTensor
     if other := [name for name in tensors if not isinstance(name, str)]:
         raise UserError(f"{source} has the key {other[0]!r}, which is no name of a tensor: save a dict of tensors")
     types = {name: dtype_name(tensor, name, source) for name, tensor in tensors.items()}
+    check_storage(tensors, source)
     return {
         name: StoredTensor(tuple(tensors[name].shape), dtype, functools.partial(read, name))
         for name, dtype in types.items()

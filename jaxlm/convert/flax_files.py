@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 
 from jaxlm.convert.tensors import StoredTensor
+from jaxlm.data.reading import open_regular
 from jaxlm.errors import UserError
 
 CHUNKED = "__msgpack_chunked_array__"
@@ -38,7 +39,7 @@ def open_msgpack(file: Path) -> dict[str, StoredTensor]:
     """
     tensors = {}
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         cursor = _Cursor(data)
         tree = cursor.tree()

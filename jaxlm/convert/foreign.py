@@ -50,6 +50,16 @@ def wrapper(names: Iterable[str], source: str) -> str:
     return found
 
 
+def check_layers(layers: int, tensors: int, where: str) -> None:
+    """Refuses a config with more layers than the file `where` has tensors.
+
+    Raises:
+      UserError: the message names both numbers.
+    """
+    if layers > tensors:
+        raise UserError(f"{where} does not fit its config: {layers} layers, and {tensors} tensors in all")
+
+
 class Fields:
     """The fields of a foreign config. `finish` refuses those that were not used: nothing is guessed."""
 
@@ -165,7 +175,18 @@ class Tensors:
         Raises:
           CheckError: it holds NaN or infinity; the message names it and the first place.
         """
+        is_sound = self._check(name, shape)
         stored = self._left.pop(name, None)
+        if is_sound and stored is not None:
+            tensor = self._files.read(stored).astype(self.dtype, copy=False)
+            if place := not_finite(tensor):
+                raise CheckError(f"{self._files.where}: {stored} {place}: convert a sound copy of the model")
+            return tensor
+        return np.full(shape, np.nan, self.dtype)
+
+    def _check(self, name: str, shape: Shape) -> bool:
+        """Whether a tensor is there and of this shape and a type that is read; if not, `finish` will say so."""
+        stored = self._left.get(name)
         if stored is None:
             self._problems.append(f"{name} is missing")
         elif self._files.shape(stored) != shape:
@@ -173,17 +194,36 @@ class Tensors:
         elif self._files.dtype(stored) not in FLOATS:
             self._problems.append(f"{name} is of type {self._files.dtype(stored)}, not {', '.join(FLOATS)}")
         else:
-            tensor = self._files.read(stored).astype(self.dtype, copy=False)
-            if place := not_finite(tensor):
-                raise CheckError(f"{self._files.where}: {stored} {place}: convert a sound copy of the model")
-            return tensor
-        return np.full(shape, np.nan, self.dtype)
+            return True
+        return False
 
-    def take_all(self, entries: Iterable[Entry], shapes: Mapping[str, Shape]) -> Params:
-        """Uses the tensors that hold the parameters of these shapes, one after the other, and gives JAX arrays."""
+    def check_layers(self, layers: int) -> None:
+        """Refuses a config with more layers than there are tensors, before their names are made.
+
+        Raises:
+          UserError: the message names both numbers.
+        """
+        check_layers(layers, len(self._left), self._files.where)
+
+    def take_all(self, entries: Iterable[Entry], shapes: Mapping[str, Shape], also: str | None = None) -> Params:
+        """Uses the tensors that hold the parameters of these shapes, one after the other, and gives JAX arrays.
+
+        Args:
+          also: a tensor that the caller will use.
+
+        Raises:
+          UserError: as `finish`, before anything is read: a config can name shapes that no memory holds.
+        """
         leaves: dict[str, jax.Array] = {}
-        for name, paths, layout in entries:
-            wanted = [shapes[path] for path in paths]
+        entries = list(entries)
+        wanted_shapes = [[shapes[path] for path in paths] for _, paths, _ in entries]
+        for (name, _, layout), wanted in zip(entries, wanted_shapes, strict=True):
+            self._check(name, layout.shape(wanted))
+        if self._problems:
+            for taken in (also, *(entry.name for entry in entries)):
+                self._left.pop(str(taken), None)
+            self.finish()
+        for (name, paths, layout), wanted in zip(entries, wanted_shapes, strict=True):
             tensor = self.take(name, *layout.shape(wanted))
             leaves |= {path: jnp.array(part) for path, part in zip(paths, layout.split(tensor, wanted), strict=True)}
         return unflatten_dict(leaves, sep="/")

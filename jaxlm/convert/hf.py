@@ -141,6 +141,7 @@ def read_params(family: Family, cfg: ModelConfig, tensors: Tensors) -> Params:
     Raises:
       UserError: tensors that are missing, unused or of other shapes.
     """
+    tensors.check_layers(cfg.num_layers)
     base = tensors.prefix(family.base)
 
     def found(name: str) -> str:
@@ -150,8 +151,9 @@ def read_params(family: Family, cfg: ModelConfig, tensors: Tensors) -> Params:
         other = next((f"{one}.{leaf}" for one, real in family.renamed.items() if real == module), name)
         return other if other in tensors and name not in tensors else name
 
-    params = tensors.take_all([e._replace(name=found(e.name)) for e in family.entries(cfg)], shapes(cfg))
-    if cfg.tie_embeddings:
-        tensors.check_tied(found(f"{family.head}.weight"), np.asarray(params["embedding"]))
+    head = found(f"{family.head}.weight") if cfg.tie_embeddings else None
+    params = tensors.take_all([e._replace(name=found(e.name)) for e in family.entries(cfg)], shapes(cfg), head)
+    if head is not None:
+        tensors.check_tied(head, np.asarray(params["embedding"]))
     tensors.finish()
     return params

@@ -15,6 +15,7 @@ from jaxlm.convert.files import TensorFiles, in_memory
 from jaxlm.convert.foreign import Fields
 from jaxlm.convert.meta import EMBEDDING, HEAD, NORM, read_args, read_tensors, tensor_shapes
 from jaxlm.convert.tensors import StoredTensor, load_torch
+from jaxlm.data.reading import open_regular
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
@@ -75,7 +76,7 @@ def from_llama2c(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
 
 def _from_export(file: Path) -> tuple[ModelConfig, Params]:
     """Reads an export of llama2.c: a head of 28 bytes (legacy) or 256, then the tensors in float32."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         head = opened.read(256)
     magic, version = struct.unpack("<Ii", head[:8]) if len(head) >= 8 else (0, 0)
     if magic != MAGIC:
@@ -94,13 +95,13 @@ def _from_export(file: Path) -> tuple[ModelConfig, Params]:
     tied = head[36] != 0 if version else sizes["vocab_size"] > 0
     if not version:
         sizes["vocab_size"] = abs(sizes["vocab_size"])
-    fields = Fields(sizes, str(file))
-    cfg = read_args(fields, fields.required("vocab_size"), tied)
-    fields.finish()
     size = file.stat().st_size
     text = ", ".join(f"{name} = {value}" for name, value in sizes.items())
     if 4 * max(value for name, value in sizes.items() if name != "max_seq_len") > size:
         raise UserError(f"{file} has {size:,} bytes, too few for its head ({text}): export it again")
+    fields = Fields(sizes, str(file))
+    cfg = read_args(fields, fields.required("vocab_size"), tied)
+    fields.finish()
     # one layer is enough to know the length that the head promises
     one = tensor_shapes(dataclasses.replace(cfg, num_layers=1))
     angles = (cfg.max_seq_len, cfg.resolved.head_dim // 2)

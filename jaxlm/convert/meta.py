@@ -13,7 +13,7 @@ from jaxlm.config import ModelConfig
 from jaxlm.convert.families.family import shapes
 from jaxlm.convert.families.meta import META
 from jaxlm.convert.files import TensorFiles, open_tensors, read_json
-from jaxlm.convert.foreign import Fields, Tensors
+from jaxlm.convert.foreign import Fields, Tensors, check_layers
 from jaxlm.convert.hf import read_params
 from jaxlm.convert.tensors import StoredTensor
 from jaxlm.errors import UserError
@@ -47,6 +47,7 @@ def from_meta(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     rows = fields.optional("vocab_size", -1)
     cfg = read_args(fields, _rows(parts, content.get("dim")) if rows == -1 else rows, tied=False)
     fields.finish()
+    check_layers(cfg.num_layers, len({name for part in parts for name in part.names}), str(folder))
     whole = tensor_shapes(cfg)
     joined = {
         name: _joined([part for part in parts if name in part], name, whole.get(name, ()))

@@ -1,10 +1,10 @@
 """The tokens that end a text, as a Hugging Face folder names them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxlm.data.reading import read_json
 from jaxlm.errors import UserError
 
 
@@ -25,7 +25,7 @@ def stop_tokens(source: Path | Mapping[str, Any]) -> tuple[int, ...]:
         if not file.is_file():
             continue
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read as JSON ({error}): save the model again") from None
         if isinstance(content, dict) and (found := _ids(content, str(file))):

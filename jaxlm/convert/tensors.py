@@ -1,5 +1,6 @@
 """Arrays of NumPy from tensors of torch and back; every conversion between the two is here."""
 
+import os
 import re
 import warnings
 import zipfile
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.data.arrays import check_members
+from jaxlm.data.reading import open_regular
 from jaxlm.errors import UserError
 from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params
@@ -75,6 +78,18 @@ def dtype_name(tensor: Any, name: str, source: str) -> str:
         raise UserError(f"{source}: {name} is of type {tensor.dtype}: save it as {', '.join(FLOATS)}") from None
 
 
+def check_storage(tensors: Mapping[str, "Tensor"], source: str) -> None:
+    """Refuses tensors that have many more values than are stored: views by which a small file fills the memory.
+
+    Raises:
+      UserError: all together they have more than twice the bytes of their storages, as a tied table has.
+    """
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    held, told = sum(storages.values()), sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if told > 2 * held:
+        raise UserError(f"{source} has tensors of {told:,} bytes in {held:,}: save the values, not views of them")
+
+
 def _as_array(tensor: "Tensor") -> np.ndarray:
     import torch
 
@@ -103,7 +118,15 @@ def load_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles in other versions, which it reads or refuses
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with open_regular(path) as file:
+                size, is_archive = os.fstat(file.fileno()).st_size, zipfile.is_zipfile(file)
+                if is_archive:  # torch unpacks what it does not need, too
+                    with zipfile.ZipFile(file) as archive:
+                        check_members(archive.infolist(), size, 0)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({reason}): save it again") from None
     except Exception as error:  # of many kinds: damaged archives, forbidden types, missing files
         message = re.sub(r"\x1b\[[\d;]*m", "", str(error))
         if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", message):

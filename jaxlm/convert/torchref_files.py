@@ -8,6 +8,7 @@ from jaxlm.config import ModelConfig
 from jaxlm.config.base import from_dict, to_dict
 from jaxlm.convert.export import new_folder
 from jaxlm.convert.files import open_tensors, read_json
+from jaxlm.convert.foreign import check_layers
 from jaxlm.convert.shards import write_shards
 from jaxlm.convert.tensors import to_array, to_tensor
 from jaxlm.convert.torchref import TIED_HEAD, from_torchref, to_torchref
@@ -48,6 +49,7 @@ def load_torchref(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     if not isinstance(fields, dict):
         raise UserError(f"{folder / 'config.json'} has no torchref: give a folder that convert --to torchref wrote")
     cfg, files = from_dict(ModelConfig, fields), open_tensors(folder)
+    check_layers(cfg.num_layers, len(files.names), str(folder))
     state = {}
     for name in files.names:
         array = files.read(name)

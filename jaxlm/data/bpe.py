@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from jaxlm.config.sampling import SpecialTokens
 from jaxlm.data.bpe_training import learn_merges, whole_words
+from jaxlm.data.tokenizer_json import check_bpe, no_panic
 
 if TYPE_CHECKING:
     import tokenizers  # where it is not needed, a command starts without it
@@ -60,10 +61,13 @@ class BPETokenizer:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "BPETokenizer":
-        """The tokenizer of a JSON of the tokenizers library."""
+        """The tokenizer of a JSON of the library, without truncation and padding; UserError if it cannot be read."""
         import tokenizers
 
-        return cls(tokenizers.Tokenizer.from_str(json.dumps(data)))
+        data = {**data, "truncation": None, "padding": None}  # of no use here; some would take any memory
+        check_bpe(data)
+        with no_panic("the tokenizers library cannot read it"):
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(data)))
 
     @property
     def vocab_size(self) -> int:
@@ -102,11 +106,13 @@ class BPETokenizer:
 
     def _encoding(self, text: str, special_tokens: SpecialTokens) -> "tokenizers.Encoding":
         self._tokenizer.encode_special_tokens = special_tokens == "text"
-        return self._tokenizer.encode(text)
+        with no_panic("the tokenizer cannot encode this text"):
+            return self._tokenizer.encode(text)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        with no_panic("the tokenizer cannot decode these ids"):
+            return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     @functools.cached_property
     def byte_tokens(self) -> frozenset[int]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxlm.data.reading import read_json
 from jaxlm.errors import UserError
 
 
@@ -34,6 +35,8 @@ def staged(
     staging = staging_path(target, os.getpid())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if staging.is_symlink():  # in a folder of several users, another one may have guessed the name
+            staging.unlink()
         yield staging
         to_disk(staging)
         staging.replace(target)
@@ -69,7 +72,7 @@ def remove(path: Path) -> None:
     """
     if path.is_dir() and not path.is_symlink():
         if not path.name.endswith(".partial"):
-            path = path.rename(staging_path(path, os.getpid()))
+            path = path.rename(staging_path(path, os.getpid()).with_suffix(".removed.partial"))
         shutil.rmtree(path)
     elif path.is_symlink() or path.exists():
         path.unlink()
@@ -104,8 +107,10 @@ def read_sealed(file: Path, fix: str) -> dict[str, Any]:
       UserError: the file cannot be read or holds no object, or it was changed after it was written.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): {fix}") from None
+    except ValueError as error:
         raise UserError(f"{file} cannot be read as JSON ({error}): {fix}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a JSON object: {fix}")

@@ -30,7 +30,7 @@ def from_hugging_face(data: dict[str, Any]) -> Tokenizer:
     if kind != "BPE":
         raise UserError(f"its model is of type {kind!r}, only 'BPE' is supported")
     _check_decoder(data.get("decoder"))
-    return BPETokenizer.from_json({**data, "truncation": None, "padding": None})
+    return BPETokenizer.from_json(data)
 
 
 def _check_decoder(decoder: Any) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxlm.data.documents import FIRST, Piece, Place
 from jaxlm.data.files import staged, unwritable
+from jaxlm.data.reading import parse_json, read_json, read_regular
 from jaxlm.data.shards import FORMAT, MANIFEST, PLAN
 from jaxlm.errors import UserError
 
@@ -96,8 +97,8 @@ def _check_free(out: Path) -> None:
 
 def _read_plan(out: Path) -> dict[str, Any]:
     plan = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # then it is not ours
-        plan = json.loads((out / PLAN).read_bytes())
+    with contextlib.suppress(OSError, ValueError):  # then it is not ours
+        plan = read_json(out / PLAN)
     if not isinstance(plan, dict) or plan.get("format") != FORMAT or not _are_files(plan.get("files")):
         raise UserError(f"{out} already holds something: choose another --out")
     return plan
@@ -149,17 +150,17 @@ class Line(NamedTuple):
 def read_journal(out: Path) -> list[Line]:
     """The lines of the journal before the first that is damaged or cut off."""
     try:
-        raws = (out / JOURNAL).read_bytes().split(b"\n")[:-1]
+        raws = read_regular(out / JOURNAL).split(b"\n")[:-1]
     except FileNotFoundError:
         return []
     lines = []
     for i, raw in enumerate(raws):
         try:
-            content = json.loads(raw)
+            content = parse_json(raw.decode())
             entry, (*place, skip, texts) = content["shard"], content["next"]
             start = _Start(Place(*map(operator.index, place)), operator.index(skip), str(texts))
             is_whole = entry["file"] == shard_name(i) and all(type(entry[n]) is int for n in ("tokens", "documents"))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             break
         if not is_whole:
             break

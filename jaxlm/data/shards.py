@@ -7,7 +7,6 @@ import bisect
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from jaxtyping import Int, UInt
 
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.bpe import BPETokenizer
+from jaxlm.data.reading import open_regular, read_json
 from jaxlm.errors import CheckError, UserError
 
 FORMAT = "jaxlm-tokens-1"
@@ -156,10 +156,11 @@ def open_prepared(path: Path) -> PreparedCorpus:
     for name in ("tokenizer_sha256", "end_of_text", "dtype", "documents", "tokens", "shards"):
         if name not in manifest:
             raise UserError(f"{path / MANIFEST} has no {name!r}: restore it, or prepare the corpus again")
+    _check_entries(path, manifest)
     _check_file(path / TOKENIZER, manifest["tokenizer_sha256"])
     tokenizer = tokenizers.load(path / TOKENIZER, "restore it, or prepare the corpus again")
-    assert isinstance(tokenizer, BPETokenizer)
-    _check_entries(path, manifest)
+    if not isinstance(tokenizer, BPETokenizer):
+        raise CheckError(f"{path / TOKENIZER} is not a byte-pair encoding: restore it, or prepare the corpus again")
     dtype = np.dtype(manifest["dtype"])
     arrays = []
     for shard in manifest["shards"]:
@@ -183,6 +184,9 @@ def _check_entries(path: Path, manifest: dict[str, Any]) -> None:
         and all(isinstance(shard, dict) for shard in shards)
         and all(type(shard.get(name)) is int for shard in shards for name in numbers)
         and all(isinstance(shard.get(name), str) for shard in shards for name in texts)
+        and all(Path(shard["file"]).name == shard["file"] for shard in shards)  # none lies outside the folder
+        and all(shard[name] >= 0 for shard in shards for name in numbers)
+        and isinstance(manifest["tokenizer_sha256"], str)
     )
     if not is_whole or not shards:
         raise CheckError(f"{path / MANIFEST} is damaged: restore it, or prepare the corpus again")
@@ -208,7 +212,7 @@ def check_prepared(path: Path, report: Callable[[int, int], None] = lambda done,
 
 def _check_file(file: Path, sha256: str) -> None:
     try:
-        with file.open("rb") as content:
+        with open_regular(file) as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise CheckError(f"{file} cannot be read ({error.strerror}): restore it, or prepare the corpus again") from None
@@ -222,7 +226,7 @@ def _check_file(file: Path, sha256: str) -> None:
 def _read(file: Path) -> dict[str, Any]:
     """A file of JSON; {} if it is not there or holds no object."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -239,15 +239,23 @@ def from_dict(data: dict[str, Any]) -> Tokenizer:
     """
     match data.get("type"):
         case "char":
-            return CharTokenizer(data["chars"])
+            if not isinstance(chars := data["chars"], str) or not chars:
+                raise UserError(f"its chars are {chars!r:.40}: give a text of at least one character")
+            return CharTokenizer(chars)
         case "bpe":
             return BPETokenizer.from_json(data["tokenizer"])
         case "transcript":
             return TranscriptTokenizer()
         case "ids":
-            return IdTokenizer(operator.index(data["vocab_size"]))
+            return IdTokenizer(_size(data["vocab_size"]))
         case other:
             raise UserError(f"tokenizer type {other!r} is unknown: expected 'char', 'bpe', 'transcript' or 'ids'")
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise UserError(f"its vocab_size is {value!r:.40}: give a whole number from 1 to 2^31 - 1")
+    return value
 
 
 def load(path: Path, fix: str = "restore it, or train again") -> Tokenizer:

@@ -1,9 +1,9 @@
 """The tokenizer in a file: of a run or a prepared corpus, or of Hugging Face."""
 
-import json
 from pathlib import Path
 
 from jaxlm.data.hugging_face import from_hugging_face
+from jaxlm.data.reading import read_json
 from jaxlm.data.tokenizer import Tokenizer, from_dict
 from jaxlm.errors import UserError
 
@@ -19,7 +19,7 @@ def read_tokenizer_file(path: Path, option: str = "--data.tokenizer") -> Tokeniz
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
         tokenizer = from_dict(content) if "type" in content else from_hugging_face(content)

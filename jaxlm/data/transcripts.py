@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jaxlm.data.arrays import read_npy
 from jaxlm.data.files import decode_utf8
+from jaxlm.data.reading import open_regular, read_regular
 from jaxlm.data.tokenizer import TranscriptTokenizer
 from jaxlm.errors import UserError
 
@@ -70,7 +72,7 @@ def identity(train: Sequence[Path], val: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for split, files in (("train", train), ("val", val)):
         for path in files:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
 
@@ -89,7 +91,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
 
 def _csv_texts(path: Path) -> Iterator[tuple[str, str]]:
     # Spreadsheets write a byte order mark.
-    text = decode_utf8(path.read_bytes(), str(path), lines=True).removeprefix("\ufeff")
+    text = decode_utf8(read_regular(path), str(path), lines=True).removeprefix("\ufeff")
     number = 0
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
@@ -112,12 +114,11 @@ def _csv_texts(path: Path) -> Iterator[tuple[str, str]]:
 def _npy_texts(path: Path) -> Iterator[tuple[str, str]]:
     how = "save it with np.save(file, np.array(list(text)))"
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array = read_npy(path)
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} does not hold an array of characters ({error}): {how}, not as objects") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "U" or array.ndim > 1:
-        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{path} holds {kind}, not a list of characters: {how}")
+    if array.dtype.kind != "U" or array.ndim > 1:
+        raise UserError(f"{path} holds {array.dtype} of shape {array.shape}, not a list of characters: {how}")
     entries = array.reshape(-1).tolist()
     start = int(entries[:1] in (["<sos>"], ["<eos>"]))
     stop = len(entries) - int(len(entries) > start and entries[-1] == "<eos>")

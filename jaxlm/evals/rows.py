@@ -1,8 +1,6 @@
 """The rows that the tasks of 11-785 continue: held-out or training data of a run, or prompts in an .npz file."""
 
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from jaxlm.data import transcripts
+from jaxlm.data.arrays import read_npz
 from jaxlm.data.batches import TokenStream
 from jaxlm.data.corpus import identity, load_corpus, read_transcripts
 from jaxlm.data.shards import ShardedTokens
@@ -154,14 +153,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, `inp` first."""
     how = "save it with np.savez(file, inp=ids, tgt=next_ids, vocabulary=np.array(symbols))"
     try:
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("one array, not an archive")
-            arrays = {name: file[name] for name in sorted(file.files)}
+        arrays = read_npz(path)
     except FileNotFoundError:
         raise UserError(f"prompts {path} do not exist: give an .npz file") from None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} does not hold prompts ({error}): {how}, no array of objects") from None
     other = sorted(set(arrays) - set(ARRAYS))
     if other or "inp" not in arrays:

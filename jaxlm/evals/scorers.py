@@ -1,6 +1,5 @@
 """Language models that score texts: a run, or a Hugging Face folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -8,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from jaxlm.data.reading import read_json
 from jaxlm.data.tokenizer import prompt_ids
 from jaxlm.decode.capacity import power_of_two
 from jaxlm.decode.score import score
@@ -120,7 +120,7 @@ def load_scorer(path: Path, batch_size: int) -> Scorer:
       UserError: the folder is neither, or cannot be loaded.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path / "config.json")
     except (OSError, ValueError):
         config = None
     keys = set(config) if isinstance(config, dict) else set()

@@ -239,8 +239,9 @@ def _open_hf(folder: Path) -> Source:
         options = {"attn_implementation": "eager", "dtype": getattr(torch, dtype)}
         try:
             with _exactly(dtype), _quiet():
-                config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-                made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+                own = {"trust_remote_code": False}  # no code of the folder runs, and nobody is asked whether it may
+                config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **own)
+                made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", **own)
                 return type(made).from_pretrained(None, config=config, state_dict=state, **options)
         except Exception as error:  # of many kinds, of a config that transformers refuses
             raise UserError(f"transformers cannot load {folder}: {_line(error)}") from None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from jaxlm.errors import UserError
+from jaxlm.errors import CheckError, UserError
 from jaxlm.sharding import processes
 
 _Tree = TypeVar("_Tree")
@@ -82,15 +82,26 @@ def read(path: Path, like: _Tree) -> _Tree:
 
     Raises:
       UserError: those on disk have other names, shapes or types; the message names one.
+      CheckError: they cannot be read.
     """
-    import orbax.checkpoint as ocp
-
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or one)
 
     abstract = jax.tree.map(target, like)
+    try:
+        return _restore(path, abstract)
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds: Orbax trusts its own files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckError(f"checkpoint {path.parent} is damaged: {path.name} cannot be read ({reason:.200})") from None
+
+
+def _restore(path: Path, abstract: _Tree) -> _Tree:
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer() as checkpointer:
         stored = _shapes(checkpointer.metadata(path.absolute()).item_metadata.tree)
         wanted = _shapes(abstract)

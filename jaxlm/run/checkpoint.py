@@ -11,6 +11,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -129,14 +130,19 @@ def _amount(size: int) -> str:
     return f"{amount:,.0f} {name}" if amount >= 100 else f"{amount:.3g} {name}"
 
 
+_STEP = "0|[1-9][0-9]{0,17}"
+"""The name of a checkpoint; other digits of Unicode are none."""
+
+
 def steps(folder: Path) -> list[int]:
     """Steps that have a checkpoint folder with a manifest, oldest first; `manifest.verify` tells if they are sound."""
-    return sorted(int(path.parent.name) for path in folder.glob("*/manifest.json") if path.parent.name.isdigit())
+    names = (path.parent.name for path in folder.glob("*/manifest.json"))
+    return sorted(int(name) for name in names if re.fullmatch(_STEP, name))
 
 
 def numbered(folder: Path) -> list[int]:
     """As `steps`, with the folders that have lost their manifest: an empty one is no checkpoint."""
-    named = (path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+    named = (path for path in folder.glob("*") if re.fullmatch(_STEP, path.name) and path.is_dir())
     return sorted(int(path.name) for path in named if any(path.iterdir()))
 
 

@@ -85,7 +85,7 @@ def read_record(path: Path) -> Record:
         config = from_dict(ExperimentConfig, record["config"])
         changes = tuple(record.get("changes", ()))
         return Record(config, record["corpus_sha256"], record.get("init_from"), changes)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a configuration of this version: {error}") from None
 
 

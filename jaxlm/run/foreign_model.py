@@ -1,6 +1,5 @@
 """A model of another format as a run in memory: its weights, its tokenizer, and the tokens that end its texts."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from jaxlm.config import ExperimentConfig, SampleConfig
 from jaxlm.convert.hub import local_folder
 from jaxlm.convert.stop_tokens import stop_tokens
 from jaxlm.data.hugging_face import from_hugging_face
+from jaxlm.data.reading import read_json
 from jaxlm.data.tokenizer import IdTokenizer, Tokenizer, from_dict
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model
@@ -26,7 +26,7 @@ IDS = "ids"
 def is_hugging_face(path: Path) -> bool:
     """Whether a folder has the config.json of a Hugging Face model."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "model_type" in config
@@ -77,7 +77,7 @@ def _tokenizer(source: Path, chosen: Path | None, rows: int) -> Tokenizer:
     if file is None or str(chosen) == IDS:
         return IdTokenizer(rows)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         tokenizer = from_dict(content) if "type" in content else from_hugging_face(content)
         tokenizer.decode(
             np.arange(min(tokenizer.vocab_size, 1))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.data.files import json_digest, remove, staging_path, to_disk, unwritable
+from jaxlm.data.reading import open_regular, read_json
 from jaxlm.errors import CheckError
 
 NAME = "manifest.json"
@@ -53,8 +54,8 @@ def change(path: Path, val_loss: float, log: dict[str, Any] | None) -> None:
 def read(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint; {} if it cannot be read or has changed."""
     try:
-        manifest = json.loads((path / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = read_json(path / NAME)
+    except (OSError, ValueError):
         return {}
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
         return {}
@@ -74,6 +75,8 @@ def verify(path: Path) -> None:
         raise CheckError(f"checkpoint {path} is damaged: {NAME} cannot be read or has changed")
     if str(manifest.get("step")) != path.name:
         raise CheckError(f"checkpoint {path} is damaged: its {NAME} is that of step {manifest.get('step')}")
+    if links := [file for file in path.rglob("*") if file.is_symlink()]:  # to a folder, it hides what is read
+        raise CheckError(f"checkpoint {path} is damaged: {links[0].relative_to(path)} is a link")
     expected, actual = manifest["sha256"], digests(path)
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
@@ -94,7 +97,7 @@ def digests(path: Path) -> dict[str, str]:
 
 def _digest(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return "cannot be read"

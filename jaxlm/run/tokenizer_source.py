@@ -1,6 +1,5 @@
 """The tokenizer of a run, a Hugging Face folder or a prepared corpus, and the token that ends its texts."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ from jaxlm.convert.stop_tokens import stop_tokens
 from jaxlm.data.bpe import END_OF_TEXT, BPETokenizer
 from jaxlm.data.document_tokens import special_ids
 from jaxlm.data.hugging_face import from_hugging_face
+from jaxlm.data.reading import read_json
 from jaxlm.data.shards import MANIFEST
 from jaxlm.data.tokenizer import from_dict
 from jaxlm.errors import UserError
@@ -59,17 +59,22 @@ def read_tokenizer(folder: Path) -> TokenizerSource:
 def _named(folder: Path) -> tuple[int, ...]:
     """The ids that end a text, as the files beside the tokenizer name them."""
     if (folder / MANIFEST).is_file():
-        return (int(_json(folder / MANIFEST)["end_of_text"]),)
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if "config" not in config:
-        return stop_tokens(folder)
-    stop = config["config"]["sample"]["stop_token"]
-    return tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,)
+        stop = _json(folder / MANIFEST).get("end_of_text")
+    else:
+        config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        if "config" not in config:
+            return stop_tokens(folder)
+        sample = config["config"].get("sample") if isinstance(config["config"], dict) else None
+        stop = sample.get("stop_token") if isinstance(sample, dict) else None
+    stops = stop if isinstance(stop, list) else () if stop is None else (stop,)
+    if not all(type(one) is int for one in stops):
+        raise UserError(f"{folder} names {stop!r:.40} as the end of a text: give the id of a token")
+    return tuple(stops)
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): name a folder with a tokenizer.json") from None
     if not isinstance(content, dict):

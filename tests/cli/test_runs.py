@@ -108,7 +108,7 @@ def test_what_is_not_a_sound_run_is_named_in_one_line_each(three):
         warnings,
         [
             "runs/photos is not a run: it has no config.json",
-            "runs/tiny-1/config.json is damaged: it does not hold a JSON object",
+            "runs/tiny-1/config.json cannot be read as JSON",
             "runs/tiny-2/metrics.jsonl line 1",
             "runs/tiny-4/config.json is not a configuration of this version: ExperimentConfig has no field depth",
             "runs/tiny-5/checkpoints/3/manifest.json is damaged",

@@ -4,7 +4,6 @@ import http.client
 import io
 import subprocess
 import tarfile
-import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -151,12 +150,12 @@ def test_each_file_of_a_recipe_goes_to_its_split(tmp_path, monkeypatch, cache):
     contents = {"a.csv": b"first", "b.csv": b"second", "c.csv": b"third"}
     files = "".join(
         f'[[files]]\nname = "{name}"\nsha256 = "{hashlib.sha256(content).hexdigest()}"\nsplit = "{split}"\n'
-        f'[[files.sources]]\nkind = "https"\nurl = "{name}"\ntimeout_s = 1\n'
+        f'[[files.sources]]\nkind = "https"\nurl = "https://{name}"\ntimeout_s = 1\n'
         for (name, content), split in zip(contents.items(), ("train", "val", "train"), strict=True)
     )
     (tmp_path / "three.toml").write_text('kind = "transcripts"\n' + files)
     monkeypatch.setattr(sources, "RECIPES", tmp_path)
-    monkeypatch.setitem(_SOURCES, "https", lambda source: contents[source["url"]])
+    monkeypatch.setitem(_SOURCES, "https", lambda source: contents[source["url"].removeprefix("https://")])
     assert kind("three") == "transcripts"
     found = fetch("three")
     assert [path.name for path in found.train] == ["a.csv", "c.csv"]
@@ -214,7 +213,7 @@ SOURCE = {"kind": "librispeech-tar", "url": "https://example.invalid/x.tar.gz", 
 
 def test_an_archive_becomes_a_table_sorted_by_id(monkeypatch):
     made = archive({"2-10": ["2-10-0000 IT'S LATE", "2-10-0001 GO"], "10-3": ["10-3-0000 A, B", "10-3-0001 SO IT IS"]})
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Unseekable(made))
+    monkeypatch.setattr(sources, "_opened", lambda source: Unseekable(made))
     assert _from_librispeech_tar(SOURCE) == (
         b'id,transcript\r\n10-3-0000,"A, B"\r\n10-3-0001,SO IT IS\r\n2-10-0000,IT\'S LATE\r\n2-10-0001,GO\r\n'
     )
@@ -228,7 +227,7 @@ def test_the_real_tables_are_what_their_archives_become(librispeech, monkeypatch
             chapters.setdefault(identity.rsplit("-", 1)[0], []).append(f"{identity} {text}")
         assert len(chapters) > 80
         made = archive(chapters)
-        monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout, made=made: Unseekable(made))
+        monkeypatch.setattr(sources, "_opened", lambda source, made=made: Unseekable(made))
         assert _from_librispeech_tar(SOURCE) == path.read_bytes()
 
 
@@ -247,10 +246,10 @@ def test_the_real_tables_are_what_their_archives_become(librispeech, monkeypatch
 def test_an_archive_that_is_none_is_named_with_its_address(tmp_path, monkeypatch, damage):
     content = damage(archive({"2-10": [f"2-10-{i:04} {i**9}" for i in range(900)]}))
     (tmp_path / "speech.toml").write_text(
-        'kind = "transcripts"\n[[files]]\nname = "x.csv"\nsha256 = "00"\nsplit = "train"\n'
+        'kind = "transcripts"\n[[files]]\nname = "x.csv"\nsha256 = "' + "0" * 64 + '"\nsplit = "train"\n'
         '[[files.sources]]\nkind = "librispeech-tar"\nurl = "https://example.invalid/x.tar.gz"\ntimeout_s = 1\n'
     )
     monkeypatch.setattr(sources, "RECIPES", tmp_path)
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Unseekable(content))
+    monkeypatch.setattr(sources, "_opened", lambda source: Unseekable(content))
     with pytest.raises(ValueError, match=r"librispeech-tar https://example.invalid/x.tar.gz: \S.*put the file"):
         fetch("speech")

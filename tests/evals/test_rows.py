@@ -88,7 +88,7 @@ GOOD = {"inp": [[0, 1], [2, 3]], "tgt": [[4], [5]], "vocabulary": OWN}
         ({"vocabulary": [1, 2]}, r"vocabulary is int64 of shape \(2,\): give the symbol of each id"),
         (
             {"vocabulary": np.array(OWN, object)},
-            r"Object arrays cannot be loaded.*: save it with np.savez.*no array of",
+            r"holds values of type object.*: save it with np.savez.*no array of",
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_file_that_is_no_archive_is_named(trained, tmp_path, content, words):
 
 def test_one_array_is_not_an_archive(trained, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 3), int))
-    with pytest.raises(UserError, match="one array, not an archive"):
+    with pytest.raises(UserError, match="not an archive of arrays"):
         read_rows(tmp_path / "a.npy", trained, None)
 
 
