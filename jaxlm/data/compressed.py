@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from jaxlm.data.reading import open_regular
 from jaxlm.errors import UserError
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
@@ -44,7 +45,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     damaged: list[type[Exception]] = [gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError]
     if suffix == ".zst":
         damaged.append(modules[suffix].ZstdError)
-    with path.open("rb") as raw:
+    with open_regular(path) as raw:
         if not suffix:
             yield raw
             return
