@@ -28,6 +28,8 @@ class Accelerator:
     network: float | None
     """Bytes a second that one sends beyond its node; None = none is published."""
     sources: tuple[str, ...]
+    kinds: tuple[str, ...]
+    """What JAX calls such devices (`device_kind`)."""
 
     def peak(self, dtype: str, precision: MatmulPrecision) -> float:
         """FLOP/s of products of this type, as JAX computes them by default or at this precision of float32.
@@ -68,6 +70,7 @@ ACCELERATORS = {
             "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf",
             "https://docs.nvidia.com/dgx/dgxa100-user-guide/",
         ),
+        kinds=("NVIDIA A100-SXM4-80GB",),
     ),
     "h100": Accelerator(
         title="H100 SXM",
@@ -80,6 +83,7 @@ ACCELERATORS = {
         link=450e9,  # NVLink: 900 GB/s, both directions together
         network=50e9,  # 400 Gb/s for each GPU of a DGX H100
         sources=(_HOPPER, _DGX),
+        kinds=("NVIDIA H100 80GB HBM3",),
     ),
     "h200": Accelerator(
         title="H200 SXM",
@@ -92,6 +96,7 @@ ACCELERATORS = {
         link=450e9,
         network=50e9,
         sources=("https://www.nvidia.com/en-us/data-center/h200/", _DGX),
+        kinds=("NVIDIA H200",),
     ),
     "v4": Accelerator(
         title="TPU v4",
@@ -104,6 +109,7 @@ ACCELERATORS = {
         link=300e9,  # 6 links of 50 GB/s
         network=None,
         sources=(f"{_TPU}v4", "https://arxiv.org/abs/2304.01433"),
+        kinds=("TPU v4",),
     ),
     "v5e": Accelerator(
         title="TPU v5e",
@@ -116,6 +122,7 @@ ACCELERATORS = {
         link=200e9,  # 400 GB/s, both directions together
         network=3.125e9,  # 6.4 Tb/s for a pod of 256
         sources=(f"{_TPU}v5e",),
+        kinds=("TPU v5 lite", "TPU v5e"),
     ),
     "v5p": Accelerator(
         title="TPU v5p",
@@ -128,6 +135,7 @@ ACCELERATORS = {
         link=600e9,  # 1,200 GB/s, both directions together
         network=6.25e9,  # 50 Gb/s
         sources=(f"{_TPU}v5p",),
+        kinds=("TPU v5", "TPU v5p"),
     ),
     "v6e": Accelerator(
         title="TPU v6e",
@@ -140,6 +148,7 @@ ACCELERATORS = {
         link=400e9,  # 800 GB/s, both directions together
         network=None,
         sources=(f"{_TPU}v6e",),
+        kinds=("TPU v6 lite", "TPU v6e"),
     ),
 }
 """The accelerators that a plan can be made for, by the name that `jaxlm info --on NAME` takes."""
@@ -154,3 +163,8 @@ def accelerator(name: str) -> Accelerator:
     if name not in ACCELERATORS:
         raise UserError(f"accelerator {name!r} is unknown: choose one of {', '.join(ACCELERATORS)}")
     return ACCELERATORS[name]
+
+
+def accelerator_of(kind: str) -> Accelerator | None:
+    """The accelerator that JAX calls by this `device_kind`; None = no data sheet here is its own."""
+    return next((found for found in ACCELERATORS.values() if kind in found.kinds), None)

@@ -31,9 +31,9 @@ def forward_flops_per_token(cfg: ModelConfig) -> float:
     A product of [m, k] and [k, n] counts 2 m k n, including hidden scores as far as they are computed. A
     training step takes about three times as many. Embedding lookups, norms and activations are not counted.
     """
-    model, tokens = _model(cfg), jax.ShapeDtypeStruct((1, cfg.max_seq_len), jnp.int32)
+    model, tokens = plain_model(cfg), jax.ShapeDtypeStruct((1, cfg.max_seq_len), jnp.int32)
     program = jax.make_jaxpr(lambda params, tokens: model.apply({"params": params}, tokens)[0])
-    return _product_flops(program(_abstract_params(cfg), tokens).jaxpr) / cfg.max_seq_len
+    return count_product_flops(program(_abstract_params(cfg), tokens).jaxpr) / cfg.max_seq_len
 
 
 def cache_bytes(cfg: ModelConfig, capacity: int) -> int:
@@ -51,7 +51,7 @@ def activation_bytes_per_sequence(cfg: ModelConfig) -> int:
 
     An estimate without dropout: XLA may recompute or share some of them, and the backward pass needs room of its own.
     """
-    model, params = _model(cfg), _abstract_params(cfg)
+    model, params = plain_model(cfg), _abstract_params(cfg)
 
     def kept(batch: int) -> int:  # the bytes of what the function of the backward pass holds
         windows = jax.ShapeDtypeStruct((batch, cfg.max_seq_len + 1), jnp.int32)
@@ -83,24 +83,24 @@ def optimizer_bytes(cfg: ModelConfig) -> dict[str, int]:
     }
 
 
-def _model(cfg: ModelConfig) -> LanguageModel:
+def plain_model(cfg: ModelConfig) -> LanguageModel:
     """The model. cuDNN's attention, whose products no program shows, is replaced by another of the same products."""
     plain = dataclasses.replace(cfg, attention_impl="auto") if cfg.attention_impl == "cudnn" else cfg
     return build_model(plain).clone(cfg=plain)
 
 
 def _abstract_params(cfg: ModelConfig):
-    return jax.eval_shape(lambda: init_params(_model(cfg), jax.random.key(0)))
+    return jax.eval_shape(lambda: init_params(plain_model(cfg), jax.random.key(0)))
 
 
-def _product_flops(program: Jaxpr) -> int:
+def count_product_flops(program: Jaxpr) -> int:
     """2 m k n over every dot_general; the body of a scan as often as it runs, and the costliest branch of a cond."""
     total = 0
     for equation in program.eqns:
         inner = [p for value in equation.params.values() for p in (value if isinstance(value, tuple) else (value,))]
         programs = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in inner if isinstance(p, ClosedJaxpr | Jaxpr)]
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        counts = list(map(_product_flops, programs))
+        counts = list(map(count_product_flops, programs))
         total += max(counts, default=0) if equation.primitive.name == "cond" else times * sum(counts)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]

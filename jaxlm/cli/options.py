@@ -12,7 +12,7 @@ from typing import Annotated, Any, Required, TypedDict, TypeVar, get_args, get_o
 import docstring_parser
 import tyro
 
-from jaxlm.config import ExperimentConfig, MeshConfig
+from jaxlm.config import ExperimentConfig, MeshConfig, OptimConfig
 from jaxlm.config.data import Paths, as_paths
 from jaxlm.config.model import idle_fields
 from jaxlm.config.optim import idle_optim_fields
@@ -221,10 +221,10 @@ def _one_line(refusal: str) -> str:
 
 
 def with_kinds(base: ExperimentConfig, given: Given) -> ExperimentConfig:
-    """The config with the given model family and optimizer.
+    """The config with the given model family, optimizer and schedule.
 
-    What another family or optimizer does not read, and the arguments of the optimizer before, go back to their
-    defaults; so does the decay from or to adam, which has a default of its own.
+    What another family, optimizer or schedule does not read, and the arguments of the optimizer before, go back to
+    their defaults; so does the decay from or to adam, which has a default of its own.
     """
     family = given["model"].get("family", base.model.family)
     model = dataclasses.replace(base.model, family=family, **idle_fields(base.model, family))
@@ -234,6 +234,11 @@ def with_kinds(base: ExperimentConfig, given: Given) -> ExperimentConfig:
         decay = None if "adam" in (optimizer, optim.name) else optim.weight_decay
         idle = idle_optim_fields(optimizer)
         optim = dataclasses.replace(optim, name=optimizer, arguments=(), weight_decay=decay, **idle)
+    schedule = given.get("optim", {}).get("schedule", optim.schedule)
+    if schedule != optim.schedule:
+        optim = dataclasses.replace(
+            optim, schedule=schedule, decay_share=OptimConfig.decay_share, schedule_steps=OptimConfig.schedule_steps
+        )
     return dataclasses.replace(base, model=model, optim=optim)
 
 

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 
 class OutputError(Exception):
@@ -46,7 +46,7 @@ def drop_output() -> None:
 class _Output:
     """A text stream whose failures are those of stdout, not of some other file."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:

@@ -24,6 +24,7 @@ from jaxlm.config import (
     TrainConfig,
     presets,
 )
+from jaxlm.config.train import Log
 from jaxlm.errors import ContextWarning, UserError
 from jaxlm.terminal import for_stdout
 
@@ -58,6 +59,8 @@ class _TrainOptions:
     init_from: Path | None = None
     """Begin with the weights, the vocabulary and the model settings of this run, or of this Hugging Face folder.
     Without a PRESET the run's other settings are the defaults too."""
+    log: tuple[Log, ...] = ()
+    """Where the rows of metrics.jsonl go, too: tensorboard (out/tensorboard), wandb (Weights & Biases)."""
     extend_positions: Annotated[bool, tyro.conf.arg(name="model.extend-positions")] = False
     """With --init-from: a longer --model.max-seq-len may add places to a learned position table. They begin at zero."""
     keep_schedule: Annotated[bool, tyro.conf.arg(name="optim.keep-schedule")] = False
@@ -97,6 +100,7 @@ def train(arguments: list[str]) -> int:
                 keep_schedule=options.keep_schedule,
                 init_from=source,
                 extend_positions=options.extend_positions,
+                log=options.log,
             )
         if outcome.signum is not None:
             return 128 + outcome.signum
@@ -108,7 +112,8 @@ def train(arguments: list[str]) -> int:
         except BrokenPipeError:
             drop_output()  # nobody reads it any more, and the run is whole all the same
         finally:
-            loss = "" if outcome.val_loss is None else f", val_loss {outcome.val_loss:.4f}"
+            about = "" if config.train.eval_batches is None else "about "
+            loss = "" if outcome.val_loss is None else f", val_loss {about}{outcome.val_loss:.4f}"
             print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
             print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
     return 0
@@ -140,8 +145,24 @@ def _defaults(given: Given, source: "Path | Run | None" = None) -> _TrainOptions
         base = default_config(source, name)
     else:
         base = presets.preset(name or "nanogpt-cpu")
-    base = with_kinds(base, given)
+    base = _with_length(with_kinds(base, given), given["train"])
     return _TrainOptions(preset=base.preset, **{part: getattr(base, part) for part in _PARTS})
+
+
+def _with_length(base: ExperimentConfig, given: Given) -> ExperimentConfig:
+    """The config without epochs of its own if steps are given.
+
+    Raises:
+      UserError: both are given.
+    """
+    if "steps" not in given:
+        return base
+    if given.get("epochs") is not None:
+        raise UserError(
+            f"--train.steps {given['steps']} and --train.epochs {given['epochs']} both say how long the run is: leave "
+            "one out"
+        )
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=None))
 
 
 @contextlib.contextmanager

@@ -75,10 +75,10 @@ class DataConfig(Validated):
             raise UserError(f"val_fraction = {self.val_fraction!r} is out of range: give 0 < val_fraction < 1")
         for name in ("path", "val_path"):
             paths = as_paths(getattr(self, name))
-            if getattr(self, name) == () or "" in paths:
-                raise UserError(f"data.{name} = {getattr(self, name)!r} names nothing: give a path, or leave it out")
             if len(paths) == 1:  # one path is a string, however it was given
                 object.__setattr__(self, name, paths[0])
+            if getattr(self, name) == () or "" in paths:
+                raise UserError(f"data.{name} = {getattr(self, name)!r} names nothing: give a path, or leave it out")
         if (as_paths(self.path) + as_paths(self.val_path)).count(STDIN) > 1:
             raise UserError("data.path and data.val_path name stdin (-) twice: it is read once, give files")
         if not self.field:

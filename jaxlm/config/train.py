@@ -7,6 +7,9 @@ from typing import Literal
 from jaxlm.config.base import Validated, check_at_least, check_seed
 from jaxlm.errors import UserError
 
+Log = Literal["tensorboard", "wandb"]
+"""Where the rows of metrics.jsonl go, too; each name is also that of an extra, such as jaxlm[tensorboard]."""
+
 MatmulPrecision = Literal["default", "float32", "tensorfloat32"]
 
 

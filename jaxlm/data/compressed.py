@@ -4,11 +4,12 @@ import bz2
 import contextlib
 import gzip
 import importlib
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from jaxlm.data.reading import open_regular
 from jaxlm.errors import UserError
@@ -28,7 +29,7 @@ def plain_suffix(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """Opens a file to read the bytes that it holds, decompressed if its name ends with one of SUFFIXES.
 
     Raises:
@@ -51,7 +52,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             return
         try:
             with modules[suffix].open(raw) as file:
-                yield cast(BinaryIO, file)
+                yield file
         except tuple(damaged) as error:
             raise UserError(f"{path} is not a whole {suffix} file ({error}): restore it, or leave it out") from None
         except OSError as error:

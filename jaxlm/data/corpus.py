@@ -104,6 +104,11 @@ def resolved(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> tuple[DataC
     cfg = dataclasses.replace(cfg, path=path, val_path=val_path)
     if cfg.is_tokenizer_file:
         read = read_tokenizer_file(Path(cfg.tokenizer))
+        if cfg.bpe_vocab_size not in (DataConfig.bpe_vocab_size, read.vocab_size):
+            raise UserError(
+                f"data.bpe_vocab_size = {cfg.bpe_vocab_size} is for a BPE that is learned, and {cfg.tokenizer} has "
+                f"{read.vocab_size} entries: leave it out"
+            )
         cfg, tokenizer = dataclasses.replace(cfg, tokenizer=kind(read)), tokenizer or read
     elif _bins(cfg) is not None and cfg.tokenizer in ("bpe", "transcript") and tokenizer is None:
         raise UserError(

@@ -6,12 +6,13 @@ The first two may be compressed (`compressed.SUFFIXES`).
 import codecs
 import functools
 import glob
+import io
 import json
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxlm.config.prepare import PrepareConfig
 from jaxlm.data.compressed import num_bytes, opened, plain_suffix
@@ -193,7 +194,7 @@ def _unit(source: Source) -> str:
     return "row" if source.kind == ".parquet" else "byte"
 
 
-def _skip_to(file: BinaryIO, offset: int) -> int:
+def _skip_to(file: io.BufferedIOBase, offset: int) -> int:
     """Moves to a place of a text, and past a byte-order mark at its beginning, which is no text."""
     if offset == 0 and file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
         return len(codecs.BOM_UTF8)

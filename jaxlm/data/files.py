@@ -72,7 +72,7 @@ def remove(path: Path) -> None:
     """
     if path.is_dir() and not path.is_symlink():
         if not path.name.endswith(".partial"):
-            path = path.rename(staging_path(path, os.getpid()))
+            path = path.rename(staging_path(path, os.getpid()).with_suffix(".removed.partial"))
         shutil.rmtree(path)
     elif path.is_symlink() or path.exists():
         path.unlink()
@@ -108,7 +108,9 @@ def read_sealed(file: Path, fix: str) -> dict[str, Any]:
     """
     try:
         content = read_json(file)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): {fix}") from None
+    except ValueError as error:
         raise UserError(f"{file} cannot be read as JSON ({error}): {fix}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a JSON object: {fix}")

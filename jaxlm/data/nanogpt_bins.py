@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.data.reading import open_regular, read_json
-from jaxlm.data.shards import ShardedTokens
+from jaxlm.data.shards import BLOCK, ShardedTokens
 from jaxlm.data.tokenizer import CharTokenizer, IdTokenizer, Tokenizer
 from jaxlm.data.tokenizer_file import read_tokenizer_file
 from jaxlm.errors import UserError
@@ -66,8 +66,8 @@ def open_bins(folder: Path, given: Tokenizer | None) -> Bins:
       given: the tokenizer of a run, or one that the user names.
 
     Raises:
-      UserError: a file is missing or not of 16-bit ids, a meta.pkl without a meta.json, or a given tokenizer that is
-        not the folder's.
+      UserError: a file is missing, not of 16-bit ids or has an id beyond the vocabulary, a meta.pkl without meta.json,
+        or a given tokenizer that is not the folder's.
     """
     sha256, own = sha256_of(folder), _own_tokenizer(folder, given)
     if given is not None and own is not None and own.to_dict() != given.to_dict():
@@ -80,7 +80,7 @@ def open_bins(folder: Path, given: Tokenizer | None) -> Bins:
             stacklevel=2,
         )
         tokenizer = IdTokenizer(GPT2_VOCABULARY)
-    arrays = [_mapped(folder / name) for name in (TRAIN, VAL)]
+    arrays = [_mapped(folder / name, tokenizer.vocab_size) for name in (TRAIN, VAL)]
     train, val, both = (ShardedTokens(part, tokenizer.vocab_size, folder) for part in (arrays[:1], arrays[1:], arrays))
     return Bins(tokenizer, train, val, both, sha256)
 
@@ -119,9 +119,17 @@ def _from_meta(path: Path) -> Tokenizer:
     return CharTokenizer("".join(symbols))
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _mapped(path: Path, vocab_size: int) -> np.ndarray:
+    """The array of a file, whose ids are in the vocabulary."""
     size = path.stat().st_size
     if size % 2:
         raise UserError(f"{path} has {size} bytes, an odd number: it is not nanoGPT's array of 16-bit ids")
     # nanoGPT writes in the byte order of its machine, little-endian on all that JAX runs on.
-    return np.asarray(np.memmap(path, np.uint16, mode="r")) if size else np.empty(0, np.uint16)
+    tokens = np.asarray(np.memmap(path, np.uint16, mode="r")) if size else np.empty(0, np.uint16)
+    largest = max((int(tokens[start : start + BLOCK].max()) for start in range(0, len(tokens), BLOCK)), default=0)
+    if largest >= vocab_size:
+        raise UserError(
+            f"{path} has the id {largest}, and the vocabulary ends with {vocab_size - 1}: give the tokenizer.json of "
+            "the tokens by --data.tokenizer, or their meta.json"
+        )
+    return tokens

@@ -15,6 +15,7 @@ from jaxlm.optim import build_schedule
 FREE_ON_RESUME = {
     "data.path",
     "data.val_path",
+    "train.epochs",
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
@@ -25,7 +26,7 @@ FREE_ON_RESUME = {
 }
 """Fields that a resumed run may change, besides those of `sample` and `mesh`: they do not decide its numbers.
 
-Data that have moved are recognised by their sha256.
+Data that have moved are recognised by their sha256. train.epochs decides them through train.steps.
 """
 
 FIXED_OPTIM = {"optim.name", "optim.subset", "optim.arguments", "optim.max_nonfinite"}

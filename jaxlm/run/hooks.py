@@ -24,6 +24,9 @@ from jaxlm.types import Params
 Write = Callable[[Row], None]
 """Adds a row to metrics.jsonl and shows it."""
 
+Speed = Callable[[float], dict[str, float]]
+"""What a row says of the speed of computing, from the seconds of a step: `jaxlm.analysis.expected.speed_fields`."""
+
 Measure = Callable[[Params, Report], dict[str, float]]
 """The losses of some parameters, as `Evaluation` measures them."""
 
@@ -95,9 +98,11 @@ def _advice(out: Path) -> str:
 class WriteMetrics(Hook):
     """Writes the training rows of metrics.jsonl."""
 
-    def __init__(self, config: ExperimentConfig, targets_per_step: float, write: Write) -> None:
-        """Args: targets_per_step: targets of a batch; of padded rows, of the average one."""
-        self._cfg, self._targets_per_step, self._write = config.train, targets_per_step, write
+    def __init__(
+        self, config: ExperimentConfig, targets_per_step: float, write: Write, speed: Speed = lambda seconds: {}
+    ) -> None:
+        """Args: targets_per_step: targets of a batch; of padded rows, of the average one. speed: more of a row."""
+        self._cfg, self._targets_per_step, self._write, self._speed = config.train, targets_per_step, write, speed
         self._schedule = build_schedule(config.optim, config.train.steps)
         self._rates: dict[int, float] = {}
         self._steps, self._seconds = 0, 0.0  # since the last row
@@ -114,6 +119,7 @@ class WriteMetrics(Hook):
             rate = self._rate(step - 1 - skipped)
             row |= {"loss": float(metrics.loss), "lr": rate, "grad_norm": float(metrics.grad_norm)}
         row["tokens_per_s"] = round(self._steps * self._targets_per_step / self._seconds, 1)
+        row |= self._speed(self._seconds / self._steps)
         if skipped:
             row["skipped"] = skipped
         self._steps, self._seconds = 0, 0.0

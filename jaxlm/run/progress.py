@@ -1,8 +1,9 @@
-"""The progress of a training run on stderr: a bar on a terminal, plain lines elsewhere."""
+"""The progress of a training run: a bar on a terminal, a line that changes in a notebook, else plain lines."""
 
 import math
 import sys
 import time
+from typing import Any
 
 import rich.console
 import rich.progress
@@ -10,6 +11,9 @@ import rich.progress
 from jaxlm.config import TrainConfig
 from jaxlm.run.metrics import Row
 from jaxlm.terminal import printable
+
+CELL_SECONDS = 0.5
+"""So many lie between two changes of the line in a notebook."""
 
 PLAIN_SECONDS = 5.0
 """Without a bar, at least so many seconds lie between two progress lines (evaluations always have theirs)."""
@@ -51,27 +55,31 @@ class Progress:
         self._steps, self._shown = cfg.steps, shown
         self._last_line = 0.0
         self._loss = self._val = self._speed = ""
-        self._bar = None
+        self._bar = self._cell = None
         console = rich.console.Console(stderr=True)
         if shown and console.is_terminal and not console.is_dumb_terminal:
             columns = "{task.completed:.0f}/{task.total:.0f}", "{task.fields[text]}"
             self._bar = rich.progress.Progress(rich.progress.BarColumn(24), *columns, console=console)
             self._task = self._bar.add_task("train", total=cfg.steps, completed=done, text="compiling")
             self._bar.start()
+        elif shown and console.is_jupyter:
+            self._cell = NotebookLine()
 
     def move(self, step: int) -> None:
         """Training has come to a step, which has no row."""
         if self._bar:
             self._bar.update(self._task, completed=step, text=self._text(step))
+        elif self._cell and self._line_is_due():
+            self._line(step, self._text(step))
 
     def show(self, row: Row) -> None:
         """Training has come to the step of a row of metrics."""
         step, is_evaluation = row["step"], "val_loss" in row
         if is_evaluation:
-            self._val = f"val {row['val_loss']:.4f}"
+            self._val = f"val {'~' if 'eval_batches' in row else ''}{row['val_loss']:.4f}"
         else:
             self._loss = f"loss {row['loss']:.4f}" if "loss" in row else ""
-            self._speed = f"{row['tokens_per_s']:,.0f} tokens/s"
+            self._speed = f"{row['tokens_per_s']:,.0f} tokens/s{_computing(row)}"
         if self._bar:
             self.move(step)
         elif is_evaluation or step in (1, self._steps) or self._line_is_due():
@@ -107,9 +115,35 @@ class Progress:
         return "  ".join(part for part in (self._loss, self._val, self._speed, eta) if part)
 
     def _line_is_due(self) -> bool:
-        return time.perf_counter() - self._last_line > PLAIN_SECONDS
+        return time.perf_counter() - self._last_line > (CELL_SECONDS if self._cell else PLAIN_SECONDS)
 
     def _line(self, step: int, text: str) -> None:
         self._last_line = time.perf_counter()
-        if self._shown:
-            print(f"step {step}/{self._steps}  {text}", file=sys.stderr, flush=True)
+        line = f"step {step}/{self._steps}  {text}"
+        if self._cell:
+            self._cell.show(line)
+        elif self._shown:
+            print(line, file=sys.stderr, flush=True)
+
+
+class NotebookLine:
+    """A line of the output of a notebook's cell that takes the place of the one before."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, line: str) -> None:
+        """Shows a line."""
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display({"text/plain": line}, raw=True, display_id=True)
+        else:
+            self._handle.update({"text/plain": line}, raw=True)
+
+
+def _computing(row: Row) -> str:
+    """The speed of computing, as a share of the peak or in FLOP/s."""
+    if "mfu" in row:
+        return f"  {row['mfu']:.1%} MFU"
+    return f"  {row['gflops_per_s']:,.1f} GFLOP/s" if "gflops_per_s" in row else ""

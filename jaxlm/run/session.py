@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxlm.analysis.expected import StepCost, check_memory, step_cost
 from jaxlm.config import ExperimentConfig, SampleConfig, presets
 from jaxlm.config.data import STDIN, as_paths
 from jaxlm.data import tokenizer as tokenizers
@@ -18,9 +19,11 @@ from jaxlm.data.tokenizer import Tokenizer, prompt_ids
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.partition import mesh_shape
 from jaxlm.optim import build_optimizer
 from jaxlm.optim.rounding import advise_float32
 from jaxlm.run import changes, checkpoint
+from jaxlm.run.epochs import with_steps
 from jaxlm.run.folder import Run, check_data, check_vocabulary, new_folder, read_record, refuse_occupied, write_config
 from jaxlm.run.init_from import (
     check_tokenizer,
@@ -48,6 +51,8 @@ class Session:
     model: LanguageModel
     tx: optax.GradientTransformation
     state: TrainState
+    cost: StepCost
+    """What a step is expected to take."""
     saved_step: int | None = None
     """The step of the checkpoint that holds the state; None = there is none."""
 
@@ -67,15 +72,14 @@ def new_session(
     """
     refuse_occupied(out)
     config, tokenizer = _with_data(config)
-    if not keep_warmup:
-        config = shrink_warmup(config)
     processes.wait("out is checked")
     if init_from is not None:
         source = open_source(init_from)
         _check_tokenizer(tokenizer, source.tokenizer, source.path)
-        return _session_from(source, config, out, extend_positions)
+        return _session_from(source, config, out, keep_warmup, extend_positions)
     with processes.first_before_others("the corpus is read"):
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
+    config = _fit_length(config, corpus, keep_warmup)
     session = _session(_fit_vocabulary(config, corpus.tokenizer.vocab_size), out, corpus)
     with checkpoint.together(out, new_folder(out, session.config, corpus.tokenizer, corpus.sha256)):
         pass
@@ -83,7 +87,9 @@ def new_session(
     return session
 
 
-def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_positions: bool) -> Session:
+def _session_from(
+    source: Run, config: ExperimentConfig, out: Path, keep_warmup: bool, extend_positions: bool
+) -> Session:
     """As `new_session`, with the weights and the vocabulary of a run. They are saved as checkpoint 0."""
     config = with_source_settings(config, source)
     check_tokenizer(config, source)
@@ -91,6 +97,7 @@ def _session_from(source: Run, config: ExperimentConfig, out: Path, extend_posit
     params = fitting_params(source, config.model, extend_positions)
     with processes.first_before_others("the corpus is read"):
         corpus = source_corpus(config, source)
+    config = _fit_length(config, corpus, keep_warmup)
     session, more = _session(config, out, corpus, params), {"init_from": source_entry(source)}
     own = new_folder(out, session.config, corpus.tokenizer, corpus.sha256, **more)
     with checkpoint.together(out, own) as folder:
@@ -124,7 +131,7 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
     with processes.first_before_others("the corpus is read"):
         check_data(identity(config.data), sha256)  # first: other data may have characters that the run does not know
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
-    session = _session(config, out, corpus)
+    session = _session(with_steps(config, corpus), out, corpus)
     # Without a checkpoint the run was stopped before its first one, and begins again.
     restored = checkpoint.restore_latest(out / "checkpoints", session.state)
     if restored is None and record.init_from is not None:
@@ -180,10 +187,12 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     check_samples(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
+    cost = step_cost(config, mesh_shape())
+    check_memory(cost, config.train)
     params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
     tx = build_optimizer(config.optim, config.train.steps, params)
     advise_float32(config, params)
-    return Session(out, config, corpus, model, tx, init_state(params, tx))
+    return Session(out, config, corpus, model, tx, init_state(params, tx), cost)
 
 
 def fit_prompt(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:
@@ -219,6 +228,12 @@ def _fit_vocabulary(config: ExperimentConfig, vocab_size: int) -> ExperimentConf
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
 
 
+def _fit_length(config: ExperimentConfig, corpus: Corpus, keep_warmup: bool) -> ExperimentConfig:
+    """The config with the steps of its epochs, and a preset's warm-up that fits them."""
+    config = with_steps(config, corpus)
+    return config if keep_warmup else shrink_warmup(config)
+
+
 def _preset_warmup(config: ExperimentConfig) -> int | None:
     """The warm-up of the config's preset; None if it has no preset."""
     return presets.preset(config.preset).optim.warmup_steps if config.preset in presets.PRESETS else None
@@ -239,6 +254,6 @@ def shrink_warmup(config: ExperimentConfig) -> ExperimentConfig:
     warnings.warn(
         f"the preset's warm-up of {warmup} steps shrinks to {shorter}, because steps = {steps} instead of "
         f"{usual_steps}; set another with --optim.warmup-steps",
-        stacklevel=4,
+        stacklevel=5,
     )
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_steps=shorter))

@@ -2,26 +2,35 @@
 
 import contextlib
 import dataclasses
+import math
 import signal
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxlm.analysis.expected import check_compiled, is_close, speed_fields
 from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import to_dict
+from jaxlm.config.train import Log
 from jaxlm.data.corpus import document_end
 from jaxlm.errors import UserError
 from jaxlm.ops.canary import warn_of_known_fault
 from jaxlm.ops.matmul import matmul_precision
+from jaxlm.ops.partition import mesh_shape
 from jaxlm.optim import skipped_steps
 from jaxlm.run import checkpoint, hooks, lock, nonfinite
+from jaxlm.run.failed_start import freed_if_refused, named_out_of_memory
 from jaxlm.run.folder import Run, read_record
 from jaxlm.run.metrics import MetricsFile, NoMetricsFile, Row, read_rows
+from jaxlm.run.patience import StopWithoutBest
 from jaxlm.run.plots import plot_loss
 from jaxlm.run.printing import outlived
 from jaxlm.run.progress import Progress
 from jaxlm.run.saving import Saver
 from jaxlm.run.session import Session, new_session, resumed_session
+from jaxlm.run.sinks import Sinks, check_sinks
+from jaxlm.run.start_line import start_line
 from jaxlm.run.stopping import collected
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import micro_batch_rows, put
@@ -53,6 +62,7 @@ def train(
     keep_schedule: bool = False,
     init_from: str | Path | Run | None = None,
     extend_positions: bool = False,
+    log: Sequence[Log] = (),
 ) -> Outcome:
     """Trains a model and writes the run folder `out`; with `resume`, continues from its latest sound checkpoint.
 
@@ -73,6 +83,7 @@ def train(
         what the run began with, and config.json names the source.
       extend_positions: with init_from, a `config.model.max_seq_len` beyond its learned position table adds rows of
         zeros. Otherwise that is refused. A shorter max_seq_len keeps the first rows.
+      log: sinks that get the rows, too: "tensorboard", "wandb".
 
     Returns:
       An Outcome: `path` is the run's folder, for `jaxlm.load_run`; `step` is how many steps it has taken; `val_loss`
@@ -80,10 +91,10 @@ def train(
       that stopped it early, or None.
 
     Raises:
-      UserError: bad input, an `out` that is not empty (without resume), or an `out` that is not a run (with it); an
+      UserError: bad input, too little memory, an `out` that is not empty (without resume) or not a run (with it); an
         `init_from` that is not a run, or whose weights or vocabulary do not fit.
       CheckError: the loss or gradient is not finite (optim.max_nonfinite skips some such steps), or every checkpoint is
-        damaged.
+        damaged, or memory has run out after a checkpoint.
     """
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"config = {config!r} is not an ExperimentConfig: give one, such as jaxlm.preset('tiny')")
@@ -92,6 +103,7 @@ def train(
         path = init_from.path if isinstance(init_from, Run) else init_from
         option = "--model.extend-positions" if init_from is None else f"--init-from {path}"
         raise UserError(f"{option} is for a new run, and --resume goes on with an old one: leave one out")
+    check_sinks(log)
     if keep_schedule and not resume:
         raise UserError("--optim.keep-schedule is for a run that goes on: add --resume, or leave it out")
     if init_from is None and extend_positions:
@@ -107,18 +119,21 @@ def train(
             if mesh is not None:
                 micro_batch_rows(config.train, dict(mesh.shape))  # which refuses what does not divide
             with contextlib.ExitStack() as alone:
-                if resume:
-                    read_record(out)  # which refuses what is not a run, and cannot be locked
-                    alone.enter_context(lock.for_training(out))
-                    session = resumed_session(config, out, keep_schedule)
-                else:
-                    session = new_session(config, out, keep_warmup, init_from, extend_positions)
-                    alone.enter_context(lock.for_training(out))
-                with matmul_precision(session.config.train.matmul_precision):
-                    return _run(session)
+                existed = out.exists()
+                with named_out_of_memory(out, not resume):
+                    if resume:
+                        read_record(out)  # which refuses what is not a run, and cannot be locked
+                        alone.enter_context(lock.for_training(out))
+                        session = resumed_session(config, out, keep_schedule)
+                    else:
+                        session = new_session(config, out, keep_warmup, init_from, extend_positions)
+                        alone.enter_context(lock.for_training(out))
+                        alone.enter_context(freed_if_refused(out, existed))
+                with named_out_of_memory(out, not resume), matmul_precision(session.config.train.matmul_precision):
+                    return _run(session, log)
 
 
-def _run(session: Session) -> Outcome:
+def _run(session: Session, log: Sequence[Log]) -> Outcome:
     """Trains to the last step, or until a signal or the time limit."""
     out, cfg, train_split = session.out, session.config.train, session.corpus.train
     done, first = session.saved_step or 0, processes.first()
@@ -126,23 +141,32 @@ def _run(session: Session) -> Outcome:
     with (
         contextlib.closing(Progress(cfg, done, shown=first)) as progress,
         collected(progress.say) as received,
+        contextlib.ExitStack() as stack,
         contextlib.closing(MetricsFile(out / "metrics.jsonl", done) if first else NoMetricsFile()) as rows,
         Saver(out / "checkpoints", cfg.keep, rows.entry) as saver,
     ):
+        evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
+        earlier = read_rows(out / "metrics.jsonl") if first else []
+        patience = StopWithoutBest(cfg.patience, evaluation.eval_batches, earlier)
+
+        progress.say(start_line(session))
+        sinks = stack.enter_context(Sinks(log if first else (), out, to_dict(session.config), earlier, progress.say))
 
         def write(row: Row) -> None:
-            rows.write(row)
+            sinks.write(rows.write(row))
             progress.show(row)
+            patience.note(row)
 
-        evaluation = Evaluation(session.model, session.corpus, session.config, cfg.eval_batches)
         save = hooks.SaveCheckpoints(saver, cfg, session.saved_step, checkpoint.best_loss(out / "checkpoints"))
         evaluate = hooks.Evaluate(evaluation, cfg, progress, write, save, received)
+        speed = speed_fields(session.config, session.cost.flops, math.prod(mesh_shape().values()))
         # The order matters: a diverged step gets no row, and what is evaluated is saved before.
         in_order = (
             hooks.StopOnRequest(cfg, received),
+            patience,
             hooks.ShowProgress(progress, skipped=int(skipped_steps(session.state.opt_state))),
             hooks.CheckDivergence(out, saver),
-            hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write),
+            hooks.WriteMetrics(session.config, cfg.batch_size * train_split.targets_per_window, write, speed),
             save,
             evaluate,
         )
@@ -150,7 +174,9 @@ def _run(session: Session) -> Outcome:
         source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
         end = document_end(session.config.data, train_split)
         chunk = make_chunk(session.model, session.tx, cfg, session.state, end)
-        evaluate.catch_up(session.state, done, read_rows(out / "metrics.jsonl") if first else ())
+        if is_close(session.cost):
+            check_compiled(chunk, session.state, source(done), done + 1)
+        evaluate.catch_up(session.state, done, earlier)
         try:
             state = loop(chunk, session.state, source, cfg, in_order)
         except nonfinite.DivergedError as error:
@@ -164,8 +190,10 @@ def _run(session: Session) -> Outcome:
         stopped_early = step < cfg.steps or evaluate.is_owed
         signum = int(processes.agree(received[0] if received else 0).max())
         if stopped_early:
-            why = signal.Signals(signum).name if signum else "max_minutes"
-            progress.say(f"stopped by {why} at step {step}; saved; continue with --resume --out {out}")
+            without_best = not signum and bool(processes.agree(patience.should_stop()).any())
+            why = signal.Signals(signum).name if signum else patience.reason if without_best else "max_minutes"
+            more = " --train.patience N, a larger one" if without_best else ""
+            progress.say(f"stopped by {why} at step {step}; saved; continue with --resume --out {out}{more}")
     return Outcome(out, step, evaluate.val_loss, signum if signum and stopped_early else None)
 
 

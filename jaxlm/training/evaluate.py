@@ -135,9 +135,11 @@ class Evaluation:
         self._loss = make_evaluate(model, document_end(config.data, corpus.val))
         self._splits = {"val_loss": corpus.val, "train_loss": corpus.train.head(len(corpus.val))}
         self._config, self._batch_size = config, eval_batch_size(config)
-        self._most, self._eval_batches = None, eval_batches
-        if eval_batches is not None and eval_batches * config.train.batch_size < corpus.val.num_windows:
-            self._most = eval_batches * config.train.batch_size
+        self._most = None if eval_batches is None else eval_batches * config.train.batch_size
+        if self._most is not None and self._most >= corpus.val.num_windows:
+            self._most = eval_batches = None
+        self.eval_batches = eval_batches
+        """Of an estimate, the batches that it comes from; None = all, and it is exact."""
         self._targets = {name: split.num_targets for name, split in self._splits.items()}
         self._text_bytes = count_bytes(corpus.val, corpus.tokenizer)
 
@@ -167,5 +169,5 @@ class Evaluation:
             for name, split in self._splits.items()
         }
         check_converged(losses)
-        estimate: dict[str, Any] = {} if self._most is None else {"eval_batches": self._eval_batches}
+        estimate: dict[str, Any] = {} if self.eval_batches is None else {"eval_batches": self.eval_batches}
         return {**losses, **text_measures(losses["val_loss"], self._targets["val_loss"], self._text_bytes), **estimate}

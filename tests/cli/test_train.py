@@ -13,8 +13,9 @@ import pytest
 from support import command, refused, snapshot
 
 import jaxlm
-from jaxlm.cli.options import parse_options
+from jaxlm.cli.options import parse_options, with_kinds
 from jaxlm.cli.train import _defaults, _next_free, _TrainOptions
+from jaxlm.config import OptimConfig
 from jaxlm.config.presets import preset
 from jaxlm.run.folder import load_run, read_config
 
@@ -64,7 +65,7 @@ def test_training_leaves_what_it_says(folder):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 10, 20, 30]
     assert [row["step"] for row in rows if "val_loss" in row] == [15, 30]
-    assert rows[0].keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
+    assert rows[0].keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_s", "gflops_per_s", "elapsed_s"}
     config = json.loads((run / "config.json").read_text())
     assert config["config"]["model"]["num_layers"] == 1
     assert config["device"]["platform"] == "cpu"
@@ -93,6 +94,13 @@ def test_progress_on_stderr_has_no_eta_before_there_is_a_speed(folder):
 def test_adam_decays_only_if_asked(arguments, decay):
     options = parse_options(_TrainOptions, arguments.split(), "train", _defaults)
     assert options.optim.weight_decay == decay
+
+
+def test_another_schedule_takes_no_share_of_decay_from_the_run_before():
+    given = {"model": {}, "optim": {"schedule": "linear"}}
+    wsd = dataclasses.replace(preset("tiny"), optim=OptimConfig(schedule="wsd", decay_share=0.3, schedule_steps=9))
+    assert with_kinds(wsd, given).optim == OptimConfig(schedule="linear")
+    assert with_kinds(wsd, {"model": {}, "optim": {}}) == wsd
 
 
 # Names of runs -------------------------------------------------------------------------------------------------------
@@ -199,7 +207,7 @@ def test_without_a_preset_the_settings_are_those_of_the_source(folder, out):
     assert run.config.model == dataclasses.replace(source.config.model, max_seq_len=48)
     entry = json.loads((out / "config.json").read_text())["init_from"]
     assert (entry["run"], entry["step"], len(entry["sha256"])) == (str(folder / "runs/tiny-1"), source.step, 64)
-    code, _, err = command("train", "--resume", "--out", "out", "--train.steps", "6")
+    code, _, err = command("train", "--resume", "--out", "out", "--train.steps", "6", "--optim.keep-schedule")
     assert code == 0, err
     assert load_run(out).step == 6
     assert json.loads((out / "config.json").read_text())["init_from"] == entry

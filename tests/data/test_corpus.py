@@ -296,3 +296,32 @@ def test_a_run_that_knows_the_mark_of_its_text_goes_on_with_it(text_file, reside
     corpus = load_corpus(cfg, 3, CharTokenizer("\ufeffabc"))
     assert [corpus.train.tokens.tolist(), corpus.val.tokens.tolist()] == [[3, 0, 1, 2], [0, 1, 2, 0, 1]]
     assert load_unsplit(cfg, 3, CharTokenizer("\ufeffabc")).tokens.tolist()[:2] == [3, 0]
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+@pytest.mark.parametrize("resident_mb", [0, 256])
+def test_a_val_path_of_a_text_holds_out_that_text_and_no_other(tmp_path, tokenizer, resident_mb):
+    (tmp_path / "a.txt").write_text("ab" * 300)
+    (tmp_path / "b.txt").write_text("xyz" * 300)
+    where = {"path": (str(tmp_path / "a.txt"), str(tmp_path / "a.txt")), "val_path": str(tmp_path / "b.txt")}
+    cfg = DataConfig(**where, tokenizer=tokenizer, bpe_vocab_size=300, resident_mb=resident_mb)
+    corpus = load_corpus(cfg, 7)
+    read = [corpus.tokenizer.decode(split.tokens) for split in (corpus.train, corpus.val)]
+    assert read == ["ab" * 300 + "\n" + "ab" * 300, "xyz" * 300]
+    assert (len(corpus.train) < 20) == (tokenizer == "bpe")  # merges come from the text for training
+    assert len(corpus.val) == 900
+    assert corpus.sha256 == identity(cfg)
+    swapped = DataConfig(path=where["val_path"], val_path=where["path"])
+    alone = DataConfig(path=where["path"])
+    assert len({identity(swapped), identity(alone), corpus.sha256}) == 3
+    assert len(load_unsplit(cfg, 7, corpus.tokenizer)) == len(corpus.train)
+
+
+def test_what_has_splits_of_its_own_stands_alone(tmp_path, text_file):
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"format": "jaxlm-tokens-1"}')
+    text = str(text_file("abc"))
+    for paths in ({"path": (str(folder), text)}, {"path": text, "val_path": str(folder)}):
+        with pytest.raises(ValueError, match="prepared is a prepared corpus, which has splits of its own: give"):
+            load_corpus(DataConfig(**paths), 7)

@@ -1,8 +1,13 @@
 """Files written all at once or not at all, and the refusal of what is not UTF-8."""
 
+import json
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 
-from jaxlm.data.files import check_utf8, decode_utf8, staged
+from jaxlm.data.files import check_utf8, decode_utf8, read_sealed, remove, sealed, staged
 from jaxlm.errors import UserError
 
 
@@ -87,3 +92,55 @@ def test_text_that_python_could_not_decode_is_named_by_its_byte(text, byte):
     check_utf8("ä", "prompt")
     with pytest.raises(UserError, match=f"prompt is not UTF-8: byte {byte} at offset 2"):
         check_utf8(text, "prompt")
+
+
+def test_what_has_its_name_is_on_the_disk(tmp_path, monkeypatch):
+    """A loss of power may take what is not: the content goes there before the name, and the name before the end."""
+    order, fsync, replace = [], os.fsync, Path.replace
+
+    def noting_fsync(opened):
+        order.append(Path(os.readlink(f"/proc/self/fd/{opened}")).name)
+        fsync(opened)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("renamed"), replace(self, to)))
+    write(tmp_path / "run", "x", folder=True)
+    assert order == ["b.txt", f".run.{os.getpid()}.partial", "renamed", tmp_path.name]
+
+
+def test_a_folder_is_removed_under_a_name_that_says_so(tmp_path, monkeypatch):
+    (tmp_path / "12" / "params").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: None)  # killed before
+    remove(tmp_path / "12")
+    assert names(tmp_path) == [f".12.{os.getpid()}.removed.partial"]
+    remove(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"a": 2, "sha256": "SEAL"}', "was changed after it was written .its sha256 is another.: restore it"),
+        (b'{"a": 1, "b": 1, "sha256": "SEAL"}', "was changed after it was written"),
+        (b'{"a": 1', r"cannot be read as JSON \(.*\): restore it"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+        (b"\xff", "cannot be read as JSON"),
+        (b"[]", "does not hold a JSON object: restore it"),
+        (None, r"cannot be read \(No such file or directory\): restore it"),
+    ],
+)
+def test_sealed_json_shows_a_change(tmp_path, content, words):
+    file = tmp_path / "a.json"
+    if content is not None:
+        file.write_bytes(content.replace(b"SEAL", sealed({"a": 1})["sha256"].encode()))
+    with pytest.raises(UserError, match=words):
+        read_sealed(file, "restore it")
+
+
+def test_sealed_json_reads_as_it_was(tmp_path):
+    file, content = tmp_path / "a.json", {"b": [1, 2.5, None], "a": {"é": "x"}}
+    file.write_text(json.dumps(sealed(content), indent=3))
+    assert read_sealed(file, "") == sealed(content)
+    file.write_text(json.dumps({**sealed(content), "a": {"é": "x"}}, sort_keys=True))  # the order is not content
+    assert read_sealed(file, "") == sealed(content)
+    file.write_text(json.dumps(content))  # of an older version
+    assert read_sealed(file, "") == content

@@ -256,9 +256,7 @@ def test_a_damaged_tokenizer_of_unfinished_work_is_named(corpus, tmp_path):
     moments = []
     prepared(corpus, tmp_path / "whole", report=lambda progress: moments.append(copied(tmp_path, len(moments))))
     (moments[5] / "tokenizer.json").write_text("{")
-    with pytest.raises(
-        ValueError, match=r"tokenizer.json does not hold a tokenizer .*: delete .*moment-5, and prepare"
-    ):
+    with pytest.raises(ValueError, match=r"tokenizer.json cannot be read as JSON .*: delete .*moment-5, and prepare"):
         prepared(corpus, moments[5])
 
 

@@ -159,7 +159,7 @@ def test_a_prompt_without_a_token_is_refused():
 def test_a_file_without_a_tokenizer_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=r"tokenizer.json (does not hold a|cannot be read as) (tokenizer|JSON)"):
+    with pytest.raises(ValueError, match=r"tokenizer.json (does not hold a|cannot be read)"):
         load(tmp_path / "tokenizer.json")
 
 

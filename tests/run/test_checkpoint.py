@@ -98,11 +98,23 @@ def flip_a_bit(path):
     file.write_bytes(content)
 
 
+def edit(path, **changes):
+    content = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(content | changes))
+
+
 DAMAGE = {
     "a flipped bit": (flip_a_bit, "has changed"),
     "a missing file": (lambda path: largest_file(path / "opt_state").unlink(), "is missing"),
     "a surplus file": (lambda path: (path / "params" / "stray").write_text("x"), "stray is not in the manifest"),
     "a truncated manifest": (lambda path: (path / "manifest.json").write_text('{"step": 3'), "manifest.json"),
+    "another loss": (lambda path: edit(path, val_loss=0.5), "manifest.json cannot be read or has changed"),
+    "the manifest of another": (
+        lambda path: shutil.copy(path.parent / "2" / "manifest.json", path),
+        "its manifest.json is that of step 2",
+    ),
+    "no manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json cannot be read"),
+    "a link that leads nowhere": (lambda path: (path / "params" / "x").symlink_to("nowhere"), "x is not in the"),
     "a lost part": (lambda path: shutil.rmtree(path / "params"), "is missing"),
 }
 
@@ -119,6 +131,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_restored(folder, kind)
     assert len(damaged) == 1
     assert words in damaged[0]
     assert str(folder / "3") in damaged[0]
+
+
+def test_a_damaged_checkpoint_takes_the_place_of_an_earlier_one_of_its_step(folder):
+    for _ in range(2):
+        checkpoint.save(folder, trained(4), None, keep=9)
+        flip_a_bit(folder / "4")
+        assert int(checkpoint.restore_latest(folder, trained(0))[0].step) == 3
+    assert [path.name for path in folder.glob(".*")] == [".4.damaged"]
+
+
+def test_a_step_is_saved_over_what_stands_in_its_place(folder):
+    (folder / "3" / "params" / "stray").write_text("x")
+    (folder / "5").mkdir()
+    for step in (3, 5):
+        checkpoint.save(folder, trained(step), None, keep=9)
+        manifest.verify(folder / str(step))
+    assert list(folder.glob(".*")) == []
 
 
 def test_leftovers_of_a_killed_save_are_no_checkpoints(folder):

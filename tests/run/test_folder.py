@@ -51,6 +51,69 @@ def test_a_run_is_there_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_there_is_filled_and_not_replaced(tmp_path):
+    """A mount point cannot be replaced, and may hold what a file system keeps there."""
+    out = tmp_path / "disk"
+    for leftover in ("lost+found", ".new.7.partial/checkpoints"):
+        (out / leftover).mkdir(parents=True)
+    before = out.stat().st_ino
+    write_run(out)
+    assert out.stat().st_ino == before
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "lost+found",
+        "samples",
+        "tokenizer.json",
+    ]
+    assert load_run(out).step == 1
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+        write_run(out)
+
+
+def test_a_folder_that_is_being_filled_is_not_taken_and_a_failure_leaves_it_empty(tmp_path):
+    folder = new_folder(tmp_path, CONFIG, CharTokenizer("abcde"), None)
+    folder.__enter__()
+    with pytest.raises(UserError, match="is in use: process"):
+        write_run(tmp_path)
+    folder.__exit__(RuntimeError, RuntimeError(), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edited_config_is_refused_and_the_line_says_how_to_let_it_stand(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "edited")
+    record = json.loads((out / "config.json").read_text())
+    record["config"]["optim"]["learning_rate"] = 0.5
+    (out / "config.json").write_text(json.dumps(record))
+    words = 'config.json was changed after .*: put the old one back; .*delete the entry "sha256"'
+    with pytest.raises(UserError, match=words):
+        load_run(out)
+    del record["sha256"]
+    (out / "config.json").write_text(json.dumps(record))
+    assert load_run(out).config.optim.learning_rate == 0.5
+
+
+def test_an_edited_tokenizer_is_refused(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "edited")
+    text = (out / "tokenizer.json").read_text()
+    (out / "tokenizer.json").write_text(text.replace("abcde", "abced"))
+    with pytest.raises(UserError, match="tokenizer.json was changed after it was written"):
+        load_run(out)
+
+
+def test_a_run_of_an_older_version_has_no_seals_and_opens(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "old")
+    for name in ("config.json", "tokenizer.json"):
+        content = json.loads((out / name).read_text())
+        del content["sha256"]
+        (out / name).write_text(json.dumps(content))
+    for file in (out / "checkpoints").glob("*/manifest.json"):
+        content = json.loads(file.read_text())
+        del content["sha256"]["manifest.json"]
+        file.write_text(json.dumps(content))
+    assert load_run(out).step == 1
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

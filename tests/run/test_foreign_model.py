@@ -124,5 +124,5 @@ def test_what_cannot_be_gone_on_with_is_refused_in_one_line(source, text, tmp_pa
 
 def test_a_folder_that_is_neither_is_no_source(tmp_path):
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"config.json is not a configuration of this version"):
+    with pytest.raises(UserError, match=r"config.json does not hold a JSON object"):
         open_source(tmp_path)

@@ -92,12 +92,13 @@ def test_divergence_ends_the_run_unless_the_step_was_skipped(tmp_path, bad):
 
 def test_rows_are_written_for_step_1_the_last_and_every_log_every():
     rows = []
-    hook = hooks.WriteMetrics(CONFIG, 84.0, rows.append)
+    hook = hooks.WriteMetrics(CONFIG, 84.0, rows.append, lambda seconds: {"gflops_per_s": 3.0 / seconds})
     for step in range(1, 21):
         hook.on_chunk(measured(step, loss=step), 1, 0.5)
     assert [row["step"] for row in rows] == [1, 5, 10, 15, 20]
     schedule = build_schedule(CONFIG.optim, 20)
-    assert rows[1] == {"step": 5, "loss": 5.0, "lr": float(schedule(4)), "grad_norm": 1.0, "tokens_per_s": 168.0}
+    speed = {"tokens_per_s": 168.0, "gflops_per_s": 6.0}  # half a second a step
+    assert rows[1] == {"step": 5, "loss": 5.0, "lr": float(schedule(4)), "grad_norm": 1.0, **speed}
 
 
 def test_the_rate_leaves_out_skipped_steps_and_the_row_of_one_has_no_loss():

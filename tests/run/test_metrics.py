@@ -1,6 +1,7 @@
 """The rows of metrics.jsonl."""
 
 import dataclasses
+import hashlib
 import json
 import re
 
@@ -10,7 +11,7 @@ from jaxlm.config import DataConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
 from jaxlm.run import metrics
-from jaxlm.run.metrics import MetricsFile, read_rows
+from jaxlm.run.metrics import MetricsFile, check_log, read_rows
 from jaxlm.run.training import train
 
 ROWS = [{"step": 1, "loss": 4.0, "elapsed_s": 1.5}, {"step": 5, "loss": 3.0, "elapsed_s": 2.5}]
@@ -56,6 +57,35 @@ def test_a_full_disk_is_named(tmp_path):
             file.write({"step": 1})
 
 
+def test_the_start_of_the_file_is_known_by_its_sha256(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(TEXT)
+    file = MetricsFile(path, 5)
+    entry = file.entry()
+    assert entry == {"bytes": len(TEXT), "sha256": hashlib.sha256(TEXT.encode()).hexdigest()}
+    file.write({"step": 6})
+    file.close()
+    check_log(path, entry)  # rows that came later do not count
+    check_log(path, None)  # an older version said nothing
+    for content in (TEXT.replace("4.0", "4.5"), TEXT[:-1], TEXT.splitlines(keepends=True)[1], ""):
+        path.write_text(content)
+        with pytest.raises(UserError, match="was changed after it was written .*: put the old one back, or move it"):
+            check_log(path, entry)
+    path.unlink()
+    with pytest.warns(UserWarning, match="is missing: the rows of the sessions before this one are lost"):
+        check_log(path, entry)
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.mkdir()
+    for use in (lambda: read_rows(path), lambda: check_log(path, {"bytes": 1, "sha256": ""})):
+        with pytest.raises(
+            UserError, match=r"cannot be read \(Is a directory\): put the old one back, or move it away"
+        ):
+            use()
+
+
 def listed_fields():
     """{field: which rows have it} of the module's docstring."""
     table = metrics.__doc__.split("meaning\n")[1].split("\n\n")[0]
@@ -70,7 +100,7 @@ def test_the_docstring_lists_every_field_of_a_run(tmp_path, monkeypatch, shakesp
         data=DataConfig(path=str(tmp_path / "text.txt")),
         model=dataclasses.replace(tiny.model, num_layers=1, embed_dim=8),
         optim=dataclasses.replace(tiny.optim, warmup_steps=0),
-        train=dataclasses.replace(tiny.train, steps=6, log_every=3, eval_every=3),
+        train=dataclasses.replace(tiny.train, steps=6, log_every=3, eval_every=3, eval_batches=1),
     )
     train(config, tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
@@ -80,4 +110,4 @@ def test_the_docstring_lists_every_field_of_a_run(tmp_path, monkeypatch, shakesp
     for row in rows:
         kind = "evaluation" if "val_loss" in row else "training"
         expected = {name for name, of in fields.items() if of in ("all", kind)}
-        assert row.keys() == expected - {"skipped"}
+        assert row.keys() == expected - {"skipped", "mfu"}

@@ -17,6 +17,7 @@ from jaxlm.config import MeshConfig
 from jaxlm.data.batches import TokenStream
 from jaxlm.run import checkpoint, manifest, training
 from jaxlm.run.folder import load_run, read_config
+from jaxlm.run.metrics import OF_CLOCKS
 from jaxlm.run.session import resumed_session
 
 STEPS = 20
@@ -25,7 +26,6 @@ MODEL = (
     *("--model.dropout", 0.1, "--optim.warmup-steps", 2, "--train.steps", STEPS, "--train.log-every", 5),
     *("--train.batch-size", 8, "--train.grad-accum", 2, "--train.eval-every", 10, "--train.checkpoint-every", 10),
 )
-CLOCK = ("elapsed_s", "tokens_per_s")
 FLOAT64 = ("--model.dtype", "float64", "--model.param-dtype", "float64")
 
 
@@ -78,7 +78,7 @@ def two(root, new):
 def rows(out):
     """metrics.jsonl without what a clock decides."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in CLOCK} for row in lines]
+    return [{name: value for name, value in row.items() if name not in OF_CLOCKS} for row in lines]
 
 
 def apart(out, other):

@@ -2,6 +2,8 @@
 
 import io
 import re
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import rich.console
@@ -52,10 +54,15 @@ def test_plain_lines_come_at_most_every_five_seconds_and_the_first_has_no_eta(ca
     shown.show(row(10))
     assert lines(capsys) == []
     now[0] += 6
-    shown.show(row(20))
-    assert lines(capsys) == ["step 20/100  loss 2.0000  1,234 tokens/s  eta 8s"]
+    shown.show(row(20, gflops_per_s=12.34))
+    assert lines(capsys) == ["step 20/100  loss 2.0000  1,234 tokens/s  12.3 GFLOP/s  eta 8s"]
+    now[0] += 6
+    shown.show(row(20, mfu=0.4123))
+    assert lines(capsys) == ["step 20/100  loss 2.0000  1,234 tokens/s  41.2% MFU  eta 8s"]
+    shown.show({"step": 30, "val_loss": 1.5, "eval_batches": 4})  # an estimate
+    assert lines(capsys) == ["step 30/100  loss 2.0000  val ~1.5000  1,234 tokens/s  41.2% MFU  eta 7s"]
     shown.show({"step": 40, "val_loss": 1.5})
-    assert lines(capsys) == ["step 40/100  loss 2.0000  val 1.5000  1,234 tokens/s  eta 6s"]
+    assert lines(capsys) == ["step 40/100  loss 2.0000  val 1.5000  1,234 tokens/s  41.2% MFU  eta 6s"]
     shown.show(row(100))
     assert lines(capsys) == ["step 100/100  loss 2.0000  val 1.5000  1,234 tokens/s"]
     shown.show({"step": 100, "tokens_per_s": 1.0})  # a skipped step
@@ -109,6 +116,35 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         "50/100 loss 2.0000  1,234 tokens/s  eta 5s",
     ):
         assert words in text
+
+
+def test_a_notebook_gets_one_line_that_changes(monkeypatch, capsys, now):
+    shown, updates = [], []
+    ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
+
+    def show(data, raw, display_id):
+        assert (raw, display_id) == (True, True)
+        shown.append(data["text/plain"])
+        return SimpleNamespace(update=lambda data, raw: updates.append(data["text/plain"]))
+
+    display.display = show
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    console = rich.console.Console
+    monkeypatch.setattr(rich.console, "Console", lambda **_: console(force_jupyter=True))
+    progress = Progress(CFG, 0)
+    progress.show(row(1))
+    assert shown == ["step 1/100  loss 2.0000  1,234 tokens/s"]
+    progress.move(5)
+    assert updates == []  # half a second is not over
+    now[0] += 1
+    progress.move(8)
+    progress.evaluating(40)
+    progress.say("skipped")
+    progress.close()
+    assert updates == ["step 8/100  loss 2.0000  1,234 tokens/s", "step 40/100  evaluating"]
+    assert len(shown) == 1
+    assert lines(capsys) == ["skipped"]
 
 
 def test_a_process_that_shows_nothing_shows_nothing(capsys):

@@ -22,7 +22,7 @@ from jaxlm.errors import CheckError, UserError
 from jaxlm.evals.loss import evaluate
 from jaxlm.ops import canary
 from jaxlm.optim import build_schedule
-from jaxlm.run import checkpoint
+from jaxlm.run import checkpoint, metrics
 from jaxlm.run.folder import load_run, read_config
 from jaxlm.run.samples import sample
 from jaxlm.run.session import new_session, resumed_session
@@ -57,7 +57,7 @@ def whole(config, tmp_path_factory):
 def rows(out):
     """metrics.jsonl without what a clock decides."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("elapsed_s", "tokens_per_s")} for row in lines]
+    return [{k: v for k, v in row.items() if k not in metrics.OF_CLOCKS} for row in lines]
 
 
 def assert_same_run(out, whole, step=STEPS):
