@@ -46,7 +46,8 @@ def check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) ->
       UserError: it changes a field that may not change.
     """
     for name, ours, theirs in difference(config, stored):
-        if not (_is_free(name) or _is_recorded(name)):
+        is_other_state = name == "optim.weight_decay" and 0 in (ours, theirs)  # without decay there is no count of it
+        if is_other_state or not (_is_free(name) or _is_recorded(name)):
             raise UserError(
                 f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
             )
