@@ -196,8 +196,9 @@ def _run_tyro(options: Any, arguments: list[str], command: str, default: Given) 
         if not end.code:
             raise
     message = _one_line(errors.getvalue())
-    words = [word.rstrip(",") for word in message.split()]
-    if words[:1] == ["Unrecognized"] and any(Path(word).exists() for word in words[2:]):
+    if message.startswith("Unrecognized options") and any(
+        Path(word.rstrip(",")).exists() for word in message.split()[2:]
+    ):
         message += "; of several files, each needs the option before it"  # a shell makes many words of *.txt
     raise UserError(f"{message}; see jaxlm {command} --help")
 

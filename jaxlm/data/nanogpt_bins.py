@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.data.reading import read_json
+from jaxlm.data.reading import open_regular, read_json
 from jaxlm.data.shards import BLOCK, ShardedTokens
 from jaxlm.data.tokenizer import CharTokenizer, IdTokenizer, Tokenizer
 from jaxlm.data.tokenizer_file import read_tokenizer_file
@@ -46,7 +46,7 @@ def sha256_of(folder: Path) -> str:
     lines = ""
     for name in (TRAIN, VAL):
         try:
-            with (folder / name).open("rb") as file:
+            with open_regular(folder / name) as file:
                 lines += f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n"
         except OSError as error:
             raise UserError(

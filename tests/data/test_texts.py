@@ -168,7 +168,7 @@ def test_stdin_that_cannot_be_kept_is_refused_and_leaves_nothing(monkeypatch, tm
     monkeypatch.setattr("sys.stdin", Stdin(b"a"))
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", full)
-        with pytest.raises(UserError, match=r"cache/stdin cannot be written \(No space left on device\): set JAXLM"):
+        with pytest.raises(UserError, match=r"cache/stdin cannot be written \(No space left .*: set JAXLM_DATA_DIR"):
             with_stdin_kept("-")
     assert list((tmp_path / "cache/stdin").iterdir()) == []
     monkeypatch.setattr("sys.stdin", None)
