@@ -123,7 +123,7 @@ def _mapped(path: Path, vocab_size: int) -> np.ndarray:
     """The array of a file, whose ids are in the vocabulary."""
     size = path.stat().st_size
     if size % 2:
-        raise UserError(f"{path} has {size} bytes, an odd number: it is not nanoGPT's array of 16-bit ids")
+        raise UserError(f"{path} has an odd number of bytes ({size}): it is not nanoGPT's array of 16-bit ids")
     # nanoGPT writes in the byte order of its machine, little-endian on all that JAX runs on.
     tokens = np.asarray(np.memmap(path, np.uint16, mode="r")) if size else np.empty(0, np.uint16)
     largest = max((int(tokens[start : start + BLOCK].max()) for start in range(0, len(tokens), BLOCK)), default=0)

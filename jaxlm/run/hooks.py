@@ -233,10 +233,12 @@ class Evaluate(Hook):
         if step == 0 or not self._is_due(step):
             return
         losses = [row["val_loss"] for row in rows if row["step"] == step and "val_loss" in row]
-        if not processes.agree(bool(losses))[0, 0]:
+        bits = np.array([*losses, 0.0][:1], np.float64).view(np.int32)  # what processes can tell each other
+        is_there, *bits = processes.agree(bool(losses), *bits.tolist())[0].tolist()
+        if not is_there:
             self.on_boundary(state, step)
-        elif losses:
-            self._save.add_loss(state, step, losses[-1])  # a kill may have come between the row and the manifest
+        else:  # a kill may have come between the row and the manifest
+            self._save.add_loss(state, step, float(np.array(bits, np.int32).view(np.float64)[0]))
 
     def _is_due(self, step: int) -> bool:
         return step % self._cfg.eval_every == 0 or step == self._cfg.steps

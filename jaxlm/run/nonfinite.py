@@ -79,6 +79,21 @@ def find(
     """
     if processes.count() > 1:
         return "where it began is not looked for by several processes"
+    try:
+        return _search(session, chunk, source, document_end, step, say, should_stop)
+    except jax.errors.JaxRuntimeError as error:  # the search may need more memory than there is
+        return f"where it began could not be looked for ({str(error).splitlines()[0]})"
+
+
+def _search(
+    session: Session,
+    chunk: Chunk,
+    source: Callable[[int], BatchSource],
+    document_end: int | None,
+    step: int,
+    say: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> str:
     restored = checkpoint.restore_latest(session.out / "checkpoints", session.state)
     state = _initial(session) if restored is None else restored[0]
     at, end = int(state.step), time.perf_counter() + SECONDS
@@ -110,6 +125,11 @@ def _bad_parameters(session: Session, tree: Params) -> list[str]:
     return [name for name, is_finite in flatten_dict(finite, sep="/").items() if not is_finite]
 
 
+def _owns(layer: str, name: str) -> bool:
+    """Whether a parameter of this name lies in a layer."""
+    return not layer or name.startswith(f"{layer}/")
+
+
 def _named(names: list[str]) -> str:
     others = len(names) - 1
     return names[0] + (f" (and {others} other{'s' * (others > 1)})" if others else "")
@@ -126,14 +146,16 @@ def _within(session: Session, state: TrainState, source: BatchSource, document_e
         micro, weight = jax.tree.map(lambda a, i=i: a[i], micro_batches)
         micro_key = jax.random.fold_in(key, i) if cfg.grad_accum > 1 else key
         arguments = micro, micro_key, weight, document_end
-        if found := _in_forward_pass(session, state.params, *arguments):
+        found, layers = _in_forward_pass(session, state.params, *arguments)
+        if found is not None:
             return found
         grads = jax.jit(
             lambda params, micro, key, weight: jax.grad(batch_loss)(params, model, micro, key, weight, document_end)
         )(state.params, micro, micro_key, weight)
         if bad := _bad_parameters(session, grads):
-            # The backward pass goes from the last layer to the first.
-            return f"the gradient of {_named(bad[::-1])}"
+            # The backward pass goes from the last layer to the first; "" is the model, which owns embeddings.
+            places = {name: max(i for i, layer in enumerate(layers) if _owns(layer, name)) for name in bad}
+            return f"the gradient of {_named(sorted(bad, key=lambda name: -places[name]))}"
         largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
         if largest > SQUARES_OVERFLOW:
             return f"the norm of the gradient, whose numbers reach {largest:.2g}"
@@ -147,8 +169,8 @@ def _in_forward_pass(
     key: Array,
     weights: Float[Array, "B T"] | None,
     document_end: int | None,
-) -> str | None:
-    """The first layer whose output is not finite, or the loss; None if all are finite."""
+) -> tuple[str | None, list[str]]:
+    """The first layer whose output is not finite, or the loss, or None; and the paths of all layers as they begin."""
     cfg = session.config.model
     if cfg.scan_layers:
         params = unstack_params(cfg, params)
@@ -159,9 +181,10 @@ def _in_forward_pass(
         return loss, jax.tree.map(lambda value: jnp.abs(value).max(), trace)
 
     loss, trace = jax.device_get(jax.jit(measured)(params))
-    before = 0.0
-    for event, largest in trace.by_event().items():
+    values, before = trace.by_event(), 0.0
+    layers = ["", *(event.layer for event in values if event.side == "in")]
+    for event, largest in values.items():
         if not np.isfinite(largest):
-            return f"{event} (before it, numbers up to {before:.2g})"
+            return f"{event} (before it, numbers up to {before:.2g})", layers
         before = float(largest)
-    return None if np.isfinite(loss) else "the loss, of finite logits"
+    return None if np.isfinite(loss) else "the loss, of finite logits", layers

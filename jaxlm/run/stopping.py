@@ -2,11 +2,21 @@
 
 import contextlib
 import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+GRACE = 2.0
+"""So many seconds after the second signal the process ends, if Python has not come to the old handler before."""
+
+
+def _is_interactive() -> bool:
+    """Whether this process is a session of a user, who would lose more than the run."""
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
 
 
 @contextlib.contextmanager
@@ -42,12 +52,14 @@ def collected(say: Callable[[str], None]) -> Iterator[list[int]]:
     os.set_blocking(writer, False)
 
     def tell() -> None:
-        said = False
+        count = 0
         with open(reader, "rb", buffering=0) as numbers:
-            while number := numbers.read(1):
-                if number[0] in old and not said:
+            while number := numbers.read(1):  # b"" when the block has ended
+                count += number[0] in old
+                if number[0] in old and count == 1:
                     say(f"{signal.Signals(number[0]).name}: saving; once more stops at once")
-                    said = True
+                elif count > 1 and not _is_interactive() and not select.select([reader], [], [], GRACE)[0]:
+                    os._exit(128 + number[0])
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()

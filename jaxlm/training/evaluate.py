@@ -74,11 +74,17 @@ def make_evaluate(model: LanguageModel, document_end: int | None = None) -> Eval
 
 
 def eval_batch_size(config: ExperimentConfig) -> int:
-    """Windows that are evaluated at once: those of a micro-batch, so evaluation needs less memory than training.
+    """Windows that are evaluated at once: up to four micro-batches, as many as need less memory than training one.
 
-    A mesh that divides a micro-batch divides them too.
+    More at once are faster on a CPU. A mesh that divides a micro-batch divides them too.
     """
-    return config.train.batch_size // config.train.grad_accum
+    cfg = config.model
+    # Bytes a token, about. Training keeps the logits and some 16 D of each layer, or with remat of one layer and the
+    # inputs of the others. A forward pass has the logits, their exponentials, and some 6 D of one layer at a time.
+    width = cfg.embed_dim * (2 if cfg.dtype == "bfloat16" else 4)
+    logits, layers = 4 * cfg.vocab_size, width * (16 + cfg.num_layers if cfg.remat else 16 * cfg.num_layers)
+    times = next((times for times in (4, 2) if times * (2 * logits + 6 * width) <= logits + layers), 1)
+    return times * config.train.batch_size // config.train.grad_accum
 
 
 def eval_groups(config: ExperimentConfig, params: Params) -> int:

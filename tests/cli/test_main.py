@@ -67,6 +67,13 @@ from jaxlm.errors import CheckError
         (["train", "tiny", "--out", "full"], "full already holds something"),
         (["train", "tiny", "--out", "full", "--resume"], "full is not a run"),
         (["train", "tiny", "--resume"], "--resume needs the run to continue"),
+        (["train", "tiny", "--optim.keep-schedule"], "--optim.keep-schedule is for a run that goes on: add --resume"),
+        (["train", "tiny", "--optim.eps", "0"], "eps = 0.0 is too small"),
+        (["train", "tiny", "--model.norm-eps", "inf"], "norm_eps = inf is out of range: give a finite number"),
+        (
+            ["train", "tiny", "--optim.name", "lion", "--optim.arguments", "b1=Infinity"],
+            "argument 'b1=Infinity' of lion is out of range: give a finite number",
+        ),
         (["train", "chargpt", "--out", "runs/tiny-1", "--resume"], "was trained with preset 'tiny', not 'chargpt'"),
         (
             ["train", "--out", "runs/tiny-1", "--resume", "--model.num-layers", "3"],

@@ -12,6 +12,7 @@ from jaxlm.data.batches import TokenStream, WindowBlock
 from jaxlm.errors import CheckError
 from jaxlm.model.layer_stack import stack_params, unstack_params
 from jaxlm.run import hooks, nonfinite
+from jaxlm.run.saving import Saver
 from jaxlm.run.session import new_session
 from jaxlm.run.training import train
 from jaxlm.sharding.layout import put
@@ -69,6 +70,13 @@ def test_the_steps_are_taken_again_from_the_last_checkpoint(config, tmp_path, mo
     assert " in step 7; " in line
     assert line.endswith("keeps its last checkpoint (step 4); lower --optim.learning-rate, and go on with --resume")
     assert "step 7 is not finite: looking for where that begins, from step 4 on" in capsys.readouterr().err
+
+    def exhausted(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(nonfinite, "_within", exhausted)
+    line = diverged(config, tmp_path / "full")
+    assert "; where it began could not be looked for (RESOURCE_EXHAUSTED: Out of memory); " in line
     monkeypatch.setattr(nonfinite, "SECONDS", 0.0)
     line = diverged(config, tmp_path / "another")
     assert "; where it begins was looked for up to step 4, and not found; " in line
@@ -95,6 +103,21 @@ def test_a_gradient_is_named_where_the_forward_pass_is_finite(session, monkeypat
     assert within(session, session.state.params) == "the gradient of head/kernel"
 
 
+@pytest.mark.slow
+def test_of_several_gradients_that_of_the_last_layer_is_named(config, tmp_path, monkeypatch):
+    """The backward pass comes there first."""
+    model = ModelConfig(vocab_size=58, max_seq_len=8, num_layers=2, embed_dim=8, num_heads=2)
+    session = new_session(dataclasses.replace(config, model=model), tmp_path / "run")
+
+    def spoiled(params, *args):
+        bad = params["embedding"], params["block_0"]["mlp"]["up"]["kernel"], params["block_1"]["mlp"]["up"]["bias"]
+        return batch_loss(params, *args) + sum(jnp.sqrt(jnp.abs(leaf) * 0).sum() for leaf in bad)
+
+    monkeypatch.setattr(nonfinite, "batch_loss", spoiled)
+    found = within(session, session.state.params)
+    assert found == "the gradient of block_1/mlp/up/bias (and 2 others)"
+
+
 def test_a_norm_beyond_float32_and_a_loss_are_named(session, monkeypatch):
     params = jax.tree.map(jnp.copy, session.state.params)
     params["embedding"] = jnp.full_like(params["embedding"], 1e25)
@@ -112,15 +135,15 @@ def test_the_first_layer_of_the_forward_pass_is_named(config, tmp_path, changes)
     params["block_1"]["mlp"]["up"]["kernel"] = params["block_1"]["mlp"]["up"]["kernel"].at[0].set(jnp.inf)
     params = stack_params(model, params) if changes else params
     arguments = jnp.zeros((2, 9), jnp.int32), jax.random.key(0), None, None
-    assert nonfinite._in_forward_pass(session, params, *arguments).startswith(
-        "the output of block_1/mlp/up (before it, numbers up to "
-    )
-    assert nonfinite._in_forward_pass(session, sound, *arguments) is None
+    found, layers = nonfinite._in_forward_pass(session, params, *arguments)
+    assert found.startswith("the output of block_1/mlp/up (before it, numbers up to ")
+    assert layers.index("block_0") < layers.index("block_1") < layers.index("final_norm")
+    assert nonfinite._in_forward_pass(session, sound, *arguments)[0] is None
     assert nonfinite._bad_parameters(session, params) == ["block_1/mlp/up/kernel"]
 
 
 def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
-    save = hooks.SaveCheckpoints(tmp_path / "run/checkpoints", config.train, None)
+    save = hooks.SaveCheckpoints(Saver(tmp_path / "run/checkpoints", 2), config.train, None)
     state = TrainState({"w": jnp.array([1.0, jnp.nan])}, (), jnp.int32(4))
     with pytest.raises(CheckError, match=r"step 4: parameters are not finite; .* checkpoint \(none\)"):
         save.on_boundary(state, 4)

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -82,3 +84,23 @@ def test_outside_the_main_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert seen == [([], before)]
+
+
+PROGRAM = """
+import hashlib, sys
+from jaxlm.run import stopping
+stopping.GRACE = 0.2
+with stopping.collected(lambda line: print(line, flush=True)):
+    print("begins", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # a minute
+"""
+
+
+def test_a_second_signal_ends_a_process_that_computes():
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begins\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "SIGINT: saving; once more stops at once\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM

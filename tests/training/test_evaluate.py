@@ -2,17 +2,26 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import apply, built
 
 from jaxlm.config import ExperimentConfig, ModelConfig, TrainConfig
+from jaxlm.config.presets import preset
 from jaxlm.data.batches import PaddedRows, TokenStream
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.tokenizer import CharTokenizer, IdTokenizer, TranscriptTokenizer
 from jaxlm.errors import CheckError
-from jaxlm.training.evaluate import Evaluation, count_bytes, make_evaluate, text_measures
+from jaxlm.training.evaluate import (
+    Evaluation,
+    count_bytes,
+    eval_batch_size,
+    eval_groups,
+    make_evaluate,
+    text_measures,
+)
 
 CFG = ModelConfig(vocab_size=65, max_seq_len=7, num_layers=1, embed_dim=24, num_heads=3, mlp_dim=20)
 CONFIG = ExperimentConfig(preset="test", model=CFG, train=TrainConfig(batch_size=2, grad_accum=2))
@@ -95,3 +104,21 @@ def test_a_diverged_model_is_named(value):
     params = {**params, "final_norm": {**params["final_norm"], "scale": jnp.full(24, value)}}
     with pytest.raises(CheckError, match=r"the model has diverged: .*lower --optim.learning-rate"):
         evaluate(params)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("gpt2-124m", 12), ("llama-7b", 64), ("nanogpt-cpu", 4 * 12), ("shakespeare-char", 4 * 64)]
+)
+def test_as_many_windows_at_once_as_need_less_memory_than_training(name, rows):
+    """The logits of a large vocabulary are most of it, so there they are those of one micro-batch."""
+    assert eval_batch_size(preset(name)) == rows
+
+
+def test_a_call_of_the_compiled_evaluation_is_short():
+    def most(name, numbers):
+        return eval_groups(preset(name), {"w": jax.ShapeDtypeStruct((numbers,), np.float32)})
+
+    assert most("nanogpt-cpu", 800_000) == 64
+    assert most("gpt2-124m", 124_000_000) == 1
+    assert most("llama-7b", 7_000_000_000) == 1
+    assert most("shakespeare-char", 10_700_000) == 1 < most("shakespeare-char", 1_070_000)
