@@ -28,7 +28,7 @@ INSTALLED := pyproject.toml constraints.txt
 # A PYTHON given on the command line must be that of the virtual environment.
 SAME_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),same-python)
 
-.PHONY: train test test-jax test-slow same-python lint format bench bench-decode bench-growing clean
+.PHONY: train test test-jax test-slow same-python lint format audit bench bench-decode bench-growing clean
 
 train: .venv/.train $(SAME_PYTHON)
 	$(BIN)/jaxlm train $(PRESET)
@@ -54,6 +54,10 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The tests of security, and the pinned packages against the known vulnerabilities (docs/security.md).
+audit: .venv/.audit
+	$(BIN)/python scripts/audit.py
 
 bench: .venv/.test
 	$(BIN)/python benchmarks/train_step.py
@@ -97,3 +101,7 @@ $(JAX_VENV)/.test: $(INSTALLED) | $(JAX_VENV)/bin/python
 .venv/.dev: $(INSTALLED) | .venv/bin/python
 	$(BIN)/$(PIP) --editable ".[dev]"
 	touch .venv/.train $@
+
+.venv/.audit: .venv/.test
+	$(BIN)/$(PIP) --editable ".[audit]"
+	touch $@

@@ -36,6 +36,7 @@ from jaxlm.data.files import sealed
 from jaxlm.errors import CheckError, UserError
 from jaxlm.run import checkpoint
 from jaxlm.run.folder import load_run
+from jaxlm.run.metrics import OF_CLOCKS
 from jaxlm.run.training import train
 
 STEPS = 12
@@ -272,7 +273,7 @@ def _digest(tree: Any) -> str:
 def _end(run: Path) -> list[Any]:
     """The parameters of the last step and the rows, without what a clock decides."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kept = [{key: row[key] for key in row if key not in ("elapsed_s", "tokens_per_s")} for row in lines]
+    kept = [{key: row[key] for key in row if key not in OF_CLOCKS} for row in lines]
     last = checkpoint.steps(run / "checkpoints")[-1]
     return [last, _digest(load_run(run, last).params), kept]
 

@@ -118,7 +118,7 @@ def _make_texts(folder: Path) -> None:
         "short.txt": b"abc",
         "sound.txt": b"abc " * 999,
     }.items():
-        (folder / f"{name}.txt").write_bytes(content)
+        (folder / name).write_bytes(content)
     os.mkfifo(folder / "pipe.txt")
     (folder / "zero.txt").symlink_to("/dev/zero")
     (folder / "loop.txt").symlink_to("loop.txt")

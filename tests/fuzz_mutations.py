@@ -1,5 +1,6 @@
 """Damages to valid files: flips, cuts, huge sizes in heads, deep nesting, duplicate keys, odd text, foreign paths."""
 
+import gzip
 import io
 import json
 import random
@@ -74,6 +75,8 @@ def mutate(seed: bytes, rng: random.Random) -> bytes:
         kinds += [_npy] * 6
     elif seed[:4] == b"PK\x03\x04":
         kinds += [_zip] * 5
+    elif seed[:2] == b"\x1f\x8b":
+        kinds += [_gzip] * 4
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         kind = rng.choice(kinds)
         try:
@@ -195,6 +198,12 @@ def _npy(data: bytes, rng: random.Random) -> bytes:
     head = head[: head.index(key) + len(key) - 1] + value + head[end:]
     body = head.encode()
     return data[:8] + struct.pack("<H", len(body)) + body + data[10 + length :]
+
+
+def _gzip(data: bytes, rng: random.Random) -> bytes:
+    if rng.random() < 0.1:
+        return gzip.compress(rng.choice([b"x", b"x\n", b"\n"]) * (5 * 10**6))
+    return gzip.compress(mutate(gzip.decompress(data), rng)) + rng.choice([b"", b"", b"x"])
 
 
 def _zip(data: bytes, rng: random.Random) -> bytes:

@@ -1,45 +1,22 @@
 """What reads files of others: sets of valid files, each with the reader whose bounds `fuzzing.try_bytes` checks."""
 
 import contextlib
-import dataclasses
+import gzip
 import io
 import json
-from collections.abc import Callable
+import lzma
 from pathlib import Path
 
 import foreign_folders
-import llama2c
 import numpy as np
-import safetensors.numpy
+from fuzz_models import MODELS
+from fuzz_target import MODEL, Target, written
 
 from jaxlm.cli import train
-from jaxlm.config import ExperimentConfig, ModelConfig
+from jaxlm.config import ExperimentConfig
 from jaxlm.config.base import to_dict
 from jaxlm.config.prepare import PrepareConfig
 from jaxlm.errors import CheckError, UserError
-
-MODEL = ModelConfig(vocab_size=30, max_seq_len=8, num_layers=1, embed_dim=4, num_heads=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Valid files, by their path in a folder, and what reads them."""
-
-    make: Callable[[Path], None]
-    read: Callable[[Path], object]
-    damaged: tuple[str, ...]
-    """The files that are damaged, one at a time; patterns for glob."""
-
-
-def _write(**files):
-    """A maker of files, given as bytes or as what JSON holds; __ stands for a dot in a name."""
-
-    def make(folder: Path) -> None:
-        for name, content in files.items():
-            path = folder / name.replace("__", ".")
-            path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-
-    return make
 
 
 def _record(model=MODEL):
@@ -198,119 +175,19 @@ def _read_documents(folder: Path) -> None:
         pass
 
 
-def _read_tensors(folder: Path) -> None:
-    from jaxlm.convert.files import open_tensors
+def _read_texts(folder: Path) -> None:
+    from jaxlm.data.texts import open_text
 
-    files = open_tensors(folder)
-    for name in files.names:
-        files.read(name)
-
-
-def _make_shards(folder: Path) -> None:
-    places = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
-    for name, file in places.items():
-        safetensors.numpy.save_file({name: np.ones((2, 3), np.float32)}, folder / file)
-    content = {"metadata": {"total_size": 48}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    for _ in open_text(str(folder), "text").blocks():
+        pass
 
 
-def _make_hugging_face(folder: Path) -> None:
-    foreign_folders.write(folder, {**foreign_folders.GPT2, "eos_token_id": 3})
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4]}))
-    (folder / "tokenizer.json").write_text(json.dumps(foreign_folders.word_tokenizer()))
+def _read_bins(folder: Path) -> None:
+    from jaxlm.data.nanogpt_bins import is_bins, open_bins
 
-
-def _read_hugging_face(folder: Path) -> None:
-    from jaxlm.run.foreign_model import read_model
-
-    read_model("hf", folder)
-
-
-def _make_llama(folder: Path) -> None:
-    foreign_folders.write(folder, {**foreign_folders.LLAMA, "rope_theta": 1e4, "rms_norm_eps": 1e-5})
-
-
-def _make_flax(folder: Path) -> None:
-    import flax.serialization
-
-    tree = {
-        "transformer": {"ln_f": {"scale": np.ones(3, np.float32)}, "h": {"0": {"kernel": np.ones((2, 3), np.float16)}}}
-    }
-    (folder / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
-
-
-def _nanogpt():
-    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 4, "block_size": 8, "bias": False, "vocab_size": 30, "dropout": 0.0}
-    from jaxlm.convert.nanogpt import to_nanogpt
-    from jaxlm.model.build import build_model, init_params
-
-    return sizes, to_nanogpt, build_model, init_params
-
-
-def _make_nanogpt(folder: Path) -> None:
-    import jax
-
-    _, to_nanogpt, build_model, init_params = _nanogpt()
-    cfg = dataclasses.replace(MODEL, tie_embeddings=True)
-    to_nanogpt(cfg, init_params(build_model(cfg), jax.random.key(0)), folder / "model")
-
-
-def _read_nanogpt(folder: Path) -> None:
-    from jaxlm.convert.nanogpt import from_nanogpt
-
-    from_nanogpt(folder / "model")
-
-
-def _make_torch(folder: Path) -> None:
-    import torch
-
-    torch.save({"a": torch.ones(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}, folder / "pytorch_model.bin")
-    legacy = folder / "legacy.bin"
-    torch.save({"a": torch.ones(2, 3)}, legacy, _use_new_zipfile_serialization=False)
-
-
-def _read_torch(folder: Path) -> None:
-    from jaxlm.convert.files import open_tensors
-
-    for file in ("pytorch_model.bin", "legacy.bin"):
-        files = open_tensors(folder / file)
-        for name in files.names:
-            files.read(name)
-
-
-def _make_llama2c(folder: Path) -> None:
-    for version in (0, 1):
-        llama2c.write(folder / f"model{version}.bin", llama2c.SIZES, llama2c.weights(), version, True)
-
-
-def _read_llama2c(folder: Path) -> None:
-    from jaxlm.convert import from_llama2c
-
-    for version in (0, 1):
-        from_llama2c(folder / f"model{version}.bin")
-
-
-def _make_meta(folder: Path) -> None:
-    import torch
-
-    sizes = {
-        "dim": 6,
-        "n_layers": 2,
-        "n_heads": 3,
-        "n_kv_heads": 1,
-        "multiple_of": 1,
-        "vocab_size": -1,
-        "norm_eps": 1e-5,
-    }
-    (folder / "params.json").write_text(json.dumps({**sizes, "rope_theta": 1e4}))
-    state = llama2c.weights({**llama2c.SIZES, "hidden_dim": 16}, tied=False)
-    torch.save({name: torch.from_numpy(array) for name, array in state.items()}, folder / "consolidated.00.pth")
-
-
-def _read_meta(folder: Path) -> None:
-    from jaxlm.convert import from_meta
-
-    from_meta(folder)
+    if is_bins(folder):
+        bins = open_bins(folder, None)
+        bins.both[: len(bins.both)]
 
 
 def _read_recipe(folder: Path) -> None:
@@ -338,57 +215,59 @@ ARGUMENTS = (
 )
 
 TARGETS: dict[str, Target] = {
-    "config": Target(lambda folder: _write(config__json=_record())(folder), _read_record, ("config.json",)),
+    "config": Target(lambda folder: written(config__json=_record())(folder), _read_record, ("config.json",)),
     "listing": Target(
         _make_listing, _read_listing, ("runs/*/config.json", "runs/*/*.jsonl", "runs/*/*/*/manifest.json")
     ),
     "run": Target(_make_run, _read_run, ("run/*.json", "run/checkpoints/0/**/*")),
-    "options": Target(_write(arguments=ARGUMENTS), _read_options, ("arguments",)),
-    "recipe": Target(lambda folder: _write(recipe__toml=_recipe())(folder), _read_recipe, ("recipe.toml",)),
+    "options": Target(written(arguments=ARGUMENTS), _read_options, ("arguments",)),
+    "recipe": Target(lambda folder: written(recipe__toml=_recipe())(folder), _read_recipe, ("recipe.toml",)),
     "char": Target(
-        _write(tokenizer__json={"type": "char", "chars": "\n abcdeé\U0001f600"}), _read_tokenizer, ("tokenizer.json",)
+        written(tokenizer__json={"type": "char", "chars": "\n abcdeé\U0001f600"}), _read_tokenizer, ("tokenizer.json",)
     ),
-    "ids": Target(_write(tokenizer__json={"type": "ids", "vocab_size": 70}), _read_tokenizer, ("tokenizer.json",)),
+    "ids": Target(written(tokenizer__json={"type": "ids", "vocab_size": 70}), _read_tokenizer, ("tokenizer.json",)),
     "bpe": Target(
-        lambda folder: _write(tokenizer__json={"type": "bpe", "tokenizer": foreign_folders.word_tokenizer()})(folder),
+        lambda folder: written(tokenizer__json={"type": "bpe", "tokenizer": foreign_folders.word_tokenizer()})(folder),
         _read_tokenizer,
         ("tokenizer.json",),
     ),
     "hf_tokenizer": Target(
-        lambda folder: _write(tokenizer__json=foreign_folders.word_tokenizer(), config__json={"eos_token_id": 0})(
+        lambda folder: written(tokenizer__json=foreign_folders.word_tokenizer(), config__json={"eos_token_id": 0})(
             folder
         ),
         _read_hugging_face_tokenizer,
         ("*.json",),
     ),
-    "csv": Target(_write(a__csv=b'id,transcript\n1,AB C\n2,"D\'E"\n'), _read_transcripts, ("a.csv",)),
-    "npy": Target(_write(a__npy=_npy(np.array(list("AB C")))), _read_transcripts, ("a.npy",)),
+    "csv": Target(written(a__csv=b'id,transcript\n1,AB C\n2,"D\'E"\n'), _read_transcripts, ("a.csv",)),
+    "npy": Target(written(a__npy=_npy(np.array(list("AB C")))), _read_transcripts, ("a.npy",)),
     "prompts": Target(
-        _write(prompts__npz=_npz(inp=np.ones((2, 3), int), tgt=np.ones((2, 2), int), vocabulary=np.array(["A", "B"]))),
+        written(prompts__npz=_npz(inp=np.ones((2, 3), int), tgt=np.ones((2, 2), int), vocabulary=np.array(["A", "B"]))),
         _read_prompts,
         ("prompts.npz",),
     ),
     "prepared": Target(_make_prepared, _read_prepared, ("corpus/*",)),
     "documents": Target(
-        _write(a__jsonl=b'{"text": "abc"}\n{"text": "d\\u00e9"}\n', b__txt="é text\n".encode()), _read_documents, ("*",)
-    ),
-    "safetensors": Target(
-        _write(
-            model__safetensors=safetensors.numpy.save({"a": np.ones((2, 3), np.float32), "b": np.ones(2, np.float16)})
-        ),
-        _read_tensors,
+        written(a__jsonl=b'{"text": "abc"}\n{"text": "d\\u00e9"}\n', b__txt="é text\n".encode()),
+        _read_documents,
         ("*",),
     ),
-    "index": Target(_make_shards, _read_tensors, ("*",)),
-    "gpt2": Target(_make_hugging_face, _read_hugging_face, ("*",)),
-    "llama": Target(_make_llama, _read_hugging_face, ("*",)),
-    "flax": Target(_make_flax, _read_tensors, ("*",)),
-    "llama2c": Target(_make_llama2c, _read_llama2c, ("*",)),
-    "torch": Target(_make_torch, _read_torch, ("*",)),
-    "nanogpt": Target(_make_nanogpt, _read_nanogpt, ("model/*",)),
-    "meta": Target(_make_meta, _read_meta, ("*",)),
+    "texts": Target(
+        written(
+            a__jsonl__gz=gzip.compress(b'{"text": "abc"}\n'),
+            b__txt=b"\xef\xbb\xbftext\n",
+            c__txt__xz=lzma.compress(b"d\n"),
+        ),
+        _read_texts,
+        ("*",),
+    ),
+    "bins": Target(
+        written(train__bin=bytes(40), val__bin=bytes(20), meta__json={"vocab_size": 2, "itos": {"0": "a", "1": "b"}}),
+        _read_bins,
+        ("*",),
+    ),
+    **MODELS,
 }
-"""By name; the last three need torch."""
+"""By name."""
 NEED_TORCH = ("torch", "nanogpt", "meta")
 SLOW = ("run", "options", "gpt2", "llama", "llama2c")
 """Those that trace a model or start a parser take a tenth of a second or more."""

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import runpy
 import stat
 import tomllib
 from pathlib import Path
@@ -109,3 +110,26 @@ def test_what_is_written_aside_follows_no_link(tmp_path):
     with staged(target) as path:
         path.write_text("new")
     assert (target.read_text(), (tmp_path / "victim").read_text()) == ("new", "mine")
+
+
+def package(name, **fields):
+    return {"name": name, "version": "1", "vulns": [], **fields}
+
+
+FLAW = {"id": "PYSEC-1", "fix_versions": ["2"], "aliases": [], "description": ""}
+
+
+@pytest.mark.parametrize(
+    ("packages", "code", "words"),
+    [
+        ([package("a"), package("b")], 0, "2 pinned packages: no known vulnerability"),
+        ([package("a"), {"name": "b", "skip_reason": "gone"}], 0, "2 pinned packages, 1 of which nothing is known"),
+        ([{"name": "b", "skip_reason": "gone"}], 2, "1 pinned packages were not audited"),
+        ([package("a", vulns=[FLAW]), package("b")], 1, "a 1: PYSEC-1, mended in 2"),
+    ],
+)
+def test_the_audit_tells_vulnerable_from_unknown(packages, code, words):
+    verdict = runpy.run_path(str(ROOT / "scripts" / "audit.py"))["verdict"]
+    found, lines = verdict({"dependencies": packages})
+    assert found == code
+    assert words in lines[0]

@@ -1,6 +1,7 @@
 """What a training step will take, before anything is compiled: memory of each device, and floating-point operations."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -128,6 +129,7 @@ def _trace(cfg: ModelConfig, rows: int) -> _Trace:
     return _Trace(bytes_kept, count_product_flops(program))
 
 
+@functools.lru_cache(maxsize=8)
 def _params(cfg: ModelConfig):
     return jax.eval_shape(lambda: init_params(plain_model(cfg), jax.random.key(0)))
 

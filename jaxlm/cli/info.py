@@ -52,6 +52,9 @@ class _InfoOptions(JsonOption):
     mesh: MeshConfig
     memory: bool = False
     """Of a preset or a run: also compile training and evaluation, and say what memory they take."""
+    fingerprint: bool = False
+    """Train `tiny` for a few steps, sample from it, and print a hash of every number: equal on two machines means that
+    they compute the same, to the last bit."""
     on: str | None = None
     """Of a preset or a run: plan a training step on the devices of --mesh.*, all of this kind: a100, h100, h200 or a
     TPU, v4, v5e, v5p, v6e. --mesh.* alone plans without times. No such device is needed."""
@@ -68,6 +71,11 @@ def info(arguments: list[str]) -> int:
 
     options = parse_options(_InfoOptions, arguments, "info", defaults)
     planned = mesh_is_given or options.on is not None
+    if options.fingerprint:
+        if options.target is not None or options.memory or planned:
+            other = options.target or ("--memory" if options.memory else "--on or --mesh")
+            raise UserError(f"--fingerprint is of this machine, not of {other}: leave one out")
+        return _show_fingerprint(options.json)
     if options.target is None:
         if options.memory or planned:
             option = "--memory" if options.memory else "--on" if options.on else "--mesh"
@@ -138,6 +146,30 @@ def _describe_machine(as_json: bool) -> int:
     for outcome in wrong:
         print(f"compiler: {outcome.name} is wrong by {outcome.error:.1e} of its largest value")
     return 1 if wrong else 0
+
+
+def _show_fingerprint(as_json: bool) -> int:
+    """The hash of what this machine computes, and of its parts."""
+    from jaxlm.compilation_cache import kept_programs
+    from jaxlm.run.fingerprint import fingerprint
+
+    with kept_programs():
+        found = fingerprint()
+    if as_json:
+        print_json(found)
+        return 0
+    values, settings = found["values"], found["settings"]
+    device = settings["device"]
+    rows = [[name, value[:16]] for name, value in found["parts"].items()]
+    rows.append(["loss", f"{values['first_loss']!r} to {values['last_loss']!r}"])
+    rows += [[f"{name} tokens", " ".join(map(str, values[name]))] for name in ("greedy", "sample")]
+    rows.append(["device", f"{device['count']} x {device['kind']} ({device['platform']})"])
+    rows.append(["processor", settings["processor"]])
+    rows += [[name, settings["versions"][name]] for name in ("jaxlm", "jax", "jaxlib", "flax", "optax")]
+    rows += [["XLA_FLAGS", settings["xla_flags"] or "none"], ["products", str(settings["matmul_precision"])]]
+    print_table("what this machine computes", ["part", "sha256, first 16 digits, or value"], rows)
+    print(f"fingerprint: {found['fingerprint']}")
+    return 0
 
 
 def _memory(config: ExperimentConfig) -> dict[str, int]:

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict, TypeVar, get_args, get_origin
@@ -194,7 +195,12 @@ def _run_tyro(options: Any, arguments: list[str], command: str, default: Given) 
     except SystemExit as end:
         if not end.code:
             raise
-    raise UserError(f"{_one_line(errors.getvalue())}; see jaxlm {command} --help")
+    message = _one_line(errors.getvalue())
+    if message.startswith("Unrecognized options") and any(
+        Path(word.rstrip(",")).exists() for word in message.split()[2:]
+    ):
+        message += "; of several files, each needs the option before it"  # a shell makes many words of *.txt
+    raise UserError(f"{message}; see jaxlm {command} --help")
 
 
 def _one_line(refusal: str) -> str:
@@ -243,7 +249,7 @@ def with_kinds(base: ExperimentConfig, given: Given) -> ExperimentConfig:
 
 
 def read_text(name: str) -> str:
-    """A UTF-8 file to the last character, newlines as they are; "-" is stdin.
+    """A UTF-8 file to the last character, newlines as they are, without a byte-order mark; "-" is stdin.
 
     Raises:
       UserError: it cannot be read, or is not UTF-8.
@@ -255,4 +261,7 @@ def read_text(name: str) -> str:
         raise UserError(
             f"{where} cannot be read ({error.strerror}): give an existing UTF-8 text, or - for stdin"
         ) from None
-    return decode_utf8(content, where)
+    text = decode_utf8(content, where)
+    if text.startswith("\ufeff"):
+        warnings.warn(f"{where} begins with a byte-order mark, which is left out", stacklevel=2)
+    return text.removeprefix("\ufeff")

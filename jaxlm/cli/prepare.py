@@ -29,7 +29,8 @@ class _DataOptions:
     """What is read, and how it becomes tokens."""
 
     path: str | None = None
-    """A .txt, .jsonl or .parquet file, a folder that holds such files at any depth, or a pattern ('*.jsonl')."""
+    """A .txt, .jsonl or .parquet file, a folder that holds such files at any depth, or a pattern ('*.jsonl'). The first
+    two may be compressed (.gz, .bz2, .xz)."""
     tokenizer: Literal["bpe"] = "bpe"
     """bpe: byte-level BPE that is learned from a sample of the documents. --tokenizer-from takes an existing one."""
     bpe_vocab_size: int = PrepareConfig.bpe_vocab_size

@@ -131,6 +131,8 @@ def _source(path: Path | None) -> "Path | Run | None":
 def _defaults(given: Given, source: "Path | Run | None" = None) -> _TrainOptions:
     """The options of the preset, of the run to continue, or of the model whose weights are taken."""
     name, out = given.get("preset"), given.get("out")
+    if name is not None and name not in presets.PRESETS and Path(name).exists():  # a shell makes many words of *.txt
+        raise UserError(f"preset {name!r} is a file: give --data.path before each of several, or a pattern in quotes")
     if given.get("resume"):
         from jaxlm.run.folder import read_config
 

@@ -1,5 +1,6 @@
 """Checkpoints of nanoGPT."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -75,4 +76,6 @@ def to_nanogpt(cfg: ModelConfig, params: Params, path: str | os.PathLike[str], s
     args = {name: value for name, value in held.config.items() if name not in ("architectures", "model_type", "dtype")}
     record = {"model": state, "model_args": args, "iter_num": step, "best_val_loss": None, "config": {}}
     with new_folder(folder) as aside:
-        torch.save(record, aside / "ckpt.pt")
+        content = io.BytesIO()  # torch does not say why a disk refuses what it writes
+        torch.save(record, content)
+        (aside / "ckpt.pt").write_bytes(content.getbuffer())

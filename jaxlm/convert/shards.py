@@ -81,7 +81,7 @@ def write_shards(
     except OSError as error:
         needed = sum(sizes.values())
         raise UserError(
-            f"{folder} cannot hold the weights ({error.strerror}): give a folder with {needed:,} bytes free"
+            f"{folder} cannot hold the weights ({error.strerror or error}): give a folder with {needed:,} bytes free"
         ) from None
     return [folder / file for file in written]
 

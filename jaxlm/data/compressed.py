@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxlm.data.reading import open_regular
 from jaxlm.errors import UserError
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
@@ -45,7 +46,7 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     damaged: list[type[Exception]] = [gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError]
     if suffix == ".zst":
         damaged.append(modules[suffix].ZstdError)
-    with path.open("rb") as raw:
+    with open_regular(path) as raw:
         if not suffix:
             yield raw
             return

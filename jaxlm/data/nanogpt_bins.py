@@ -1,13 +1,13 @@
 """Tokens as nanoGPT prepares them: a folder with train.bin and val.bin, plain arrays of 16-bit ids."""
 
 import hashlib
-import json
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.data.reading import open_regular, read_json
 from jaxlm.data.shards import BLOCK, ShardedTokens
 from jaxlm.data.tokenizer import CharTokenizer, IdTokenizer, Tokenizer
 from jaxlm.data.tokenizer_file import read_tokenizer_file
@@ -46,7 +46,7 @@ def sha256_of(folder: Path) -> str:
     lines = ""
     for name in (TRAIN, VAL):
         try:
-            with (folder / name).open("rb") as file:
+            with open_regular(folder / name) as file:
                 lines += f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n"
         except OSError as error:
             raise UserError(
@@ -103,8 +103,8 @@ def _from_meta(path: Path) -> Tokenizer:
         return UserError(f"{path} {what}: write nanoGPT's meta.pkl as JSON, or give a tokenizer.json beside it")
 
     try:
-        meta: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        meta: Any = read_json(path)
+    except (OSError, ValueError) as error:
         raise refusal(f"cannot be read as JSON ({error})") from None
     size = meta.get("vocab_size") if isinstance(meta, dict) else None
     if type(size) is not int or not 0 < size <= 1 << 16:
@@ -123,7 +123,7 @@ def _mapped(path: Path, vocab_size: int) -> np.ndarray:
     """The array of a file, whose ids are in the vocabulary."""
     size = path.stat().st_size
     if size % 2:
-        raise UserError(f"{path} has {size} bytes, an odd number: it is not nanoGPT's array of 16-bit ids")
+        raise UserError(f"{path} has an odd number of bytes ({size}): it is not nanoGPT's array of 16-bit ids")
     # nanoGPT writes in the byte order of its machine, little-endian on all that JAX runs on.
     tokens = np.asarray(np.memmap(path, np.uint16, mode="r")) if size else np.empty(0, np.uint16)
     largest = max((int(tokens[start : start + BLOCK].max()) for start in range(0, len(tokens), BLOCK)), default=0)

@@ -118,6 +118,8 @@ def open_text(paths: Paths, field: str, keep_marks: bool = False) -> Text:
         cfg = _Files(path=path, field=field)
         if not Path(path).exists() and not any(mark in path for mark in "*?["):
             raise missing(path)
+        if Path(path).is_fifo():
+            raise UserError(f"{path} is a pipe, which can be read once: give - for stdin, and lead the pipe there")
         files += find_sources(cfg, any_name=True)
     hashes, marked = [], set()
     for number, file in enumerate(files):
@@ -161,7 +163,7 @@ def _kept_stdin() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         number, partial = tempfile.mkstemp(".partial", dir=folder)
         with os.fdopen(number, "wb") as file:
-            while block := sys.stdin.buffer.read(1 << 20):
+            while block := _read_stdin():
                 digest.update(block)
                 file.write(block)
         target = folder / f"{digest.hexdigest()}.txt"
@@ -172,6 +174,14 @@ def _kept_stdin() -> Path:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
     return target
+
+
+def _read_stdin() -> bytes:
+    """Some bytes; none at the end."""
+    try:
+        return sys.stdin.buffer.read(1 << 20)
+    except OSError as error:
+        raise UserError(f"stdin cannot be read ({error.strerror}): give a text by a pipe, or a file") from None
 
 
 def _of_size(blocks: Iterable[str], size: int) -> Iterator[str]:

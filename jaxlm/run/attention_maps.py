@@ -7,13 +7,15 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxlm.data.tokenizer import prompt_ids
-from jaxlm.errors import UserError
+from jaxlm.errors import CheckError, UserError
+from jaxlm.finite import first_not_finite
 from jaxlm.model.build import build_model
 from jaxlm.model.layer_stack import unstack_params
 from jaxlm.model.layers import LanguageModel
 from jaxlm.ops.partition import mesh_shape
 from jaxlm.run import plots
 from jaxlm.run.folder import Run
+from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params, Tokens
 
 
@@ -24,8 +26,11 @@ def attention_maps(model: LanguageModel, params: Params, tokens: Tokens) -> list
     implementation the config names.
 
     Raises:
-      UserError: a family without attention, more tokens than a learned position table has, or a mesh in context.
+      UserError: a family without attention, more tokens than a learned position table has, a mesh in context, or no
+        device.
+      CheckError: weights that are not finite, as with a parameter that is not.
     """
+    find_devices()
     cfg = model.cfg
     if cfg.family != "transformer":
         raise UserError(f"family = {cfg.family!r} has no attention maps: give a transformer")
@@ -37,6 +42,10 @@ def attention_maps(model: LanguageModel, params: Params, tokens: Tokens) -> list
     _, state = build_model(plain).apply({"params": params}, tokens, mutable=["intermediates"])
     blocks = (state["intermediates"][f"block_{i}"] for i in range(cfg.num_layers))
     maps = [np.asarray(block["attention"]["attention_weights"][0]) for block in blocks]
+    for layer, weights in enumerate(maps):
+        if not np.isfinite(weights).all():
+            found = first_not_finite(params) or "every parameter is finite, so a sum overflowed"
+            raise CheckError(f"the attention weights of layer {layer} are not finite: {found}")
     return [weights.reshape(weights.shape[0], -1, *weights.shape[3:]) for weights in maps]
 
 

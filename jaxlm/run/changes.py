@@ -29,6 +29,9 @@ FREE_ON_RESUME = {
 Data that have moved are recognised by their sha256. train.epochs decides them through train.steps.
 """
 
+FREE_AT_THE_START = {"train.batch_size", "train.grad_accum"}
+"""Fields that a run may change, too, while none of its steps is saved: it begins again, perhaps in less memory."""
+
 FIXED_OPTIM = {"optim.name", "optim.subset", "optim.arguments", "optim.max_nonfinite"}
 """Fields of the optimizer that decide what its state is."""
 
@@ -39,15 +42,20 @@ Change = dict[str, Any]
 """{"step", "field", "from", "to"}: from the step on, a field has another value."""
 
 
-def check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path) -> None:
+def check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path, has_begun: bool = True) -> None:
     """Refuses a config that does not continue a run.
+
+    Args:
+      has_begun: whether a step of the run is saved.
 
     Raises:
       UserError: it changes a field that may not change.
     """
     for name, ours, theirs in difference(config, stored):
-        is_other_state = name == "optim.weight_decay" and 0 in (ours, theirs)  # without decay there is no count of it
-        if is_other_state or not (_is_free(name) or _is_recorded(name)):
+        # Without decay the optimizer's state has no count of it.
+        is_other_state = has_begun and name == "optim.weight_decay" and 0 in (ours, theirs)
+        begins_again = not has_begun and name in FREE_AT_THE_START
+        if is_other_state or not (_is_free(name) or _is_recorded(name) or begins_again):
             raise UserError(
                 f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
             )

@@ -119,7 +119,7 @@ class Progress:
 
     def _line(self, step: int, text: str) -> None:
         self._last_line = time.perf_counter()
-        line = f"step {step}/{self._steps}  {text}"
+        line = f"step {step}/{self._steps}  {text}".rstrip()
         if self._cell:
             self._cell.show(line)
         elif self._shown:

@@ -170,5 +170,5 @@ def keep(run: Run, seed: int, report: dict[str, Any]) -> Path | None:
                 file.write(content)
                 return path
     except OSError as error:
-        warnings.warn(f"the samples are not kept: {folder} cannot be written ({error.strerror})", stacklevel=2)
+        warnings.warn(f"the samples are not kept: {folder} cannot be written ({error.strerror or error})", stacklevel=2)
     return None

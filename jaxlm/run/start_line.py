@@ -36,8 +36,8 @@ def start_line(session: Session) -> str:
 
 
 def _short(number: float) -> str:
-    """Two digits after the point below 10, else none."""
-    return f"{number:,.2f}" if number < 10 else f"{number:,.0f}"
+    """Two digits: after the point below 10, without zeros before them below 0.1; from 10 on a whole number."""
+    return f"{number:.2g}" if number < 0.1 else f"{number:.2f}" if number < 10 else f"{number:,.0f}"
 
 
 def _kind() -> str:

@@ -63,6 +63,15 @@ def test_accumulation_takes_a_part_of_the_activations_and_totals_of_the_gradient
     assert parts.flops == whole.flops
 
 
+def test_a_mesh_splits_the_state_and_the_batch_but_computes_the_same():
+    whole, split = step_cost(TINY, {}), step_cost(TINY, {"data": 2, "fsdp": 2, "tensor": 2})
+    assert (split.flops, split.rows) == (whole.flops, 2)
+    assert split.state < 0.5 * whole.state
+    assert split.activations < 0.4 * whole.activations
+    with pytest.raises(UserError, match="does not divide the 8 rows"):
+        step_cost(TINY, {"data": 3, "fsdp": 1, "tensor": 1})
+
+
 def test_a_step_that_cannot_fit_is_refused_with_what_would_fit(monkeypatch):
     cost = StepCost(state=10**9, activations=64 * 10**9, rows=64, flops=1.0)
     train = dataclasses.replace(TINY.train, batch_size=64)

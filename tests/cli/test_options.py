@@ -9,9 +9,10 @@ import tyro
 from support import command
 
 from jaxlm.cli.main import COMMANDS
-from jaxlm.cli.options import JsonOption, RunArgument, parse_options, with_kinds
+from jaxlm.cli.options import JsonOption, RunArgument, parse_options, read_text, with_kinds
 from jaxlm.config import OptimConfig
 from jaxlm.config.base import Validated
+from jaxlm.config.data import Paths
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.data.sources import names
 from jaxlm.errors import UserError
@@ -42,6 +43,14 @@ class Outer(JsonOption):
     inner: Inner
     text: Annotated[str, tyro.conf.arg(name="a.text")] = "\n"
     """A text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Validated):
+    """A nested config with paths."""
+
+    path: Paths = None
+    """Where it is."""
 
 
 def defaults(given):
@@ -179,9 +188,67 @@ def test_presets_are_listed_where_one_may_be_given(name):
 
 
 def test_help_has_the_defaults_of_the_preset_that_is_given():
-    assert "(default: 500)" in command("train", "tiny", "--help")[1].split("--train.steps")[1].split("--train")[0]
+    assert "(default: 500)" in command("train", "tiny", "--help")[1].split("--train.steps INT")[1].split("--train")[0]
     assert "(default: 5000)" in command("train", "--help", "shakespeare-char")[1]
 
 
 def test_the_datasets_are_listed_where_one_may_be_given():
     assert set(names()) <= set(re.split(r"[^a-z]+", command("prepare", "--help")[1]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithPaths(JsonOption):
+    """Read something."""
+
+    preset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[P]")] = "none"
+    """A word."""
+    data: Data
+    """A nested config."""
+    other: Paths = None
+    """Another."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "other", "preset"),
+    [
+        ([], "kept", None, "none"),
+        (["--data.path", "a", "tiny"], ("a",), None, "tiny"),  # one path, and the word behind it is no path
+        (["--data.path", "a", "--other", "x", "--data.path=b", "--data.path", "-"], ("a", "b", "-"), ("x",), "none"),
+    ],
+)
+def test_an_option_of_paths_may_be_given_several_times(arguments, path, other, preset):
+    asked = []
+
+    def defaults(given):
+        asked.append(given.get("data", {}))
+        return WithPaths(data=Data(path="kept"))
+
+    options = parse_options(WithPaths, arguments, "read", defaults)
+    assert (options.data.path, options.other, options.preset) == (path, other, preset)
+    assert ("path" in asked[0]) == ("--data.path" in arguments)  # what was not given is not there
+
+
+def test_help_shows_the_paths_that_are_the_default(capsys):
+    for path, shown in ((None, ""), ("one", "(default: one)"), (("one", "two"), "(default: one two)")):
+        with pytest.raises(SystemExit):
+            parse_options(WithPaths, ["--help"], "read", lambda given, path=path: WithPaths(data=Data(path=path)))
+        said = capsys.readouterr().out.split("--data.path PATH")[-1].replace("│", " ")
+        assert " ".join(said.split()).startswith(f"Where it is. {shown}".strip())
+        assert ("default: one" in said) == bool(shown)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\n")
+    with pytest.warns(UserWarning, match=r"a.txt begins with a byte-order mark, which is left out"):
+        assert read_text(str(tmp_path / "a.txt")) == "a\n"
+
+
+def test_files_that_a_shell_made_of_a_pattern_are_told_from_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("a")
+    said = command("train", "--data.path", "a.txt", "b.txt")
+    assert (said[0], "preset 'b.txt' is a file: give --data.path before each of several" in said[2]) == (2, True)
+    said = command("train", "tiny", "--data.path", "a.txt", "b.txt", "c.txt")
+    assert "Unrecognized options: b.txt, c.txt; of several files, each needs the option before it" in said[2]
+    assert "of several files" not in command("train", "tiny", "words")[2]

@@ -53,7 +53,7 @@ def test_a_sample_is_kept_before_it_is_shown(folder, monkeypatch, capsys):
     arguments = ["sample", "runs/tiny-1", "--max-new-tokens", "20", "--seed", "77"]
     kept = folder / "runs/tiny-1/samples"
     lines = "kept: runs/tiny-1/samples/step-30-seed-77{}.json\njaxlm: error: stdout cannot be written (No space left{}"
-    for suffix, more in (("", []), ("-2", ["--json"]), ("-3", ["--num-samples", "2"])):
+    for suffix, more in (("", []), ("-2", ["--json"])):
         with open("/dev/full", "w") as full, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", full)
             assert main([*arguments, *more]) == 1

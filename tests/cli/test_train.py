@@ -291,3 +291,10 @@ def test_train_is_a_public_name_and_gives_what_the_command_gives(folder, tmp_pat
     assert [row.get("loss") for row in rows[0]] == [row.get("loss") for row in rows[1]]
     for name in ("path", "step", "val_loss", "signum"):
         assert f"`{name}`" in jaxlm.train.__doc__
+
+
+def test_a_new_folder_that_somebody_has_removed_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with _next_free("tiny") as folder:
+        folder.rmdir()
+    assert list((tmp_path / "runs").iterdir()) == []

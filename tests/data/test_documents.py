@@ -1,6 +1,8 @@
 """Documents of .txt, .jsonl and .parquet files: what they are, from which place, and what is refused."""
 
+import gzip
 import json
+import lzma
 import os
 import sys
 
@@ -67,6 +69,26 @@ def test_only_regular_files_are_read(tmp_path):
     for path in (tmp_path, tmp_path / "pipe.txt", tmp_path / "*"):
         with pytest.raises(ValueError, match=r"pipe.txt is not a regular file: leave it out"):
             find_sources(PrepareConfig(path=str(path)))
+
+
+def test_compressed_files_give_the_documents_that_they_hold(tmp_path):
+    lines = json_lines(tmp_path / "lines", "one", "two", "three").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "b.TXT.xz").write_bytes(lzma.compress(b"four\n-\nfive\n"))
+    (tmp_path / "lines").unlink()
+    cfg = PrepareConfig(path=str(tmp_path), separator="-")
+    sources = find_sources(cfg)
+    assert [(source.kind, source.extent) for source in sources] == [(".jsonl", len(lines)), (".txt", 12)]
+    pieces = pieces_of(tmp_path, separator="-")
+    assert [piece.text for piece in pieces] == ["one", "two", "three", "four\n", "five\n"]
+    for i, piece in enumerate(pieces):
+        assert list(read_pieces(sources, cfg, True, piece.place)) == pieces[i:]
+    before = [sources[piece.place.source].bytes_before(piece.place) for piece in pieces]
+    assert before[0] == before[3] == 0
+    assert 0 < before[1] < before[2] < sources[0].bytes
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines + b"{"))
+    with pytest.raises(ValueError, match=r"a.jsonl.gz, line 4 is not JSON"):
+        pieces_of(tmp_path)
 
 
 @pytest.mark.parametrize("separator", [None, "-"])

@@ -108,7 +108,9 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"val.bin has the id 9, and the vocabulary ends with 6: give the tokenizer"):
         load(folder)
     (folder / "val.bin").write_bytes(b"odd")
-    with pytest.raises(UserError, match="val.bin has 3 bytes, an odd number: it is not nanoGPT's array of 16-bit ids"):
+    with pytest.raises(
+        UserError, match=r"val.bin has an odd number of bytes \(3\): it is not nanoGPT's array of 16-bit ids"
+    ):
         load(folder)
     (folder / "val.bin").write_bytes(b"")
     with pytest.raises(UserError, match="the validation split has 0 tokens"):

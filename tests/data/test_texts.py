@@ -112,7 +112,7 @@ def test_a_text_is_known_by_its_bytes_and_their_order_not_by_names():
         (("one.txt", "none"), "corpus none does not exist"),
         ("*.csv", "corpus [*].csv: there is no such file or folder, and the pattern names no"),
         ("empty", "corpus empty: no .txt, .jsonl or .parquet file is in it"),
-        ("pipe", "pipe is not a regular file: leave it out, or write its text to a file"),
+        ("pipe", "pipe is a pipe, which can be read once: give - for stdin, and lead the pipe there"),
         ("bad.txt", "bad.txt is not UTF-8: byte 0xff at offset 5; convert it to UTF-8 first"),
     ],
 )
@@ -153,15 +153,23 @@ def test_stdin_is_kept_under_its_sha256(monkeypatch, tmp_path):
 
 
 def test_stdin_that_cannot_be_kept_is_refused_and_leaves_nothing(monkeypatch, tmp_path):
-    class Broken:
+    class Unreadable:
         def read(self, size):
-            raise OSError(28, "No space left on device")
+            raise OSError(9, "Bad file descriptor")
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
 
     stdin = Stdin(b"")
-    stdin.buffer = Broken()
+    stdin.buffer = Unreadable()
     monkeypatch.setattr("sys.stdin", stdin)
-    with pytest.raises(UserError, match=r"cache/stdin cannot be written \(No space left on device\): set JAXLM_DATA"):
+    with pytest.raises(UserError, match=r"stdin cannot be read \(Bad file descriptor\): give a text by a pipe, or a"):
         with_stdin_kept("-")
+    monkeypatch.setattr("sys.stdin", Stdin(b"a"))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(UserError, match=r"cache/stdin cannot be written \(No space left .*: set JAXLM_DATA_DIR"):
+            with_stdin_kept("-")
     assert list((tmp_path / "cache/stdin").iterdir()) == []
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(UserError, match="is stdin, which is closed: give a text by a pipe, or a file"):

@@ -66,6 +66,23 @@ def test_a_text_ends_before_its_first_stop_string_and_shows_nothing_of_it(text, 
             )
 
 
+def test_the_work_for_a_character_does_not_grow_with_a_stop_string():
+    """Each is compared with the string about twice: here are 2,000 that nearly spell it, again and again."""
+
+    class Counted(str):
+        looks = 0
+
+        def __getitem__(self, place):
+            Counted.looks += 1
+            return super().__getitem__(place)
+
+    stop = Counted("a" * 499 + "b")
+    tokenizer, text = CharTokenizer("ab"), ("a" * 499 + "a") * 4
+    pieces, stopped = pieces_of(tokenizer.encode(text).tolist(), tokenizer, [stop])
+    assert ("".join(pieces), stopped) == (text, False)
+    assert Counted.looks < 4 * (len(text) + len(stop))
+
+
 def test_a_stop_string_may_end_in_the_middle_of_a_token():
     tokens = BPE.encode("the other there").tolist()
     assert not any(BPE.decode(tokens[:end]).endswith("e oth") for end in range(len(tokens)))

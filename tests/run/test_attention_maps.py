@@ -1,11 +1,13 @@
 """Attention maps are those that the output is made of."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import VARIANTS, variant
 from support import apply, built, random_tokens
 
+from jaxlm.errors import CheckError
 from jaxlm.model.build import build_model
 from jaxlm.run.attention_maps import attention_maps
 
@@ -36,6 +38,17 @@ def test_attention_maps_explain_the_output():
     heads = jnp.einsum("bnts,bsnh->btnh", weights, values).reshape(2, 6, 24)
     expected = heads @ layer["out"]["kernel"] @ params["embedding"].T
     np.testing.assert_allclose(apply(model, params, tokens)[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_maps_that_are_not_finite_are_refused_with_the_layer_and_the_parameter():
+    cfg = VARIANTS["rope"]
+    model, params = built(cfg)
+    params = jax.tree.map(jnp.array, params)
+    layer = params["block_1"]["attention"]["query"]
+    layer["kernel"] = layer["kernel"].at[0, 0].set(jnp.nan)
+    words = "the attention weights of layer 1 are not finite: block_1/attention/query/kernel holds nan"
+    with pytest.raises(CheckError, match=words):
+        attention_maps(model, params, random_tokens(cfg, 1, 3))
 
 
 def test_a_family_without_attention_has_no_maps():

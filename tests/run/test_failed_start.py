@@ -12,7 +12,8 @@ from jaxlm.config.presets import preset
 from jaxlm.errors import CheckError, UserError
 from jaxlm.run import failed_start, training
 from jaxlm.run.failed_start import described
-from jaxlm.run.folder import load_run
+from jaxlm.run.folder import load_run, read_config
+from jaxlm.run.session import new_session
 
 DEVICE = "RESOURCE_EXHAUSTED: Out of memory allocating 4406428604256 bytes."
 
@@ -79,6 +80,16 @@ def test_later_the_checkpoint_is_kept_and_named(config, tmp_path, monkeypatch):
             training.train(config, out)
     assert load_run(out).step == 2
     assert training.train(config, out, resume=True).step == 6
+
+
+def test_a_run_that_the_system_has_killed_before_its_first_save_may_take_a_smaller_batch(config, tmp_path):
+    out = tmp_path / "run"
+    new_session(config, out)  # and here the system ends the process
+    smaller = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=4, grad_accum=2))
+    assert training.train(smaller, out, resume=True).step == 6
+    assert read_config(out).train.batch_size == 4
+    with pytest.raises(UserError, match="was trained with train.batch_size = 4, not 8"):
+        training.train(config, out, resume=True)
 
 
 def test_other_errors_of_the_device_stay_what_they_are(config, tmp_path, monkeypatch):

@@ -1,0 +1,69 @@
+"""Runs that others made: links, pipes and odd names in their folders, arrays that Orbax cannot read."""
+
+import json
+import os
+
+import fuzz_targets
+import pytest
+
+from jaxlm.data.files import json_digest
+from jaxlm.errors import CheckError
+from jaxlm.run import checkpoint, manifest
+from jaxlm.run.folder import load_run
+from jaxlm.run.metrics import read_rows
+
+
+@pytest.fixture
+def run(tmp_path):
+    fuzz_targets._make_run(tmp_path)
+    return tmp_path / "run"
+
+
+def sign(step):
+    """Writes the sums of a checkpoint anew, as whoever changes it on purpose would."""
+    content = json.loads((step / "manifest.json").read_text())
+    content["sha256"] = manifest.digests(step)
+    content["sha256"]["manifest.json"] = json_digest(content)
+    (step / "manifest.json").write_text(json.dumps(content))
+
+
+def test_a_link_in_a_checkpoint_is_refused(run):
+    """A link to a folder would hide its files from the sums, and what it leads to can change."""
+    assert load_run(run).step == 0
+    step = run / "checkpoints" / "0"
+    (step / "params").rename(run / "elsewhere")
+    (step / "params").symlink_to(run / "elsewhere")
+    sign(step)
+    with pytest.raises(CheckError, match="params is a link"):
+        load_run(run)
+
+
+def test_a_pipe_in_a_checkpoint_does_not_wait(run):
+    os.mkfifo(run / "checkpoints" / "0" / "params" / "extra")
+    with pytest.raises(CheckError, match="params/extra is not in the manifest"):
+        load_run(run)
+
+
+def test_arrays_that_orbax_cannot_read_are_damaged_even_with_sound_sums(run):
+    step = run / "checkpoints" / "0"
+    (step / "params" / "_METADATA").write_text("{}")
+    sign(step)
+    with pytest.raises(CheckError, match="params cannot be read"):
+        load_run(run)
+
+
+def test_only_plain_numbers_are_steps(run):
+    for name in ("²", "٣", "007", "9" * 30, "-1"):
+        (run / "checkpoints" / name).mkdir()
+        (run / "checkpoints" / name / "manifest.json").write_text("{}")
+    assert checkpoint.steps(run / "checkpoints") == [0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 1e999, "elapsed_s": 0}', "[" * 100_000, '{"step": 1, "elapsed_s": 0, "val_loss": "low"}', "7", "[1]"],
+)
+def test_a_line_that_is_no_row_of_numbers_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(line + '\n{"step": 2, "elapsed_s": 1}\n')
+    with pytest.raises(ValueError, match="line 1 is not a row of metrics"):
+        read_rows(tmp_path / "metrics.jsonl")
