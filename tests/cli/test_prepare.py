@@ -52,7 +52,9 @@ def test_a_corpus_is_prepared_checked_trained_on_evaluated_and_moved(work):
     assert code == 0, err
     boundary = opened.boundary(0.2)
     assert json.loads(out)["val_targets"] == total - boundary - 1
-    code, _, err = command("train", "--resume", "--out", "run", "--train.steps", "4", "--data.path", "moved")
+    code, _, err = command(
+        "train", "--resume", "--out", "run", "--train.steps", "4", "--data.path", "moved", "--optim.keep-schedule"
+    )
     assert (code, read_config(work / "run").train.steps) == (0, 4), err
     code, _, err = command(*TRAIN, "--init-from", "run", "--data.path", "moved", "--out", "second")
     assert code == 0, err
