@@ -53,7 +53,8 @@ def check_same(config: ExperimentConfig, stored: ExperimentConfig, out: Path, ha
     """
     for name, ours, theirs in difference(config, stored):
         begins_again = not has_begun and name in FREE_AT_THE_START
-        if not (_is_free(name) or _is_recorded(name) or begins_again):
+        is_other_state = name == "optim.weight_decay" and 0 in (ours, theirs)  # without decay there is no count of it
+        if is_other_state or not (_is_free(name) or _is_recorded(name) or begins_again):
             raise UserError(
                 f"{out} was trained with {name} = {theirs!r}, not {ours!r}: drop that change, or start a new --out"
             )

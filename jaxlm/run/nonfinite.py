@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
 from jaxlm.data.batches import BatchSource
-from jaxlm.errors import CheckError
+from jaxlm.errors import CheckError, UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.model.layer_stack import unstack_params
 from jaxlm.parity.capture import Trace, traced
@@ -81,7 +81,7 @@ def find(
         return "where it began is not looked for by several processes"
     try:
         return _search(session, chunk, source, document_end, step, say, should_stop)
-    except jax.errors.JaxRuntimeError as error:  # the search may need more memory than there is
+    except (jax.errors.JaxRuntimeError, CheckError, UserError) as error:  # too little memory, damaged checkpoints
         return f"where it began could not be looked for ({str(error).splitlines()[0]})"
 
 

@@ -45,7 +45,8 @@ def logged(out, name):
 
 
 def test_the_optimizer_may_change_where_its_state_fits(config):
-    for optim in {"learning_rate": 1.0}, {"b2": 0.5}, {"clip_norm": None}, {"schedule": "rsqrt"}:
+    config = changed(config, optim={"weight_decay": 0.1})
+    for optim in {"learning_rate": 1.0}, {"b2": 0.5}, {"weight_decay": 0.2}, {"clip_norm": None}, {"schedule": "rsqrt"}:
         new = changed(config, optim=optim)
         changes.check_same(new, config, Path("out"))
         ((field, value),) = optim.items()
@@ -54,7 +55,12 @@ def test_the_optimizer_may_change_where_its_state_fits(config):
     free = changed(config, train={"keep": 9, "log_every": 1}, sample={"seed": 3}, mesh={"data": 2})
     changes.check_same(free, config, Path("out"))
     assert changes.changes(free, config, 7) == []
-    for parts in {"optim": {"name": "sgd"}}, {"optim": {"max_nonfinite": 3}}, {"train": {"seed": 1}}:
+    for parts in (
+        {"optim": {"name": "sgd"}},
+        {"optim": {"max_nonfinite": 3}},
+        {"optim": {"weight_decay": 0.0}},
+        {"train": {"seed": 1}},
+    ):
         ((part, fields),) = parts.items()
         with pytest.raises(UserError, match=f"out was trained with {part}.{next(iter(fields))} = .*: drop that change"):
             changes.check_same(changed(config, **parts), config, Path("out"))
