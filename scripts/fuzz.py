@@ -103,7 +103,7 @@ def main() -> int:
 
 def _random(options: argparse.Namespace, findings: Findings) -> None:
     from fuzz_mutations import mutate
-    from fuzzing import SECONDS, seeds
+    from fuzzing import WAIT, seeds
 
     rng = random.Random(options.seed)
     end = time.monotonic() + 60 * options.minutes
@@ -113,7 +113,7 @@ def _random(options: argparse.Namespace, findings: Findings) -> None:
             budget = time.monotonic() + 2  # slow readers take no more time than fast ones
             while time.monotonic() < min(budget, end):
                 file = rng.choice(files)
-                faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # code of C that no signal interrupts
+                faulthandler.dump_traceback_later(2 * WAIT, exit=True)  # code of C that no signal interrupts
                 findings.run(name, file, mutate((folder / file).read_bytes(), rng))
                 faulthandler.cancel_dump_traceback_later()
         findings.save()

@@ -1,6 +1,7 @@
 """A few damaged files for every reader; `scripts/fuzz.py` tries as many as one has time for."""
 
 import random
+import time
 
 import fuzzing
 import hypothesis
@@ -70,5 +71,9 @@ def test_the_bounds_are_kept_watch_over(monkeypatch, tmp_path):
             pass
 
     with_reader(endless)
-    with pytest.raises(fuzzing.FindingError, match="took more than"):
+    with pytest.raises(fuzzing.FindingError, match="took more than 0 s"):
+        fuzzing.try_bytes("config", "config.json", b"")
+    monkeypatch.setattr(fuzzing, "WAIT", 0.2)
+    with_reader(lambda folder: time.sleep(60))
+    with pytest.raises(fuzzing.FindingError, match="or waited 0 s"):
         fuzzing.try_bytes("config", "config.json", b"")
