@@ -22,6 +22,14 @@ def test_control_characters_are_spelled_out_and_text_stays():
         assert terminal.printable(text) == text
 
 
+def test_json_stays_the_same_and_moves_no_terminal(capsys):
+    output.print_json({ATTACK: [ATTACK, "é漢🙂"]})
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {ATTACK: [ATTACK, "é漢🙂"]}
+    assert "é漢🙂" in shown
+    assert not set(shown) & {"\x1b", "\x9b", "\x07", "\x7f", "\u202e", "\r"}
+
+
 def test_a_message_is_one_bounded_line():
     assert terminal.one_line("a\nb\t c\x1bd") == "a b c\\x1bd"
     line = terminal.one_line("x" * 10**6 + "end")

@@ -4,13 +4,13 @@ import sys
 from typing import Any, NoReturn
 
 from jaxlm import strict_json
-from jaxlm.terminal import printable
+from jaxlm.terminal import printable, printable_json
 
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on one line of stdout; numbers that are not finite are null."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a StringIO has none, and stdout may be closed
-    print(strict_json.dumps(value, ensure_ascii=encoding.lower() != "utf-8"))
+    print(printable_json(strict_json.dumps(value, ensure_ascii=encoding.lower() != "utf-8")))
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -15,7 +15,8 @@ The trainer takes time quadratic in the length of a word: 400,000 letters withou
 0.6 s in pieces. Texts whose words are shorter give the same merges as without a limit."""
 
 HELD_CHARS = 1 << 16
-"""A text without an end of a word is given to the trainer after so many characters."""
+"""The trainer gets about so many characters at a time, and holds 256 times as many; a longer text without an end of a
+word is cut."""
 
 LINE_SECONDS = 5.0
 """So many seconds lie between two lines of progress where stderr is no terminal."""
@@ -51,15 +52,16 @@ def learn_merges(
         special_tokens=special_tokens,
     )
     failures: list[BaseException] = []
-    characters, is_over = 0, False
+    characters, is_read, is_over = 0, False, False
 
     def counted() -> Iterator[str]:
-        nonlocal characters
+        nonlocal characters, is_read
         for text in texts:
             if is_over:
                 return
             characters += len(text)
             yield text
+        is_read = True
 
     def work() -> None:
         try:
@@ -73,7 +75,8 @@ def learn_merges(
         while thread.is_alive():
             thread.join(LINE_SECONDS)
             if thread.is_alive() and announce and not on_terminal:
-                print(f"learning {vocab_size:,} BPE tokens from {characters:,} characters so far", file=sys.stderr)
+                done = f"{characters:,} characters read" + ", counting and merging" * is_read
+                print(f"learning {vocab_size:,} BPE tokens: {done}", file=sys.stderr)
     except BaseException:
         is_over = True
         thread.join(LAST_SECONDS)
@@ -85,11 +88,11 @@ def learn_merges(
 
 
 def whole_words(blocks: Iterable[str]) -> Iterator[str]:
-    """A text in other blocks, so that none ends within a word, but for words of more than HELD_CHARS characters."""
+    """A text in blocks of about HELD_CHARS characters; none ends within a word, but for words that are longer."""
     text = ""
-    for block in blocks:
+    for part in (block[i : i + HELD_CHARS] for block in blocks for i in range(0, len(block), HELD_CHARS)):
         seen = len(text)  # no word ends before this place
-        text += block
+        text += part
         ends = (i for i in range(len(text) - 1, max(seen, 1) - 1, -1) if text[i] in " \n" and text[i - 1].isalnum())
         end = next(ends, 0) or (len(text) if len(text) > HELD_CHARS else 0)
         if end:

@@ -4,11 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Integer
 
 from jaxlm.errors import CheckError, UserError
 from jaxlm.finite import first_not_finite
-from jaxlm.ops.loss import target_log_probs
 from jaxlm.types import Params
 
 
@@ -28,16 +27,6 @@ def check_ids(name: str, ids: Integer[np.ndarray, "..."], vocab_size: int) -> No
     """Refuses token ids outside the vocabulary."""
     if ids.min() < 0 or ids.max() >= vocab_size:
         raise UserError(f"{name} holds ids {ids.min()} to {ids.max()}: the vocabulary has 0 to {vocab_size - 1}")
-
-
-def finite_log_probs(
-    logits: Float[Array, "*batch V"], targets: Int[Array | np.ndarray, "*batch"]
-) -> Float[Array, "*batch"]:
-    """`target_log_probs`, but NaN for all tokens of a row of logits that holds NaN or infinity.
-
-    XLA computes the choice inside the two sums over the vocabulary that are there anyway, so it costs no pass.
-    """
-    return target_log_probs(only_finite(logits), targets)
 
 
 def only_finite(logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:

@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlm.decode.capacity import cache_capacities, plan_capacity, power_of_two
-from jaxlm.decode.checks import check_count, check_finite, finite_log_probs
+from jaxlm.decode.checks import check_count, check_finite
 from jaxlm.decode.filters import FilterFlags, FilterValues, gumbel_noise, sample_token
 from jaxlm.decode.generation import Generation, TokenBlock, join_blocks
 from jaxlm.decode.prefill import State, apply_cached, grow, start
@@ -23,6 +23,7 @@ from jaxlm.decode.request import Request, check_prompts, request_from
 from jaxlm.decode.uncached import recompute
 from jaxlm.model.layer_stack import unrolled
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.loss import target_log_probs
 from jaxlm.types import Count, Number, Params, TokenIds, Tokens
 
 MAX_STEPS = 256
@@ -193,7 +194,7 @@ def _advance(
         logits, cache = apply_cached(model, params, state.token, state.cache)
         token = sample_token(logits, noise, state.seen, flags, values)
         token = jnp.where(state.done, state.token, token)  # a row that is done keeps its place and its stop token
-        log_prob = jnp.where(state.done, 0, finite_log_probs(logits, token))
+        log_prob = jnp.where(state.done, 0, target_log_probs(logits, token, or_nan=True))
         seen = None if state.seen is None else state.seen.at[jnp.arange(rows), token].set(True)
         done = state.done | values.stops[token]
         return State(cache, token, seen, done, state.step + 1), (token, log_prob)

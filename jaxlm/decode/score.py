@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxlm.decode.checks import check_finite, check_ids, finite_log_probs
+from jaxlm.decode.checks import check_finite, check_ids
 from jaxlm.errors import UserError
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.loss import target_log_probs
 from jaxlm.sharding.mesh import find_devices
 from jaxlm.types import Params, Tokens
 
@@ -51,5 +52,5 @@ def _score(
     model: LanguageModel, params: Params, tokens: Tokens, weights: Float[Array, "B T1"]
 ) -> tuple[Float[Array, " B"], Bool[Array, "B T1"]]:
     logits = model.apply({"params": params}, tokens[:, :-1])[0]
-    log_probs = finite_log_probs(logits, tokens[:, 1:])
+    log_probs = target_log_probs(logits, tokens[:, 1:], or_nan=True)
     return (log_probs * weights).sum(axis=1), jnp.isfinite(log_probs)

@@ -15,11 +15,12 @@ from einops import repeat
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlm.decode.capacity import power_of_two
-from jaxlm.decode.checks import check_finite, finite_log_probs
+from jaxlm.decode.checks import check_finite
 from jaxlm.decode.filters import FilterFlags, FilterValues, filter_logits, penalise
 from jaxlm.decode.generation import Generation, TokenBlock, join_blocks
 from jaxlm.decode.request import Request, request_from
 from jaxlm.model.layers import LanguageModel
+from jaxlm.ops.loss import target_log_probs
 from jaxlm.types import Params, Tokens
 
 
@@ -131,7 +132,7 @@ def _recompute(
             filtered = filter_logits(filtered / values.temperature.astype(filtered.dtype), flags, values)
             token = jax.vmap(jax.random.categorical)(keys, filtered)
         token = jnp.where(done, history[row, length - 1], token.astype(jnp.int32))  # its stop token again
-        log_prob = jnp.where(done, 0, finite_log_probs(logits, token))
+        log_prob = jnp.where(done, 0, target_log_probs(logits, token, or_nan=True))
         history = history.at[row, length].set(token)
         log_probs = log_probs.at[row, length].set(log_prob)
         return history, log_probs, done | values.stops[token], step + 1

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config.data import Paths
+from jaxlm.config.data import Paths, as_paths
 from jaxlm.data import corpus
 from jaxlm.errors import UserError
 from jaxlm.run.folder import Run, check_data, check_named
@@ -46,9 +46,10 @@ def evaluate(
     if corpus.identity(config.data) == run.corpus_sha256:
         return _evaluate_own(dataclasses.replace(run, config=config), report)
     if path is None or val_path is not None:
+        held_out = ", ".join(as_paths(config.data.val_path))
         raise UserError(
-            f"--data.val-path {val_path} is not the held-out data of {run.path}: evaluate other data by "
-            "--data.path alone"
+            f"--data.val-path {held_out} is not the held-out data of {run.path}: evaluate other data by --data.path "
+            "alone"
         )
     return _evaluate_other(dataclasses.replace(run, config=config))
 

@@ -304,8 +304,16 @@ def likelihood(run: Run, limit: int | None = None, batch_size: int = 64) -> dict
         "targets": targets,
         "log_prob_per_row": float(log_probs.mean()),
         "log_prob_per_token": per_token,
-        "perplexity": math.exp(-per_token),
+        "perplexity": _perplexity(-per_token),
     }
+
+
+def _perplexity(nats: float) -> float:
+    """exp(nats per token); infinity where a float cannot hold it, which JSON shows as null."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def score_continuations(scorer: Scorer, starts: list[str], texts: list[str]) -> dict[str, float | None]:
@@ -316,6 +324,6 @@ def score_continuations(scorer: Scorer, starts: list[str], texts: list[str]) -> 
     characters = sum(map(len, texts)) - sum(map(len, starts))
     return {
         # A continuation may add no token: its characters can merge into the last token of the start.
-        "perplexity": math.exp(nats / added) if added else None,
+        "perplexity": _perplexity(nats / added) if added else None,
         "nats_per_character": nats / characters,
     }

@@ -7,9 +7,13 @@ from jaxtyping import Array, Float, Int
 
 
 def target_log_probs(
-    logits: Float[Array, "*batch V"], targets: Int[Array | np.ndarray, "*batch"]
+    logits: Float[Array, "*batch V"], targets: Int[Array | np.ndarray, "*batch"], *, or_nan: bool = False
 ) -> Float[Array, "*batch"]:
     """log softmax(logits)[target] of each token, in nats, computed in at least float32.
+
+    Args:
+      or_nan: NaN where any of a token's logits is not finite. Otherwise -inf is a probability of 0. It is looked at in
+        the sum over the vocabulary, so it costs no pass of its own.
 
     Only the targets are normalised, where a log_softmax would write all V logits once more. The largest logit is taken
     off first: `logits[target] - logsumexp(logits)` loses up to 25 times as much to rounding where logits are large.
@@ -17,7 +21,10 @@ def target_log_probs(
     logits = logits.astype(jnp.result_type(logits, jnp.float32))
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1) - largest
-    return picked[..., 0] - jnp.log(jnp.exp(logits - largest).sum(axis=-1))
+    terms = jnp.exp(logits - largest)
+    if or_nan:
+        terms = jnp.where(jnp.isfinite(logits), terms, jnp.nan)
+    return picked[..., 0] - jnp.log(terms.sum(axis=-1))
 
 
 def token_losses(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:

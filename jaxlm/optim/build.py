@@ -109,7 +109,7 @@ def _arguments(cfg: OptimConfig) -> dict[str, Any]:
             raise UserError(f"argument {argument!r} of {cfg.name} has no value: give {name}=VALUE")
         try:
             arguments[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             arguments[name] = PYTHON_WORDS.get(value, value)
         if isinstance(arguments[name], float) and not math.isfinite(arguments[name]):
             raise UserError(f"argument {argument!r} of {cfg.name} is out of range: give a finite number")

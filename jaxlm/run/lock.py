@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxlm.data.files import remove, unwritable
+from jaxlm.data.reading import parse_json
 from jaxlm.errors import UserError
 from jaxlm.sharding import processes
 
@@ -113,7 +114,7 @@ def _lock(opened: int, folder: Path) -> None:
 def _holder(opened: int) -> str:
     """Who holds the lock, as far as the file says."""
     try:
-        content = json.loads(os.pread(opened, 4096, 0))
+        content = parse_json(os.pread(opened, 4096, 0).decode())
         return f"process {int(content['pid'])} on {str(content['host'])!r} since {content['started']!s}"
     except (OSError, ValueError, TypeError, KeyError):
         return "another process"

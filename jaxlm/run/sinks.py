@@ -7,6 +7,7 @@ does not keep is dropped, and what is missing is added from metrics.jsonl.
 import functools
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxlm.config.train import Log
+from jaxlm.data.reading import read_regular
 from jaxlm.errors import UserError
 from jaxlm.run.metrics import Row
 
@@ -85,7 +87,12 @@ class WeightsAndBiases:
         folder.mkdir(exist_ok=True)
         if not (folder / "id").exists():
             (folder / "id").write_text(secrets.token_hex(4))
-        number = (folder / "id").read_text().strip()
+        try:
+            number = read_regular(folder / "id", 100).decode(errors="replace").strip()
+        except OSError as error:
+            raise UserError(f"{folder / 'id'} cannot be read ({error.strerror}): delete it") from None
+        if not re.fullmatch("[0-9a-f]{8}", number):  # it becomes part of a pattern of folders that are removed
+            raise UserError(f"{folder / 'id'} holds {number!r}, which is no id of a run of wandb: delete it")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "jaxlm"),
             name=out.name,

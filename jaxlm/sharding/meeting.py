@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from jaxlm.data.reading import parse_json
 from jaxlm.errors import UserError
 
 MAX_MESSAGE = 2**16
@@ -67,7 +68,7 @@ class Line:
         """
         self._socket.settimeout(seconds)
         try:
-            message = json.loads(self._file.readline(MAX_MESSAGE))
+            message = parse_json(self._file.readline(MAX_MESSAGE).decode())
         except TimeoutError:
             if seconds is None:  # the kernel's keep-alive has given the host up
                 return None

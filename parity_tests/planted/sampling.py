@@ -120,7 +120,7 @@ BUGS = [
         "log-probabilities after the temperature",
         "The log-probability of a token is that of the distribution it was drawn from, not of the model's own.",
         "log-probabilities", "after the temperature!",
-        edit(ONE_STEP, "target_log_probs(logits, token)",
-             "target_log_probs(logits / values.temperature.astype(logits.dtype), token)"),
+        edit(ONE_STEP, "target_log_probs(logits, token,",
+             "target_log_probs(logits / values.temperature.astype(logits.dtype), token,"),
     ),
 ]  # fmt: skip

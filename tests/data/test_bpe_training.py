@@ -39,6 +39,9 @@ def test_a_text_without_spaces_is_learned_in_pieces_of_bounded_size(monkeypatch)
     assert max(map(len, words)) <= 150
     spaced = ["one two", " three", "four five", " six"]
     assert list(bpe_training.whole_words(spaced)) == ["one", " two", " threefour", " five", " six"]
+    long = ["seven eight" * 99]
+    assert "".join(bpe_training.whole_words(long)) == long[0]
+    assert max(map(len, bpe_training.whole_words(long))) <= 150
 
 
 def test_what_reading_refuses_is_raised_as_it_is():
@@ -58,7 +61,8 @@ def test_progress_is_a_line_where_stderr_is_no_terminal(monkeypatch, capsys):
         time.sleep(0.5)
 
     BPETokenizer.train(texts(), 300)
-    assert "learning 300 BPE tokens from 5 characters so far\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "learning 300 BPE tokens: 5 characters read\n" in said
     BPETokenizer.train_on_documents(texts(), 300)  # `jaxlm prepare` has a bar of its own
     assert capsys.readouterr().err == ""
 

@@ -318,3 +318,11 @@ def test_the_command_reads_prompts_saves_and_searches(trained, folder, tmp_path,
     ):
         assert words in refused(*arguments)
     assert not (folder / "x.npz").exists()
+
+
+def test_a_perplexity_that_no_float_holds_is_infinite():
+    def scorer(texts):
+        return np.array([-1e6 * len(text) for text in texts]), np.array([len(text) for text in texts])
+
+    found = tasks.score_continuations(scorer, ["a"], ["abc"])
+    assert found == {"perplexity": np.inf, "nats_per_character": 1e6}

@@ -8,7 +8,7 @@ from support import refused
 
 from jaxlm.cli.options import parse_options
 from jaxlm.cli.train import _defaults, _TrainOptions
-from jaxlm.config import DataConfig, TrainConfig
+from jaxlm.config import DataConfig, ModelConfig, TrainConfig
 from jaxlm.config.presets import preset
 from jaxlm.data.batches import PaddedRows, TokenStream
 from jaxlm.data.corpus import Corpus
@@ -59,7 +59,7 @@ def test_a_run_of_epochs_gets_more_of_them_and_keeps_its_rows(tmp_path, shakespe
     start = dataclasses.replace(
         start,
         data=DataConfig(path=str(tmp_path / "text.txt")),
-        model=dataclasses.replace(start.model, num_layers=1, embed_dim=8),
+        model=ModelConfig(family="embedding_bigram", vocab_size=65, max_seq_len=32, embed_dim=8),
         optim=dataclasses.replace(start.optim, warmup_steps=0, schedule="constant"),
     )
     train(start, out)

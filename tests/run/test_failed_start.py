@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import refused
 
-from jaxlm.config import DataConfig
+from jaxlm.config import DataConfig, ModelConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import CheckError, UserError
 from jaxlm.run import failed_start, training
@@ -51,15 +51,17 @@ def config(text):
     tiny = preset("tiny")
     return dataclasses.replace(
         tiny,
-        model=dataclasses.replace(tiny.model, num_layers=1, embed_dim=8),
+        model=ModelConfig(family="embedding_bigram", vocab_size=65, max_seq_len=32, embed_dim=8),
         data=DataConfig(path=str(text)),
         optim=dataclasses.replace(tiny.optim, warmup_steps=0),
         train=dataclasses.replace(tiny.train, steps=6, eval_every=2, checkpoint_every=2),
     )
 
 
-@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError(DEVICE), MemoryError("7 bytes of which 1 are free")])
-@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize(
+    ("error", "existed"),
+    [(jax.errors.JaxRuntimeError(DEVICE), False), (MemoryError("7 bytes of which 1 are free"), True)],
+)
 def test_before_anything_is_saved_the_folder_is_free_again(config, tmp_path, monkeypatch, error, existed):
     out = tmp_path / "run"
     if existed:

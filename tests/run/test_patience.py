@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from jaxlm.config import DataConfig, TrainConfig
+from jaxlm.config import DataConfig, ModelConfig, TrainConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
 from jaxlm.run.metrics import read_rows
@@ -55,7 +55,7 @@ def test_a_run_without_progress_stops_saves_and_stays_stopped_until_it_gets_more
     config = dataclasses.replace(
         tiny,
         data=DataConfig(path=str(tmp_path / "text.txt")),
-        model=dataclasses.replace(tiny.model, num_layers=1, embed_dim=8),
+        model=ModelConfig(family="embedding_bigram", vocab_size=65, max_seq_len=32, embed_dim=8),
         optim=dataclasses.replace(tiny.optim, warmup_steps=0, learning_rate=0.0),  # no evaluation is a new best
         train=dataclasses.replace(tiny.train, steps=20, eval_every=2, checkpoint_every=20, patience=2),
     )

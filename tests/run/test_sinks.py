@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from support import refused
 
-from jaxlm.config import DataConfig
+from jaxlm.config import DataConfig, ModelConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
 from jaxlm.run import sinks
@@ -184,7 +184,7 @@ def test_a_run_logs_its_rows_and_is_free_again_if_a_sink_cannot_start(tmp_path, 
     config = dataclasses.replace(
         tiny,
         data=DataConfig(path=str(tmp_path / "text.txt")),
-        model=dataclasses.replace(tiny.model, num_layers=1, embed_dim=8),
+        model=ModelConfig(family="embedding_bigram", vocab_size=65, max_seq_len=32, embed_dim=8),
         optim=dataclasses.replace(tiny.optim, warmup_steps=0),
         train=dataclasses.replace(tiny.train, steps=4, log_every=2, eval_every=4),
     )

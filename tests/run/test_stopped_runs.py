@@ -14,6 +14,7 @@ import pytest
 from jaxlm.config import DataConfig, ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxlm.run import checkpoint
 from jaxlm.run.folder import load_run
+from jaxlm.run.metrics import OF_CLOCKS
 from jaxlm.run.progress import Progress
 from jaxlm.run.training import train
 
@@ -42,9 +43,7 @@ def whole(config, tmp_path_factory):
 
 def rows(out):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if k not in ("elapsed_s", "tokens_per_s", "gflops_per_s", "mfu")} for row in lines
-    ]
+    return [{k: v for k, v in row.items() if k not in OF_CLOCKS} for row in lines]
 
 
 @pytest.mark.parametrize("step", [4, 12])

@@ -2,13 +2,15 @@
 
 import json
 import os
+import sys
+import types
 
 import fuzz_targets
 import pytest
 
 from jaxlm.data.files import json_digest
-from jaxlm.errors import CheckError
-from jaxlm.run import checkpoint, manifest
+from jaxlm.errors import CheckError, UserError
+from jaxlm.run import checkpoint, manifest, sinks
 from jaxlm.run.folder import load_run
 from jaxlm.run.metrics import read_rows
 
@@ -67,3 +69,12 @@ def test_a_line_that_is_no_row_of_numbers_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(line + '\n{"step": 2, "elapsed_s": 1}\n')
     with pytest.raises(ValueError, match="line 1 is not a row of metrics"):
         read_rows(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", ["*", "../x", "", "x" * 200])
+def test_the_id_of_a_run_elsewhere_is_no_pattern_of_folders_to_remove(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "id").write_text(name)
+    with pytest.raises(UserError, match="(no id of a run|more than 100).*delete it"):
+        sinks.WeightsAndBiases(tmp_path, {}, [])
