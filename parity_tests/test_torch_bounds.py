@@ -32,6 +32,15 @@ def test_an_archive_that_unpacks_to_more_is_refused(tmp_path):
         open_tensors(tmp_path / "b.bin")
 
 
+@pytest.mark.parametrize("name", ["data.pkl", "version"])
+def test_what_is_no_tensor_must_be_small(tmp_path, name):
+    """torch takes six times its size, whatever it says."""
+    with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
+        archive.writestr(f"a/{name}", bytes((1 << 24) + 1))
+    with pytest.raises(UserError, match="more than 16 MiB"):
+        open_tensors(tmp_path / "a.bin")
+
+
 class Touch:
     def __init__(self, path):
         self.path = path

@@ -123,6 +123,9 @@ def load_torch(path: Path) -> Any:
                 if is_archive:  # torch unpacks what it does not need, too
                     with zipfile.ZipFile(file) as archive:
                         check_members(archive.infolist(), size, 0)
+                        for one in archive.infolist():  # torch takes six times what is no tensor
+                            if "/data/" not in one.filename and one.file_size > 1 << 24:
+                                raise ValueError(f"its {one.filename} has more than 16 MiB")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except (ValueError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
