@@ -93,8 +93,8 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     """Opens a run with the parameters of one checkpoint; on a mesh in context they are read split over it.
 
     Args:
-      step: which checkpoint; None = the one with the lowest validation loss, or the latest if none was evaluated. If
-        that one is damaged, a warning says so and the latest sound one is taken.
+      step: which checkpoint; None = the one with the lowest validation loss (exact ones come before estimates), or the
+        latest if none was evaluated. If that one is damaged, a warning says so and the latest sound one is taken.
 
     Raises:
       UserError: there is no run or no such checkpoint.

@@ -15,6 +15,7 @@ from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.run import checkpoint
 from jaxlm.run.folder import check_data, check_named, load_run, new_folder, read_config
+from jaxlm.run.manifest import Loss
 from jaxlm.training.step import TrainState
 
 MODEL = ModelConfig(vocab_size=5, max_seq_len=7, num_layers=1, embed_dim=24, num_heads=3, mlp_dim=0)
@@ -26,7 +27,9 @@ def write_run(path, sha256="0" * 64, config=CONFIG, **more):
     params = init_params(build_model(config.model), jax.random.key(0))
     with new_folder(path, config, CharTokenizer("abcde"), sha256, **more) as folder:
         for step, val_loss in ((1, 1.0), (2, 2.0)):
-            checkpoint.save(folder / "checkpoints", TrainState(params, (), jax.numpy.int32(step)), val_loss, keep=2)
+            checkpoint.save(
+                folder / "checkpoints", TrainState(params, (), jax.numpy.int32(step)), Loss(val_loss), keep=2
+            )
     return path
 
 
