@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.run import checkpoint
+from jaxlm.run import arrays, checkpoint
 from jaxlm.run.manifest import Loss
 from jaxlm.sharding import processes
 from jaxlm.training.step import TrainState
@@ -48,7 +48,8 @@ class Saver:
         self.wait()
         log, started = self._log(), time.perf_counter()
         if self.background:
-            copy = jax.tree.map(lambda leaf: np.array(leaf), state)  # the next step overwrites the state's arrays
+            # A copy, because the next step overwrites the state's arrays.
+            copy = jax.tree.map(lambda leaf: np.array(leaf), arrays.plain(state))
             # A daemon, so that a second interrupt ends the process at once; resuming sweeps what it leaves.
             self._thread = threading.Thread(target=self._write, args=(copy, loss, log), name="save", daemon=True)
             self._thread.start()
