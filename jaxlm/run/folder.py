@@ -194,7 +194,7 @@ def _created(out: Path) -> Iterator[Path]:
     """A staged folder, locked so that nobody takes it for what a killed process has left."""
     with staged(out, "choose another --out") as folder:
         folder.mkdir()
-        with lock.held(folder):
+        with lock.held(folder, "choose another --out"):
             yield folder
 
 
@@ -204,7 +204,7 @@ def _filled(out: Path) -> Iterator[Path]:
 
     config.json comes last, so until then `out` is no run.
     """
-    with lock.held(out):
+    with lock.held(out, "choose another --out"):
         refuse_occupied(out)
         for killed in out.glob(".new.*.partial"):
             remove(killed)
