@@ -64,5 +64,6 @@ def draw_attention(run: Run, text: str, path: Path) -> list[Float[np.ndarray, "m
     try:
         plots.plot_attention_maps(maps, labels, path, f"{run.path.name}, step {run.step}")
     except (OSError, ValueError) as error:  # matplotlib refuses an unknown suffix by ValueError
-        raise UserError(f"{path} cannot be written ({error}): give another --out") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be written ({reason}): give another --out") from None
     return maps

@@ -28,7 +28,7 @@ def test_options_may_stand_before_the_run(folder):
         (["--txt", "two"], "--text is missing; unknown: --txt, two; see jaxlm attend --help"),
         (["--text", ""], "text is empty"),
         (["--text", "x" * 33], "33 tokens are beyond the learned position table"),
-        (["--text", "two", "--out", "no/such/folder.png"], "no/such/folder.png cannot be"),
+        (["--text", "two", "--out", "no/such/folder.png"], "folder.png cannot be written (No such file or directory)"),
         (["--text", "two", "--out", "map"], "map cannot be written: give --out a file with a suffix"),
         (["--text", "two", "--out", "map.txt"], "map.txt cannot be written (Format 'txt'"),
     ],

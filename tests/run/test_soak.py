@@ -23,6 +23,8 @@ def test_killed_training_ends_bitwise_as_if_left_alone(tmp_path):
     assert len(entries) == 6
     assert all(entry["same"] for entry in entries), entries
     assert all(entry["arrays"] > 10 for entry in entries)
+    fell = {entry["fell"] for entry in entries}
+    assert len(fell) >= 2, fell  # so not all of them before training began
 
 
 @pytest.mark.slow
