@@ -89,7 +89,7 @@ def together(target: Path, folder: AbstractContextManager[Path]) -> Iterator[Pat
     """
     if not processes.first():
         pid, is_within = processes.agree(0, 0)[0].tolist()
-        yield _found_by_all(staging_path(target / "new" if is_within else target, pid))
+        yield _found_by_all(staging_path(target / "new" if is_within else target.resolve(), pid))
         return
     with folder as staging:
         processes.agree(os.getpid(), staging.parent == target.resolve())
