@@ -163,8 +163,19 @@ def _losses(folder: Path) -> dict[int, float]:
 
 
 def log_entry(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it."""
-    return manifest.read(path).get("metrics")
+    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it.
+
+    Raises:
+      CheckError: it says something else than {"bytes": a size, "sha256": a digest}.
+    """
+    match manifest.read(path).get("metrics"):
+        case None:
+            return None
+        case {"bytes": int(size), "sha256": str()} as entry if size >= 0 and len(entry) == 2:
+            return dict(entry)
+    raise CheckError(
+        f"checkpoint {path} is damaged: the entry metrics of its {manifest.NAME} is not a size and a sha256"
+    )
 
 
 def readable(path: Path) -> bool:
