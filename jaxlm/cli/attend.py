@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxlm.cli.options import CheckpointOptions, RunArgument, parse_options
 from jaxlm.cli.output import print_json
 from jaxlm.errors import UserError
+from jaxlm.terminal import for_stdout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,5 +40,5 @@ def attend(arguments: list[str]) -> int:
     if options.json:
         print_json({"run": str(path), "step": loaded.step, "out": str(out), "maps": [list(m.shape) for m in maps]})
     else:
-        print(f"{out}: {len(maps)} layers of {len(maps[0])} maps, step {loaded.step}")
+        print(for_stdout(f"{out}: {len(maps)} layers of {len(maps[0])} maps, step {loaded.step}"))
     return 0
