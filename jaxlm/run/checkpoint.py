@@ -89,7 +89,7 @@ def together(target: Path, folder: AbstractContextManager[Path]) -> Iterator[Pat
     """
     if not processes.first():
         pid, is_within = processes.agree(0, 0)[0].tolist()
-        yield _found_by_all(staging_path(target / "new" if is_within else target, pid))
+        yield _found_by_all(staging_path(target / "new" if is_within else target.resolve(), pid))
         return
     with folder as staging:
         processes.agree(os.getpid(), staging.parent == target.resolve())
@@ -160,8 +160,19 @@ def best_loss(folder: Path) -> Loss | None:
 
 
 def log_entry(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it."""
-    return manifest.read(path).get("metrics")
+    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it.
+
+    Raises:
+      CheckError: it says something else than {"bytes": a size, "sha256": a digest}.
+    """
+    match manifest.read(path).get("metrics"):
+        case None:
+            return None
+        case {"bytes": int(size), "sha256": str()} as entry if size >= 0 and len(entry) == 2:
+            return dict(entry)
+    raise CheckError(
+        f"checkpoint {path} is damaged: the entry metrics of its {manifest.NAME} is not a size and a sha256"
+    )
 
 
 def readable(path: Path) -> bool:

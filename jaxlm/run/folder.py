@@ -192,7 +192,7 @@ def new_folder(
 @contextlib.contextmanager
 def _created(out: Path) -> Iterator[Path]:
     """A staged folder, locked so that nobody takes it for what a killed process has left."""
-    with staged(out, "choose another --out") as folder:
+    with staged(out.resolve(), "choose another --out") as folder:  # a link to a folder that is not there yet
         folder.mkdir()
         with lock.held(folder, "choose another --out"):
             yield folder
