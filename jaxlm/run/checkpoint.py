@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxlm.config import ModelConfig
 from jaxlm.data.files import remove, staged, staging_path, unwritable
 from jaxlm.errors import CheckError, UserError
 from jaxlm.run import arrays, manifest
@@ -178,6 +179,39 @@ def log_entry(path: Path) -> dict[str, Any] | None:
 def readable(path: Path) -> bool:
     """Whether a checkpoint's manifest can be read."""
     return bool(manifest.read(path))
+
+
+def check_layers(folder: Path, model: ModelConfig) -> None:
+    """Refuses a model with more layers than the newest sound checkpoint, before it is built: that takes time by layers.
+
+    Raises:
+      UserError: the message names both numbers.
+      CheckError: there are checkpoints, and all are damaged.
+    """
+    wanted = len(model.layer_period) if model.scan_layers else model.num_layers
+    damaged = []
+    for step in reversed(numbered(folder) if model.family in ("transformer", "recurrent") else []):
+        path = folder / str(step)
+        try:
+            found = arrays.blocks(path / "params")
+        except (OSError, ValueError) as error:
+            found, reason = 0, f"checkpoint {path} is damaged: params cannot be read ({error})"
+        else:
+            reason = ""
+        if found >= wanted:
+            return
+        try:
+            manifest.verify(path)
+        except CheckError as error:
+            reason = str(error)
+        if not reason:
+            raise UserError(
+                f"{path} was written with another config: it has the arrays of {found} layers, and config.json needs "
+                f"{wanted}"
+            )
+        damaged.append(reason)
+    if damaged:
+        raise CheckError("; ".join(damaged))
 
 
 def restore_params(path: Path, like: _Tree) -> _Tree:

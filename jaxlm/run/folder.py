@@ -112,6 +112,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
             f"{path} was trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'", stacklevel=2
         )
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention_impl="auto"))
+    checkpoint.check_layers(path / "checkpoints", config.model)
     model = build_model(config.model)
     like = abstract_params(model)
     for candidate in candidates:

@@ -132,6 +132,7 @@ def resumed_session(
     if keep_schedule:
         config = changes.with_schedule_of(config, stored_config)
     changes.check_same(config, stored_config, out, has_begun=any(checkpoint.steps(out / "checkpoints")))
+    checkpoint.check_layers(out / "checkpoints", stored_config.model)
     with processes.first_before_others("the corpus is read"):
         check_data(identity(config.data), sha256)  # first: other data may have characters that the run does not know
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
