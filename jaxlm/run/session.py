@@ -197,7 +197,7 @@ def _session(config: ExperimentConfig, out: Path, corpus: Corpus, params: Params
     check_samples(config, corpus.tokenizer)
     corpus.check_lengths()
     model = build_model(config.model)
-    cost = step_cost(config, mesh_shape())
+    cost = step_cost(config, mesh_shape(), corpus.train)
     check_memory(cost, config.train)
     params = init_params(model, jax.random.key(config.train.seed)) if params is None else put_params(model, params)
     tx = build_optimizer(config.optim, config.train.steps, params)

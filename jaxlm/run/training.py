@@ -36,7 +36,7 @@ from jaxlm.sharding import processes
 from jaxlm.sharding.layout import micro_batch_rows, put
 from jaxlm.sharding.mesh import make_mesh, use_mesh
 from jaxlm.training.evaluate import Evaluation
-from jaxlm.training.loop import CHUNK_STEPS, loop, make_chunk
+from jaxlm.training.loop import block_steps, loop, make_chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _run(session: Session, log: Sequence[Log]) -> Outcome:
             evaluate,
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
-        source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
+        source = train_split.feed(cfg.seed, cfg.batch_size, block_steps(cfg), put)
         end = document_end(session.config.data, train_split)
         chunk = make_chunk(session.model, session.tx, cfg, session.state, end)
         if is_close(session.cost):
