@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from jaxlm.data.reading import read_json
 from jaxlm.errors import CheckError, UserError
 from jaxlm.sharding import processes
 
@@ -131,6 +132,21 @@ def _restore(path: Path, abstract: _Tree) -> _Tree:
                     f"{wanted.get(name, 'absent')} here"
                 )
         return checkpointer.restore(path.absolute(), abstract)
+
+
+def blocks(path: Path) -> int:
+    """How many blocks have arrays there; Orbax is not imported.
+
+    Raises:
+      OSError, ValueError: what lists the arrays cannot be read.
+    """
+    content = read_json(path / "_METADATA")
+    names = (
+        content.get("tree_metadata") if isinstance(content, dict) else None
+    )  # by texts such as "('block_0', 'mlp', 'up', 'kernel')"
+    if not isinstance(names, dict):
+        raise ValueError("_METADATA lists no arrays")
+    return len({found[0] for name in names if (found := re.search(r"\bblock_\d+\b", name))})
 
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxlm.config import ModelConfig
 from jaxlm.data.files import remove, staged, staging_path, unwritable
 from jaxlm.errors import CheckError, UserError
 from jaxlm.run import arrays, manifest
@@ -89,7 +90,7 @@ def together(target: Path, folder: AbstractContextManager[Path]) -> Iterator[Pat
     """
     if not processes.first():
         pid, is_within = processes.agree(0, 0)[0].tolist()
-        yield _found_by_all(staging_path(target / "new" if is_within else target, pid))
+        yield _found_by_all(staging_path(target / "new" if is_within else target.resolve(), pid))
         return
     with folder as staging:
         processes.agree(os.getpid(), staging.parent == target.resolve())
@@ -160,13 +161,57 @@ def best_loss(folder: Path) -> Loss | None:
 
 
 def log_entry(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it."""
-    return manifest.read(path).get("metrics")
+    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it.
+
+    Raises:
+      CheckError: it says something else than {"bytes": a size, "sha256": a digest}.
+    """
+    match manifest.read(path).get("metrics"):
+        case None:
+            return None
+        case {"bytes": int(size), "sha256": str()} as entry if size >= 0 and len(entry) == 2:
+            return dict(entry)
+    raise CheckError(
+        f"checkpoint {path} is damaged: the entry metrics of its {manifest.NAME} is not a size and a sha256"
+    )
 
 
 def readable(path: Path) -> bool:
     """Whether a checkpoint's manifest can be read."""
     return bool(manifest.read(path))
+
+
+def check_layers(folder: Path, model: ModelConfig) -> None:
+    """Refuses a model with more layers than the newest sound checkpoint, before it is built: that takes time by layers.
+
+    Raises:
+      UserError: the message names both numbers.
+      CheckError: there are checkpoints, and all are damaged.
+    """
+    wanted = len(model.layer_period) if model.scan_layers else model.num_layers
+    damaged = []
+    for step in reversed(numbered(folder) if model.family in ("transformer", "recurrent") else []):
+        path = folder / str(step)
+        try:
+            found = arrays.blocks(path / "params")
+        except (OSError, ValueError) as error:
+            found, reason = 0, f"checkpoint {path} is damaged: params cannot be read ({error})"
+        else:
+            reason = ""
+        if found >= wanted:
+            return
+        try:
+            manifest.verify(path)
+        except CheckError as error:
+            reason = str(error)
+        if not reason:
+            raise UserError(
+                f"{path} was written with another config: it has the arrays of {found} layers, and config.json needs "
+                f"{wanted}"
+            )
+        damaged.append(reason)
+    if damaged:
+        raise CheckError("; ".join(damaged))
 
 
 def restore_params(path: Path, like: _Tree) -> _Tree:

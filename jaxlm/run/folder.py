@@ -112,6 +112,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
             f"{path} was trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'", stacklevel=2
         )
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention_impl="auto"))
+    checkpoint.check_layers(path / "checkpoints", config.model)
     model = build_model(config.model)
     like = abstract_params(model)
     for candidate in candidates:
@@ -192,7 +193,7 @@ def new_folder(
 @contextlib.contextmanager
 def _created(out: Path) -> Iterator[Path]:
     """A staged folder, locked so that nobody takes it for what a killed process has left."""
-    with staged(out, "choose another --out") as folder:
+    with staged(out.resolve(), "choose another --out") as folder:  # a link to a folder that is not there yet
         folder.mkdir()
         with lock.held(folder, "choose another --out"):
             yield folder

@@ -14,6 +14,7 @@ from pathlib import Path
 from jaxlm.data.files import remove, unwritable
 from jaxlm.data.reading import parse_json
 from jaxlm.errors import UserError
+from jaxlm.run.own_files import check_own
 from jaxlm.sharding import processes
 
 NAME = ".lock"
@@ -32,8 +33,10 @@ def held(folder: Path, fix: str = FIX) -> Iterator[None]:
       fix: what the message tells the user to do where the folder cannot be written.
 
     Raises:
-      UserError: another process holds it (the line names that one), or the folder cannot be written.
+      UserError: another process holds it (the line names that one), the folder cannot be written, or one of the names
+        that a run writes is a link (`check_own`).
     """
+    check_own(folder)
     opened = _acquire(folder, fix)
     try:
         yield
@@ -82,7 +85,7 @@ def _acquire(folder: Path, fix: str) -> int:
     while True:
         opened = None
         try:
-            opened = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            opened = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             _lock(opened, folder)
             if _is_there(opened, folder / NAME):
                 me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
