@@ -21,16 +21,23 @@ NAME = ".lock"
 """JSON of the holder, {"host", "pid", "started"}; what counts is not the file but the lock on it (`fcntl.flock`)."""
 
 
+FIX = "training writes into the run; copy it to a place that can be written"
+"""What to do about the folder of a run that cannot be written."""
+
+
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, fix: str = FIX) -> Iterator[None]:
     """Holds the lock of a folder that exists, then removes its file. That of a killed process is taken over.
+
+    Args:
+      fix: what the message tells the user to do where the folder cannot be written.
 
     Raises:
       UserError: another process holds it (the line names that one), the folder cannot be written, or one of the names
         that a run writes is a link (`check_own`).
     """
     check_own(folder)
-    opened = _acquire(folder)
+    opened = _acquire(folder, fix)
     try:
         yield
     finally:
@@ -73,7 +80,7 @@ def _literal(name: str) -> str:
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
-def _acquire(folder: Path) -> int:
+def _acquire(folder: Path, fix: str) -> int:
     """The descriptor of the locked file."""
     while True:
         opened = None
@@ -89,7 +96,7 @@ def _acquire(folder: Path) -> int:
         except (OSError, UserError) as error:
             if opened is not None:
                 os.close(opened)
-            raise (_refusal(folder, error) if isinstance(error, OSError) else error) from None
+            raise (_refusal(folder, error, fix) if isinstance(error, OSError) else error) from None
 
 
 def _is_there(opened: int, file: Path) -> bool:
@@ -123,7 +130,5 @@ def _holder(opened: int) -> str:
         return "another process"
 
 
-def _refusal(folder: Path, error: OSError) -> UserError:
-    return unwritable(
-        folder, error, "free some space", "training writes into the run; copy it to a place that can be written"
-    )
+def _refusal(folder: Path, error: OSError, fix: str = FIX) -> UserError:
+    return unwritable(folder, error, "free some space", fix)

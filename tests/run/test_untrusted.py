@@ -1,5 +1,6 @@
 """Runs that others made: links, pipes and odd names in their folders, arrays that Orbax cannot read."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -8,10 +9,12 @@ import types
 import fuzz_targets
 import pytest
 
-from jaxlm.data.files import json_digest
+from jaxlm.cli.main import main
+from jaxlm.config import DataConfig
+from jaxlm.data.files import json_digest, sealed
 from jaxlm.errors import CheckError, UserError
-from jaxlm.run import checkpoint, manifest, sinks
-from jaxlm.run.folder import load_run
+from jaxlm.run import checkpoint, folder, manifest, session, sinks
+from jaxlm.run.folder import load_run, read_record
 from jaxlm.run.metrics import check_log, read_rows
 
 
@@ -52,6 +55,30 @@ def test_arrays_that_orbax_cannot_read_are_damaged_even_with_sound_sums(run):
     sign(step)
     with pytest.raises(CheckError, match="params cannot be read"):
         load_run(run)
+
+
+@pytest.mark.parametrize("metadata", [None, "{}", "[]", "cut"])
+def test_more_layers_than_a_checkpoint_has_are_refused_before_they_are_built(run, monkeypatch, capsys, metadata):
+    """9,999 layers take more than 40 s to trace."""
+    step, content = run / "checkpoints" / "0", json.loads((run / "config.json").read_text())
+    content["config"]["model"]["num_layers"] = 9999
+    content["corpus_sha256"] = "0" * 64
+    (run / "config.json").write_text(json.dumps(sealed(content)))
+    if metadata is not None:
+        (step / "params" / "_METADATA").write_text(metadata)
+        sign(step)
+    monkeypatch.setattr(folder, "build_model", None)
+    monkeypatch.setattr(session, "build_model", None)
+    config = read_record(run).config
+    error = UserError if metadata is None else CheckError
+    words = "the arrays of 1 layers, and config.json needs 9999" if metadata is None else "params cannot be read"
+    with pytest.raises(error, match=words):
+        load_run(run)
+    with pytest.raises(error, match=words):
+        session.resumed_session(dataclasses.replace(config, data=DataConfig(path=str(run / "config.json"))), run)
+    if metadata is None:
+        assert main(["info", str(run)]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_only_plain_numbers_are_steps(run):
