@@ -2,8 +2,9 @@
 
 python scripts/bad_inputs.py [--write docs/results/bad-inputs.md] [--only WORD]
 
-Each must end with exit code 1 or 2 and one line on stderr, quickly, and write nothing. The exit code is 1 if one does
-not. All run in one process. Those that need torch are left out where it is missing.
+Each must end with exit code 1 or 2 and one line on stderr, quickly, and write nothing; `jaxlm` alone prints how it is
+used. The exit code is 1 if one does not. All run in one process. Those that need torch are left out where that is
+missing.
 """
 
 import argparse
@@ -78,12 +79,13 @@ def _answer(command: str) -> Answer:
     problems = {
         "not refused": code not in (1, 2),
         "something on stdout": bool(out.getvalue()) and bool(command),
+        "no usage": not out.getvalue() and not command,
         "not one line": len(said) != 1 and bool(command),
         "control characters": re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", err.getvalue()) is not None,
         "too long": any(len(line) > 5000 for line in lines),
         "too slow": time.monotonic() - started > SECONDS,
     }
-    message = said[0] if said else " ".join(lines)
+    message = said[0] if said else " ".join(lines) if command else "(the usage)"
     return Answer(command, code, message, ", ".join(name for name, there in problems.items() if there))
 
 
@@ -97,6 +99,14 @@ def table(found: list[Answer], folder: Path) -> str:
     return "\n".join(rows) + "\n"
 
 
+def summary_of(found: list[Answer]) -> str:
+    """How many are answered as they must be."""
+    by_line = sum(bool(one.command) and not one.problem for one in found)
+    usage = any(not one.command and not one.problem for one in found)
+    also = "; the empty command prints how it is used, with exit code 2" if usage else ""
+    return f"{len(found)} bad inputs, {by_line} answered by one line and exit code 1 or 2{also}."
+
+
 def main() -> int:
     """Tries all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,7 +118,7 @@ def main() -> int:
         found = answers(wanted, Path(name))
         text = table(found, Path(name))
     wrong = [one for one in found if one.problem]
-    summary = f"{len(wanted)} bad inputs, {len(wanted) - len(wrong)} answered by one line and exit code 1 or 2."
+    summary = summary_of(found)
     if options.write is not None:
         intro = "Written by `python scripts/bad_inputs.py --write docs/results/bad-inputs.md`."
         options.write.write_text(f"# Bad inputs, and what the commands answer\n\n{intro}\n{summary}\n\n{text}")

@@ -89,7 +89,7 @@ def _make_run_parts(folder: Path) -> None:
     contents = {
         **{"empty": "", "deep": "[" * 100_000, "type": {"type": "pickle"}, "chars": {"type": "char", "chars": ""}},
         **{
-            "size": {"type": "char", "chars": "abc"},
+            "size": {"type": "char", "chars": "".join(map(chr, range(0x100, 0x100 + 40)))},  # the model has 30
             "ids": {"type": "ids", "vocab_size": -1},
             "no-bpe": {"type": "bpe"},
         },

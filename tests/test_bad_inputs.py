@@ -31,5 +31,9 @@ def test_all_bad_input_is_answered_by_one_line(tmp_path):
 
 
 def test_a_wrong_answer_is_noticed(tmp_path):
-    found = BAD_INPUTS["answers"](["sample config-empty", "presets"], tmp_path)
-    assert [bool(one.problem) for one in found] == [False, True]
+    found = BAD_INPUTS["answers"](["sample config-empty", "presets", "", "sample tokenizer-size"], tmp_path)
+    assert [bool(one.problem) for one in found] == [False, True, False, False]
+    summary = "4 bad inputs, 2 answered by one line and exit code 1 or 2; the empty command prints how it is used"
+    assert BAD_INPUTS["summary_of"](found).startswith(summary)
+    assert found[2].message == "(the usage)"
+    assert "tokenizer.json has 40 entries, the model 30" in found[3].message

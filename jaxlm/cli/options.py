@@ -229,6 +229,7 @@ def _run_tyro(options: Any, arguments: list[str], command: str, default: Given) 
 def _one_line(refusal: str) -> str:
     """The message in tyro's box, with the options that are missing or its first guess at what was meant."""
     sections: list[list[str]] = [[]]
+    refusal = re.sub(r"\x1b\[[0-9;]*m", "", refusal)  # tyro's colours, where stdout is a terminal
     for line in refusal.replace("│", " ").splitlines():
         if not line.strip(" ─-"):
             sections.append([])

@@ -14,6 +14,7 @@ from jaxlm.reproduce.records import folder_of, read_record, usable_cores
 from jaxlm.reproduce.rows import Experiment, Training
 from jaxlm.reproduce.work import Job, StoppedError
 from jaxlm.run.metrics import read_rows
+from jaxlm.terminal import printable
 
 LOG = "log.txt"
 """What a process prints; it lies beside the folder of its row."""
@@ -124,7 +125,7 @@ def _is_ready(experiment: Experiment, job: Job, root: Path, quick: bool) -> bool
 def _start(experiment: Experiment, job: Job, root: Path, quick: bool, cores: set[int]) -> subprocess.Popen:
     row, seed = job
     command = [sys.executable, "-m", "jaxlm.reproduce.one", experiment.name, row.name, str(seed), str(root)]
-    print(f"started: {row.name}, seed {seed}; log in {_log(root, job)}", file=sys.stderr)
+    print(printable(f"started: {row.name}, seed {seed}; log in {_log(root, job)}"), file=sys.stderr)
     with _log(root, job).open("ab") as log, _on(cores):
         return subprocess.Popen(command + ["--quick"] * quick, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

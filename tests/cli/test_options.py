@@ -103,13 +103,17 @@ def test_only_what_is_given_is_passed_on():
         (["x", "--a.text"], "Missing value for argument '--a.text'"),
     ],
 )
-@pytest.mark.parametrize("boxes", [True, False])
-def test_refusals_are_one_line(monkeypatch, arguments, message, boxes):
+@pytest.mark.parametrize(("boxes", "colours"), [(True, False), (False, False), (True, True), (False, True)])
+def test_refusals_are_one_line(monkeypatch, arguments, message, boxes, colours):
     monkeypatch.setitem(tyro._experimental_options, "utf8_boxes", boxes)
+    if colours:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.delenv("NO_COLOR", raising=False)
     with pytest.raises(UserError) as refusal:
         parse_options(Outer, arguments, "do", defaults)
     assert message in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    assert not {"\n", "\x1b"} & set(str(refusal.value))
 
 
 def test_without_defaults_those_of_the_fields_count():

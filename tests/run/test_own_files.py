@@ -123,3 +123,11 @@ def test_a_picture_of_attention_is_not_drawn_elsewhere(run, tmp_path):
     (run / "attention.png").symlink_to(tmp_path / "victim")
     assert "attention.png is a link" in refused("attend", run, "--text", "A")
     assert not (tmp_path / "victim").exists()
+
+
+def test_a_new_run_may_be_a_link_to_a_folder_that_is_not_there_yet(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "there")
+    with new_folder(tmp_path / "run", preset("tiny"), TranscriptTokenizer(), None):
+        pass
+    assert (tmp_path / "run").is_symlink()
+    assert (tmp_path / "there" / "config.json").is_file()
