@@ -16,6 +16,15 @@ DEEPEST = 64
 LARGEST = 1 << 28
 """Bytes of a JSON file that is read at once; the largest tokenizer.json of well-known models has 35 MB."""
 
+_SMALL = {"config.json", "generation_config.json", "params.json"}
+
+
+def largest(name: str) -> int:
+    """Bytes of a JSON file of this name that are read at once: its objects take up to 40 times as many in memory."""
+    if name in _SMALL:
+        return 1 << 22
+    return 1 << 24 if name == "manifest.json" or name.endswith(".index.json") else LARGEST
+
 
 def open_regular(path: Path) -> io.BufferedReader:
     """Opens a file for reading, in bytes. A pipe or device would make the reader wait, or never end.
@@ -52,14 +61,14 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
         return file.read()
 
 
-def read_json(path: Path, most: int = LARGEST) -> Any:
-    """What a JSON file holds.
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, if it has at most `largest` bytes.
 
     Raises:
       OSError: as `read_regular`.
       ValueError: as `parse_json`, or it is not UTF-8.
     """
-    return parse_json(read_regular(path, most).decode())
+    return parse_json(read_regular(path, largest(path.name)).decode())
 
 
 def parse_json(text: str) -> Any:
