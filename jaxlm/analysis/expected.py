@@ -18,11 +18,12 @@ from jaxlm.analysis.free_memory import free_memory
 from jaxlm.analysis.memory import compiled_memory
 from jaxlm.analysis.mesh_memory import device_state, local_model
 from jaxlm.config import ExperimentConfig, ModelConfig, TrainConfig
-from jaxlm.data.batches import BatchSource
+from jaxlm.data.batches import BatchSource, PaddedRows, Split, TokenStream
 from jaxlm.errors import UserError
 from jaxlm.model.build import init_params
 from jaxlm.optim import build_optimizer
 from jaxlm.sharding.layout import micro_batch_rows
+from jaxlm.training.loop import block_steps
 from jaxlm.training.step import TrainState, batch_loss
 from jaxlm.types import tree_bytes
 
@@ -44,6 +45,8 @@ class StepCost(NamedTuple):
     """Parameters, gradients, their totals over micro-batches, and the state of the optimizer."""
     activations: int
     """What a micro-batch keeps for its backward pass; an estimate."""
+    batch: int
+    """The windows of the whole batch, which a step cuts before its first micro-batch, and what comes with them."""
     rows: int
     """Of a micro-batch on each device."""
     flops: float
@@ -53,7 +56,7 @@ class StepCost(NamedTuple):
     @property
     def memory(self) -> int:
         """Bytes in all, without the text."""
-        return self.state + self.activations
+        return self.state + self.activations + self.batch
 
 
 class _Trace(NamedTuple):
@@ -64,7 +67,7 @@ class _Trace(NamedTuple):
     flops: float
 
 
-def step_cost(config: ExperimentConfig, mesh: Mapping[str, int]) -> StepCost:
+def step_cost(config: ExperimentConfig, mesh: Mapping[str, int], split: Split | None = None) -> StepCost:
     """What a training step takes, from the shapes in its program alone: a fraction of a second for a small model.
 
     The memory is what must live at once: XLA takes less where it fuses operations, and more for its own arrays. Without
@@ -72,15 +75,16 @@ def step_cost(config: ExperimentConfig, mesh: Mapping[str, int]) -> StepCost:
 
     Args:
       mesh: the sizes of its axes; empty = one device.
+      split: what is trained on; None = a stream in memory.
 
     Raises:
       UserError: the mesh does not divide the batch or a size of the model.
     """
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # the program of one device, also inside a mesh
-        return _step_cost(config, mesh or ONE_DEVICE)
+        return _step_cost(config, mesh or ONE_DEVICE, split)
 
 
-def _step_cost(config: ExperimentConfig, mesh: Mapping[str, int]) -> StepCost:
+def _step_cost(config: ExperimentConfig, mesh: Mapping[str, int], data: Split | None) -> StepCost:
     cfg, train = config.model, config.train
     rows = micro_batch_rows(train, mesh)
     split = math.prod(mesh.values()) > 1
@@ -99,6 +103,7 @@ def _step_cost(config: ExperimentConfig, mesh: Mapping[str, int]) -> StepCost:
     return StepCost(
         state=2 * own + totals + optimizer + gathered,
         activations=found.kept + _logits_bytes(local, rows),
+        batch=rows * train.grad_accum * _window_bytes(config, data),
         rows=rows,
         flops=3 * whole * train.batch_size,
     )
@@ -140,6 +145,17 @@ def _logits_bytes(cfg: ModelConfig, rows: int) -> int:
     return rows * cfg.max_seq_len * cfg.vocab_size * wide
 
 
+def _window_bytes(config: ExperimentConfig, data: Split | None) -> int:
+    """What a window takes from the beginning of a step to its end."""
+    length = config.model.max_seq_len
+    found = (length + 1) * np.dtype(np.int32).itemsize
+    if isinstance(data, PaddedRows):  # the weights of its targets
+        found += length * jax.dtypes.canonicalize_dtype(float).itemsize
+    if isinstance(data, TokenStream) and data.is_mapped:  # cut for many steps, while those before are read
+        found += 2 * block_steps(config.train) * (length + 1) * data.tokens.dtype.itemsize
+    return found
+
+
 def check_memory(cost: StepCost, train: TrainConfig) -> None:
     """Refuses a training step that needs far more memory than is free, before anything is compiled or allocated.
 
@@ -178,11 +194,13 @@ def _fix(cost: StepCost, train: TrainConfig, free: int) -> str:
     """What the user can do."""
     if cost.state > free:
         return f"parameters, gradients and optimizer alone take {gigabytes(cost.state)}, so give a smaller model"
-    largest = int((free - cost.state) * cost.rows // cost.activations)  # rows of a micro-batch on each device
+    if cost.state + cost.batch > free:
+        return f"the batch alone takes {gigabytes(cost.batch)}, so give a smaller --train.batch-size"
+    # Rows of a micro-batch on each device.
+    largest = int((free - cost.state - cost.batch) * cost.rows // cost.activations)
     all_rows = cost.rows * train.grad_accum
-    fitting = next(
-        (n for n in range(train.grad_accum, all_rows + 1) if all_rows % n == 0 and all_rows // n <= largest), 0
-    )
+    parts = range(max(train.grad_accum, -(-all_rows // max(largest, 1))), all_rows + 1)
+    fitting = next((n for n in parts if all_rows % n == 0 and all_rows // n <= largest), 0)
     if fitting:
         return f"give a smaller --train.batch-size, or --train.grad-accum {fitting}, which computes it in parts"
     return "not even one row fits, so give a smaller model or a shorter --model.max-seq-len"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import sys
 import warnings
@@ -25,6 +26,9 @@ _Options = TypeVar("_Options")
 
 Given = dict[str, Any]
 """The options that the user gave, by field name; those of a nested config are a dict of their own."""
+
+TEXTS = {"prompt", "text", "stop", "separator", "field"}
+"""Options that are text that is read or written. Other words are names and paths, in the system's own form."""
 
 RunArgument = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 """The folder of the run that a command is about."""
@@ -93,7 +97,7 @@ def parse_options(
     # tyro fills in the defaults of a dataclass. Of a TypedDict it returns only the keys that were given, and those that
     # may be given several times.
     typed = _typed_dict(cls, set() if asks_help else required)
-    given = _without_empty(cls, _run_tyro(typed, rest, command, _empty_paths(cls)))
+    given = _as_utf8(_without_empty(cls, _run_tyro(typed, rest, command, _empty_paths(cls))))
     base = own if defaults is None else vars(defaults(given))
     if asks_help:
         shown = _with_tuples(cls, {name: _as_dict(value) for name, value in base.items() if name not in required})
@@ -129,6 +133,25 @@ def _without_empty(cls: Any, given: Given) -> Given:
         for name, value in given.items()
         if not (name in paths and value == ())
     }
+
+
+def _as_utf8(given: Given) -> Given:
+    """What was given, with texts as the UTF-8 that was typed: Python reads a command line by the locale."""
+
+    def typed(text: str) -> str:
+        try:
+            return os.fsencode(text).decode() if re.search("[\udc80-\udcff]", text) else text
+        except UnicodeError:  # no UTF-8 at all, which who reads the text refuses
+            return text
+
+    def read(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _as_utf8(value)
+        if name not in TEXTS or value is None:
+            return value
+        return typed(value) if isinstance(value, str) else tuple(typed(text) for text in value)
+
+    return {name: read(name, value) for name, value in given.items()}
 
 
 def _with_tuples(cls: Any, shown: Given) -> Given:

@@ -82,6 +82,9 @@ def beam_search(
     token included, scores log-probability / m ** length_penalty: 0 ranks by probability, more favours longer texts.
     At the end live hypotheses compete with finished ones; the search stops earlier when none of them could win.
 
+    It may stand inside jax.jit and jax.vmap of a function of the parameters. There logits that are not finite are not
+    refused: the search ends where they come.
+
     Args:
       forbidden_tokens: ids that no hypothesis contains. Scores stay the model's own log-probabilities: those of the
         other tokens are not scaled up.
@@ -119,7 +122,7 @@ def beam_search(
         places=power_of_two(max_new_tokens),
         width=beam_width,
     )
-    check_finite(np.asarray(are_finite), params)
+    check_finite(are_finite, params)
     tokens = best.tokens[:, :, :max_new_tokens]
     return Beams(tokens, best.scores, jnp.cumprod(~jnp.asarray(values.stops)[tokens], axis=-1).sum(axis=-1))
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from jaxlm.errors import CheckError, UserError
 from jaxlm.finite import first_not_finite
@@ -34,8 +35,12 @@ def only_finite(logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
     return jnp.where(jnp.isfinite(logits), logits, jnp.nan)
 
 
-def check_finite(are_finite: np.ndarray, params: Params, first: int = 0, what: str = "new token") -> None:
+def check_finite(
+    are_finite: Bool[Array | np.ndarray, "R n"], params: Params, first: int = 0, what: str = "new token"
+) -> None:
     """Refuses logits that are not finite: a number that is not is no probability, and every choice would be token 0.
+
+    Inside jax.jit, jax.vmap and other transformations there is no value to look at, and nothing is refused.
 
     Args:
       are_finite: [R, n] for each row and token, whether its logits are.
@@ -45,6 +50,9 @@ def check_finite(are_finite: np.ndarray, params: Params, first: int = 0, what: s
     Raises:
       CheckError: it names the first such token with its row, and the first parameter that is not finite.
     """
+    if isinstance(are_finite, jax.core.Tracer):
+        return
+    are_finite = np.asarray(are_finite)
     if are_finite.all():
         return
     token, row = (int(index) for index in np.argwhere(~are_finite.T)[0])

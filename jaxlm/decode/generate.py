@@ -112,7 +112,8 @@ def predict(
 ) -> Float[Array, "B steps V"]:
     """The raw logits of the next `steps` tokens, where each step feeds the likeliest token of the one before.
 
-    The capacity is that of `generate`, past which a model rolls.
+    The capacity is that of `generate`, past which a model rolls. It may stand inside jax.jit and jax.vmap of a function
+    of the parameters. There logits that are not finite are not refused.
 
     Raises:
       UserError: as `generate`; more tokens than a learned position table has places.
@@ -125,7 +126,7 @@ def predict(
     capacity = cache_capacities(model.cfg, params, prompts.rows, prompts.longest, plan)[-1]
     state = start(model, params, prompts, capacity)
     logits, are_finite = _predict(model, params, state, steps=power_of_two(steps))
-    check_finite(np.asarray(are_finite)[:, :steps], params)
+    check_finite(are_finite[:, :steps], params)
     return logits[:, :steps]
 
 

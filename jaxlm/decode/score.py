@@ -20,6 +20,9 @@ def score(
 ) -> Float[Array, " B"]:
     """The log-probability in nats of tokens[:, 1:], each given those before it; one full forward pass.
 
+    It may stand inside jax.jit and jax.vmap of a function of the parameters. There logits that are not finite are not
+    refused: they make the result NaN.
+
     Args:
       tokens: [B, T] ids, T >= 2.
       weights: [B, T - 1] factor of each target's log-probability, 0 for padding (on the right).
@@ -43,7 +46,7 @@ def score(
     if not np.isfinite(weights).all():
         raise UserError(f"weights holds {weights[~np.isfinite(weights)][0]}: give finite numbers, 0 for padding")
     total, are_finite = _score(model, params, ids, weights)
-    check_finite(np.asarray(are_finite), params, 1, "token")
+    check_finite(are_finite, params, 1, "token")
     return total
 
 

@@ -14,6 +14,9 @@ GONE = {errno.EPIPE, errno.EIO, errno.ESHUTDOWN}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """The disk is full."""
 
+UNWRITABLE = {errno.EBADF}
+"""The stream is open, but not for writing, as with 2</dev/null."""
+
 
 class _Outlived(io.FileIO):
     """A file descriptor that drops what cannot be written for one of some reasons."""
@@ -42,7 +45,7 @@ def outlived(*, stdout: bool = False) -> Iterator[None]:
       stdout: whether stdout too is outlived. A full disk under it still raises: then a result is lost.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_outlived("stderr", GONE | FULL))
+        stack.enter_context(_outlived("stderr", GONE | FULL | UNWRITABLE))
         if stdout:
             stack.enter_context(_outlived("stdout", GONE))
         yield

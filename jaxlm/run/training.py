@@ -36,7 +36,7 @@ from jaxlm.sharding import processes
 from jaxlm.sharding.layout import micro_batch_rows, put
 from jaxlm.sharding.mesh import make_mesh, use_mesh
 from jaxlm.training.evaluate import Evaluation
-from jaxlm.training.loop import CHUNK_STEPS, loop, make_chunk
+from jaxlm.training.loop import block_steps, loop, make_chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def train(
                     if resume:
                         read_record(out)  # which refuses what is not a run, and cannot be locked
                         alone.enter_context(lock.for_training(out))
-                        session = resumed_session(config, out, keep_schedule)
+                        session = resumed_session(config, out, keep_schedule, keep_warmup)
                     else:
                         session = new_session(config, out, keep_warmup, init_from, extend_positions)
                         alone.enter_context(lock.for_training(out))
@@ -171,7 +171,7 @@ def _run(session: Session, log: Sequence[Log]) -> Outcome:
             evaluate,
         )
         # A chunk ends where a row is due, so the windows of `log_every` steps are all that it can read.
-        source = train_split.feed(cfg.seed, cfg.batch_size, min(cfg.log_every, CHUNK_STEPS), put)
+        source = train_split.feed(cfg.seed, cfg.batch_size, block_steps(cfg), put)
         end = document_end(session.config.data, train_split)
         chunk = make_chunk(session.model, session.tx, cfg, session.state, end)
         if is_close(session.cost):
@@ -181,9 +181,8 @@ def _run(session: Session, log: Sequence[Log]) -> Outcome:
             state = loop(chunk, session.state, source, cfg, in_order)
         except nonfinite.DivergedError as error:
             traceback.clear_frames(error.__traceback__)  # which hold arrays
-            raise error.at(
-                nonfinite.find(session, chunk, source, end, error.step, progress.say, lambda: bool(received))
-            ) from None
+            place = nonfinite.find(session, chunk, source, end, error.step, progress.say, lambda: bool(received))
+            raise error.at(place, out) from None
         if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)
         step = int(state.step)

@@ -88,6 +88,11 @@ class Hook:
         """No step follows: the run is complete, or a hook has stopped it."""
 
 
+def block_steps(cfg: TrainConfig) -> int:
+    """The most steps between two calls for a `BatchSource`."""
+    return min(cfg.log_every, CHUNK_STEPS)
+
+
 def next_boundary(step: int, cfg: TrainConfig) -> int:
     """The next step after `step` that is logged, evaluated or saved; step 1 is one, to time compilation apart."""
     periods = cfg.log_every, cfg.eval_every, cfg.checkpoint_every

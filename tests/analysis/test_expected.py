@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlm.analysis import expected
@@ -14,7 +15,7 @@ from jaxlm.analysis.costs import forward_flops_per_token
 from jaxlm.analysis.expected import StepCost, check_compiled, check_memory, is_close, speed_fields, step_cost
 from jaxlm.analysis.memory import training_memory
 from jaxlm.config.presets import preset
-from jaxlm.data.batches import TokenStream
+from jaxlm.data.batches import PaddedRows, TokenStream
 from jaxlm.errors import UserError
 from jaxlm.training.step import TrainState
 
@@ -63,6 +64,29 @@ def test_accumulation_takes_a_part_of_the_activations_and_totals_of_the_gradient
     assert parts.flops == whole.flops
 
 
+def test_the_windows_of_the_whole_batch_count_whatever_is_accumulated(monkeypatch, tmp_path):
+    train = dataclasses.replace(TINY.train, batch_size=200_000, grad_accum=25_000, log_every=5)
+    config = dataclasses.replace(tiny(num_layers=1), train=train)
+    cost = step_cost(config, {})
+    assert cost.batch == 200_000 * 33 * 4
+    assert cost.memory == pytest.approx(training_memory(config).step.peak, rel=0.05)
+    assert step_cost(config, {"data": 2, "fsdp": 2, "tensor": 1}).batch == cost.batch / 4
+    rows = PaddedRows(np.zeros((3, 33), np.uint8), 1)
+    assert step_cost(config, {}, rows).batch == cost.batch + 200_000 * 32 * 4
+    (tmp_path / "tokens").write_bytes(bytes(100))
+    mapped = TokenStream(np.memmap(tmp_path / "tokens", np.uint16, "r"), 32)
+    assert step_cost(config, {}, mapped).batch == cost.batch + 2 * 5 * 200_000 * 33 * 2
+    free(monkeypatch, 17 * 10**6)
+    with pytest.raises(
+        UserError, match=r"grad_accum = 25000\): the batch alone takes 26.4 MB, so give a smaller --train.b"
+    ):
+        check_memory(cost, train)
+    whole = dataclasses.replace(train, grad_accum=1)
+    free(monkeypatch, 27_300_000)
+    with pytest.raises(UserError, match=r"or --train.grad-accum 50000, which computes it in parts"):
+        check_memory(step_cost(dataclasses.replace(config, train=whole), {}), whole)
+
+
 def test_a_mesh_splits_the_state_and_the_batch_but_computes_the_same():
     whole, split = step_cost(TINY, {}), step_cost(TINY, {"data": 2, "fsdp": 2, "tensor": 2})
     assert (split.flops, split.rows) == (whole.flops, 2)
@@ -73,7 +97,7 @@ def test_a_mesh_splits_the_state_and_the_batch_but_computes_the_same():
 
 
 def test_a_step_that_cannot_fit_is_refused_with_what_would_fit(monkeypatch):
-    cost = StepCost(state=10**9, activations=64 * 10**9, rows=64, flops=1.0)
+    cost = StepCost(state=10**9, activations=64 * 10**9, batch=0, rows=64, flops=1.0)
     train = dataclasses.replace(TINY.train, batch_size=64)
     free(monkeypatch, 8 * 10**9)
     with pytest.raises(UserError) as refusal:

@@ -10,7 +10,7 @@ from support import command
 
 from jaxlm.cli.main import COMMANDS
 from jaxlm.cli.options import JsonOption, RunArgument, parse_options, read_text, with_kinds
-from jaxlm.config import OptimConfig
+from jaxlm.config import OptimConfig, SampleConfig
 from jaxlm.config.base import Validated
 from jaxlm.config.data import Paths
 from jaxlm.config.presets import PRESETS, preset
@@ -241,6 +241,17 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\n")
     with pytest.warns(UserWarning, match=r"a.txt begins with a byte-order mark, which is left out"):
         assert read_text(str(tmp_path / "a.txt")) == "a\n"
+
+
+def test_texts_are_utf8_whatever_the_locale():
+    def text(typed):
+        """As Python hands it over where the locale is ASCII."""
+        return parse_options(Outer, ["x", "--a.text", typed.decode("ascii", "surrogateescape")], "do", defaults).text
+
+    assert text("a ž日".encode()) == "a ž日"
+    assert text(b"a\xff") == "a\udcff"  # refused where it is read
+    sample = parse_options(SampleConfig, ["--prompt", "\udcc5\udcbe", "--stop", "\udcc5\udcbe", "b"], "do")
+    assert (sample.prompt, sample.stop) == ("ž", ("ž", "b"))
 
 
 def test_files_that_a_shell_made_of_a_pattern_are_told_from_options(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ def test_without_stderr_nothing_of_it_goes_to_stdout():
     assert shell("2>&-", "trane") == (2, b"", "")
     assert shell("<&- >&- 2>&-", "presets") == (1, b"", "")
     assert shell("2>/dev/full", "trane") == (2, b"", "")
+    assert shell("2</dev/null", "trane") == (2, b"", "")
 
 
 def test_no_file_gets_the_number_of_a_closed_stream():

@@ -47,6 +47,11 @@ def test_a_program_outlives_a_full_disk_under_stderr_but_no_result_is_lost_in_si
         assert outcome(tmp_path, "sys.stdout", stdout=full, stderr=subprocess.DEVNULL) == (1, False)
 
 
+def test_a_program_outlives_a_stderr_that_is_open_for_reading_only(tmp_path):
+    with open("/dev/null", "rb") as unwritable:
+        assert outcome(tmp_path, "", stderr=unwritable, stdout=subprocess.PIPE) == (0, True)
+
+
 def test_streams_are_put_back_and_those_of_others_stay(monkeypatch):
     reader, writer = os.pipe()
     with open(reader, encoding="utf-8") as told, open(writer, "w", encoding="utf-8") as own:

@@ -17,7 +17,7 @@ def test_it_says_on_what_of_what_for_how_long_and_what_it_takes(monkeypatch, tmp
     model = dataclasses.replace(tiny.model, num_layers=1, embed_dim=8)
     config = dataclasses.replace(tiny, data=DataConfig(path=str(tmp_path / "text.txt")), model=model)
     session = new_session(config, out)
-    known = dataclasses.replace(session, cost=StepCost(10**9, 5 * 10**8, 8, 1.0))
+    known = dataclasses.replace(session, cost=StepCost(10**9, 4 * 10**8, 10**8, 8, 1.0))
     monkeypatch.setattr(start_line, "_kind", lambda: "TPU v9")
     monkeypatch.setattr(start_line, "free_memory", lambda: 8 * 10**9)
     parameters = 8 * (session.config.model.vocab_size + 32 + 12 * 8 + 3)  # tables, a block, three norms

@@ -15,7 +15,7 @@ from jaxlm.data.files import json_digest, sealed
 from jaxlm.errors import CheckError, UserError
 from jaxlm.run import checkpoint, folder, manifest, session, sinks
 from jaxlm.run.folder import load_run, read_record
-from jaxlm.run.metrics import read_rows
+from jaxlm.run.metrics import check_log, read_rows
 
 
 @pytest.fixture
@@ -105,3 +105,21 @@ def test_the_id_of_a_run_elsewhere_is_no_pattern_of_folders_to_remove(tmp_path, 
     (tmp_path / "wandb" / "id").write_text(name)
     with pytest.raises(UserError, match="(no id of a run|more than 100).*delete it"):
         sinks.WeightsAndBiases(tmp_path, {}, [])
+
+
+@pytest.mark.parametrize(
+    "entry", ["x", [], 7, {}, {"bytes": -5, "sha256": "x"}, {"bytes": "5", "sha256": "x"}, {"bytes": 5, "sha256": 7}]
+)
+def test_an_entry_of_the_log_that_is_no_size_and_digest_is_damage(run, entry):
+    step = run / "checkpoints" / "0"
+    content = json.loads((step / "manifest.json").read_text())
+    (step / "manifest.json").write_text(json.dumps({**content, "metrics": entry}))
+    sign(step)
+    with pytest.raises(CheckError, match=r"0 is damaged: the entry metrics of its manifest.json is not a size"):
+        checkpoint.log_entry(step)
+
+
+def test_a_log_that_would_be_of_terabytes_is_a_changed_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "elapsed_s": 0}\n')
+    with pytest.raises(UserError, match="was changed after it was written"):
+        check_log(tmp_path / "metrics.jsonl", {"bytes": 10**18, "sha256": "x"})
