@@ -121,8 +121,9 @@ def _open_shards(index: Path) -> dict[str, StoredTensor]:
         places = {torch_name(name): place for name, place in places.items()}
     tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise UserError(f"{index} names the file {name!r} outside its folder: put all shards beside it")
+        if Path(name).name != name or name in ("", "..") or not name.isprintable():
+            where = "outside its folder" if "/" in name or name == ".." else "that has no plain name"
+            raise UserError(f"{index} names the file {name[:80]!r} {where}: put all shards beside it")
         shard = _open_file(index.parent / name)
         wrong = [tensor for tensor in shard if places.get(tensor) != name]
         wrong += [tensor for tensor, place in places.items() if place == name and tensor not in shard]

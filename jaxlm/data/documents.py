@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from jaxlm.config.prepare import PrepareConfig
 from jaxlm.data.compressed import num_bytes, opened, plain_suffix
 from jaxlm.data.files import decode_utf8, not_utf8
+from jaxlm.data.reading import TOO_DEEP, check_depth
 from jaxlm.errors import UserError
 
 PIECE = 1 << 18
@@ -256,11 +257,14 @@ def _json_text(raw: bytes, path: Path, cfg: PrepareConfig, offset: int) -> str:
         return UserError(f"{path}, line {lines} {what}: {fix}")
 
     try:
-        value = json.loads(raw.decode())
+        value = json.loads(raw.decode())  # `parse_json` takes several times as long
+        check_depth(value)
     except UnicodeDecodeError as error:
         raise not_utf8(str(path), raw[error.start], offset + error.start) from None
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        if isinstance(error, RecursionError):
+            reason = TOO_DEEP
         if len(raw) == DOCUMENT_LIMIT:
             reason = f"it has more than {DOCUMENT_LIMIT:,} bytes"
         raise refusal(f"is not JSON ({reason})", "correct or remove it") from None

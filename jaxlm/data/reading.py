@@ -13,8 +13,20 @@ from typing import Any
 DEEPEST = 64
 """Lists and objects inside one another in a JSON file; tokenizer.json has about 8."""
 
+TOO_DEEP = f"lists or objects are nested deeper than {DEEPEST}"
+"""What a refusal says of it."""
+
 LARGEST = 1 << 28
 """Bytes of a JSON file that is read at once; the largest tokenizer.json of well-known models has 35 MB."""
+
+_SMALL = {"config.json", "generation_config.json", "params.json"}
+
+
+def largest(name: str) -> int:
+    """Bytes of a JSON file of this name that are read at once: its objects take up to 40 times as many in memory."""
+    if name in _SMALL:
+        return 1 << 22
+    return 1 << 24 if name == "manifest.json" or name.endswith(".index.json") else LARGEST
 
 
 def open_regular(path: Path) -> io.BufferedReader:
@@ -52,14 +64,14 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
         return file.read()
 
 
-def read_json(path: Path, most: int = LARGEST) -> Any:
-    """What a JSON file holds.
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, if it has at most `largest` bytes.
 
     Raises:
       OSError: as `read_regular`.
       ValueError: as `parse_json`, or it is not UTF-8.
     """
-    return parse_json(read_regular(path, most).decode())
+    return parse_json(read_regular(path, largest(path.name)).decode())
 
 
 def parse_json(text: str) -> Any:
@@ -75,8 +87,8 @@ def parse_json(text: str) -> Any:
             text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
         )
     except RecursionError:
-        raise ValueError(f"lists or objects are nested deeper than {DEEPEST}") from None
-    _check_depth(value)
+        raise ValueError(TOO_DEEP) from None
+    check_depth(value)
     if _HALVES.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -127,8 +139,12 @@ def _int(text: str) -> int:
     return int(text)
 
 
-def _check_depth(value: Any) -> None:
-    """Goes through lists and objects level by level, so that nothing later has to recurse deeply."""
+def check_depth(value: Any) -> None:
+    """Goes through lists and objects level by level, so that nothing later has to recurse deeply.
+
+    Raises:
+      ValueError: they are nested deeper than DEEPEST.
+    """
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST):
         if not level:
@@ -136,4 +152,4 @@ def _check_depth(value: Any) -> None:
         inside = (child for one in level for child in (one.values() if isinstance(one, dict) else one))
         level = [child for child in inside if isinstance(child, dict | list)]
     if level:
-        raise ValueError(f"lists or objects are nested deeper than {DEEPEST}")
+        raise ValueError(TOO_DEEP)

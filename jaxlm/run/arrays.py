@@ -141,11 +141,10 @@ def blocks(path: Path) -> int:
       OSError, ValueError: what lists the arrays cannot be read.
     """
     content = read_json(path / "_METADATA")
-    names = (
-        content.get("tree_metadata") if isinstance(content, dict) else None
-    )  # by texts such as "('block_0', 'mlp', 'up', 'kernel')"
+    names = content.get("tree_metadata") if isinstance(content, dict) else None
     if not isinstance(names, dict):
         raise ValueError("_METADATA lists no arrays")
+    # Each name is a text such as "('block_0', 'mlp', 'up', 'kernel')".
     return len({found[0] for name in names if (found := re.search(r"\bblock_\d+\b", name))})
 
 

@@ -165,6 +165,13 @@ def test_a_line_that_is_no_document_is_named(tmp_path, monkeypatch, content, wor
         pieces_of(tmp_path)
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": "a", "more": ' + "[" * 64 + "]" * 64 + "}"])
+def test_a_line_that_is_nested_too_deeply_is_named(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2 .* nested deeper than 64\): correct or remove it"):
+        pieces_of(tmp_path)
+
+
 @pytest.mark.parametrize("separator", [None, "-"])
 @pytest.mark.parametrize(
     ("content", "place"), [(b"z\xc3\xb6lf\n\xff", "0xff at offset 6"), (b"z\xc3", "0xc3 at offset 1")]

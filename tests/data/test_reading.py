@@ -72,3 +72,20 @@ def test_toml_nested_too_deeply_is_refused(tmp_path):
     (tmp_path / "a.toml").write_text("a = " + "[" * 5000)
     with pytest.raises(ValueError, match="nested too deeply"):
         reading.read_toml(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        *((name, 1 << 22) for name in ("config.json", "generation_config.json", "params.json")),
+        *((name, 1 << 24) for name in ("manifest.json", "model.safetensors.index.json")),
+        ("tokenizer.json", 1 << 28),
+    ],
+)
+def test_what_is_small_by_its_name_is_read_no_further(tmp_path, name, most):
+    """30 MB of empty lists in a config.json took 1 GB."""
+    with (tmp_path / name).open("wb") as file:
+        file.write(b"[]")
+        file.truncate(most + 1)
+    with pytest.raises(OSError, match=f"it has {most + 1:,} bytes, more than {most:,}"):
+        reading.read_json(tmp_path / name)
