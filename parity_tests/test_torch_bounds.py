@@ -7,6 +7,7 @@ import zipfile
 import pytest
 import torch
 
+from jaxlm import convert
 from jaxlm.convert.files import open_tensors
 from jaxlm.errors import UserError
 
@@ -65,3 +66,33 @@ def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.bin")
     with pytest.raises(UserError, match="pipe or a device"):
         open_tensors(tmp_path / "a.bin")
+
+
+def nested(kind):
+    value = "x"
+    for _ in range(40):
+        value = kind([value, value])
+    return value
+
+
+@pytest.mark.parametrize("convert_from", [convert.from_nanogpt, convert.from_llama2c])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (nested(list), "n_layer has a value of type list"),  # 2 kB; printed it would have 2^40 items
+        (nested(tuple), "n_layer has a value of type tuple"),
+        ({"a": nested(list)}, "n_layer has a value of type list"),
+        (torch.ones(2), "n_layer has a value of type Tensor"),
+        (10**50, "n_layer has a number beyond 64 bits"),
+    ],
+)
+def test_settings_that_grow_when_they_are_printed_are_refused(tmp_path, convert_from, value, words):
+    torch.save({"model_args": {"n_layer": value}, "model": {"a": torch.ones(1)}}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match=f"ckpt.pt: model_args: {words}: give a number, a text, or a list"):
+        convert_from(tmp_path)
+
+
+def test_settings_have_texts_as_names(tmp_path):
+    torch.save({"model_args": {1: 2, "n_layer": 3}, "model": {"a": torch.ones(1)}}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="model_args has a name of type int"):
+        convert.from_nanogpt(tmp_path)

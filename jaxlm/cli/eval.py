@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxlm.cli.options import CheckpointOptions, MeshOption, parse_options
-from jaxlm.cli.output import print_json, print_table
+from jaxlm.cli.output import print_json, print_table, say
 from jaxlm.config import SamplingParams
 from jaxlm.config.base import check_at_least, to_dict
 from jaxlm.config.data import Paths, as_paths
@@ -97,7 +97,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def _report(done: int, total: int) -> None:
     if done < total:  # the result says the rest
-        print(f"evaluated {done:,} of {total:,} tokens", file=sys.stderr)
+        say(f"evaluated {done:,} of {total:,} tokens")
 
 
 def _of_run(path: Path, options: _EvalOptions) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`jaxlm info`: what a model costs; versions, devices and whether the compiler computes right."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -12,7 +13,7 @@ from jaxlm.cli.options import Given, JsonOption, parse_options, with_kinds
 from jaxlm.cli.output import print_json, print_table
 from jaxlm.config import ExperimentConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig, presets
 from jaxlm.config.base import to_dict
-from jaxlm.errors import UserError
+from jaxlm.errors import CheckError, UserError
 
 _TARGET = tyro.conf.arg(
     metavar="[PRESET|RUN]",
@@ -114,9 +115,13 @@ def _config(name: str) -> ExperimentConfig:
         raise UserError(
             f"{name!r} is neither a preset nor a run: choose one of {', '.join(presets.PRESETS)}, or a folder"
         )
+    from jaxlm.run import checkpoint
     from jaxlm.run.folder import read_config
 
-    return read_config(Path(name))
+    config = read_config(Path(name))
+    with contextlib.suppress(CheckError):  # what is damaged is said where its weights are needed
+        checkpoint.check_layers(Path(name) / "checkpoints", config.model)
+    return config
 
 
 def _describe_machine(as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""What the commands print on stdout: tables by rich, JSON."""
+"""What the commands print: tables by rich and JSON on stdout, lines about the work on stderr."""
 
 import sys
 from typing import Any, NoReturn
@@ -11,6 +11,11 @@ def print_json(value: dict[str, Any]) -> None:
     """One JSON object on one line of stdout; numbers that are not finite are null."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a StringIO has none, and stdout may be closed
     print(printable_json(strict_json.dumps(value, ensure_ascii=encoding.lower() != "utf-8")))
+
+
+def say(text: str) -> None:
+    """A line on stderr; control characters, as the names of folders may have, are spelled out."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import importlib.metadata
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
 from jaxlm.cli.options import CheckpointOptions, Given, MeshOption, parse_options, with_kinds
-from jaxlm.cli.output import print_json
+from jaxlm.cli.output import print_json, say
 from jaxlm.config import ModelConfig, presets
 from jaxlm.config.base import check_at_least, check_seed, to_dict
 from jaxlm.errors import UserError
@@ -90,7 +89,7 @@ def parity(arguments: list[str]) -> int:
         where = _where(options, compared.config)
         if options.report is not None:
             write_report(options.report, compared.name, _facts(options, compared, where), report)
-            print(f"wrote {options.report / 'index.html'} and report.json", file=sys.stderr)
+            say(f"wrote {options.report / 'index.html'} and report.json")
     if options.json:
         print_json({"model": compared.name, "config": to_dict(compared.config), **where, **report.to_dict()})
     else:
@@ -110,7 +109,7 @@ def _compared_torchref(options: _ParityOptions) -> _Compared:
         run = load_run(options.run, options.step)
         config, params, name = run.config.model, run.params, f"{options.run}, step {run.step}"
         tokens, prompt = (_ids(getattr(options, which), run.tokenizer, which) for which in ("text", "prompt"))
-    print(printable(f"comparing {name}: compiling takes most of the time"), file=sys.stderr)
+    say(f"comparing {name}: compiling takes most of the time")
     report = check(config, params, tokens, prompt=prompt, seed=options.seed, draws=options.draws)
     return _Compared(name, config, params, report)
 
@@ -128,10 +127,10 @@ def _compared_source(options: _ParityOptions) -> _Compared:
             f"{folder} is a run of jaxlm: leave --reference out, or give the folder that it was imported from"
         )
     if reference == "nanogpt":
-        print(f"importing {folder / 'model.py'}: its code runs", file=sys.stderr)
+        say(f"importing {folder / 'model.py'}: its code runs")
     source = open_source(folder, reference)
     beside = REFERENCES[source.reference]
-    print(f"comparing {folder} with {beside}: compiling takes most of the time", file=sys.stderr)
+    say(f"comparing {folder} with {beside}: compiling takes most of the time")
     report = check_import(source, seed=options.seed, draws=options.draws)
     return _Compared(str(folder), source.cfg, source.params, report)
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jaxlm.cli.options import Given, JsonOption, parse_options
-from jaxlm.cli.output import print_json
+from jaxlm.cli.output import print_json, say
 from jaxlm.config.prepare import PrepareConfig
 from jaxlm.errors import UserError
+from jaxlm.terminal import for_stdout
 
 if TYPE_CHECKING:
     from jaxlm.data.prepare import Progress
@@ -77,18 +77,19 @@ def prepare(arguments: list[str]) -> int:
     try:
         result = _check(options.check) if options.check is not None else _prepare(options)
     except _StoppedError as stopped:
-        print("stopped: the same command goes on; finished shards are kept", file=sys.stderr)
+        say("stopped: the same command goes on; finished shards are kept")
         return 128 + stopped.signum
     if options.json:
         print_json(result)
     else:
-        print(
+        line = (
             f"{result['out']}: {result['tokens']:,} tokens of {result['documents']:,} documents in "
             f"{result['shards']} {'shard' if result['shards'] == 1 else 'shards'} ({result['dtype']}), vocabulary "
             f"{result['vocab_size']:,}{'' if options.check is None else ', every sha256 as in the manifest'}"
         )
+        print(for_stdout(line))
         if options.check is None:
-            print(f"train: jaxlm train --data.path {result['out']}", file=sys.stderr)
+            say(f"train: jaxlm train --data.path {result['out']}")
     return 0
 
 
@@ -114,7 +115,7 @@ def _fetch(name: str, as_json: bool) -> int:
         print_json({"dataset": name, "files": files})
     else:
         for file in files:
-            print(f"{name}: {file['path']} ({file['bytes']:,} bytes, sha256 as in the recipe)")
+            print(for_stdout(f"{name}: {file['path']} ({file['bytes']:,} bytes, sha256 as in the recipe)"))
     return 0
 
 
@@ -213,4 +214,4 @@ class _Bar:
         elif time.perf_counter() - self._last > LINE_SECONDS:
             self._last = time.perf_counter()
             share = progress.bytes / max(progress.total_bytes, 1)
-            print(f"{share:.0%}  {text}", file=sys.stderr, flush=True)
+            say(f"{share:.0%}  {text}")

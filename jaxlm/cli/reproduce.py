@@ -1,14 +1,13 @@
 """`jaxlm reproduce`: trains and measures the experiments of the course hand-outs, beside the published numbers."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from jaxlm.cli.options import JsonOption, parse_options
-from jaxlm.cli.output import print_json, print_table
+from jaxlm.cli.output import print_json, print_table, say
 from jaxlm.config.base import check_at_least
 from jaxlm.errors import UserError
 from jaxlm.reproduce.catalog import EXPERIMENTS, experiment
@@ -80,7 +79,7 @@ def reproduce(arguments: list[str]) -> int:
         lines = write_report(exp, root, report, options.quick)
         own = [line for line in lines if line.row == row.name and seed in line.seeds]
         numbers = ", ".join(f"{line.quantity} {line.by_seed[line.seeds.index(seed)]:.4f}" for line in own)
-        print(f"done: {row.name}, seed {seed}: {numbers}", file=sys.stderr)
+        say(f"done: {row.name}, seed {seed}: {numbers}")
 
     write_report(exp, root, report, options.quick)  # what is missing says so, whatever happens from here on
     # A tiny model is trained in less time than a process starts in.
@@ -95,7 +94,7 @@ def reproduce(arguments: list[str]) -> int:
                 perform(exp, *job, root, options.quick)
                 done(job)
         except StoppedError as stopped:
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            say("stopped; the same command goes on from here")
             return 128 + stopped.signum
         lines = write_report(exp, root, report, options.quick)
         samples = {} if options.prompt is None else _samples(exp, root, options.prompt)
@@ -105,7 +104,7 @@ def reproduce(arguments: list[str]) -> int:
         _print(exp.title, lines)
         if samples:
             print_table(f"samples after {options.prompt!r}", list(samples), [list(samples.values())])
-    print(f"report: {report / 'results.md'} and {report / 'results'}/{exp.name}.*", file=sys.stderr)
+    say(f"report: {report / 'results.md'} and {report / 'results'}/{exp.name}.*")
     return 0
 
 

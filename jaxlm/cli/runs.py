@@ -18,6 +18,7 @@ from jaxlm.config.presets import PRESETS, preset
 from jaxlm.data.files import read_sealed
 from jaxlm.data.reading import read_json
 from jaxlm.errors import UserError
+from jaxlm.run.manifest import Loss
 from jaxlm.run.metrics import read_rows
 from jaxlm.terminal import one_line, printable
 
@@ -90,14 +91,15 @@ def _summary(path: Path) -> RunSummary:
     """
     config = _read_config(path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
-    losses = {row["step"]: row["val_loss"] for row in rows if row.get("val_loss") is not None}
+    losses = {row["step"]: _loss(row) for row in rows if row.get("val_loss") is not None}
     checkpoints = {}
     for file in (path / "checkpoints").glob("*/manifest.json"):
         if re.fullmatch("0|[1-9][0-9]{0,17}", file.parent.name):
-            loss = _read_object(file).get("val_loss")
-            checkpoints[int(file.parent.name)] = loss if isinstance(loss, float | int) else None
+            content = _read_object(file)
+            has_loss = isinstance(content.get("val_loss"), float | int)
+            checkpoints[int(file.parent.name)] = _loss(content) if has_loss else None
     losses |= {step: loss for step, loss in checkpoints.items() if loss is not None}
-    best = min(losses, key=lambda step: losses[step], default=None)
+    best = min(losses, key=lambda step: losses[step].rank, default=None)
     newest = max(file.stat().st_mtime for file in (path, *path.glob("*.json*")))
     if config.preset in PRESETS:
         settings = {name: ours for name, ours, _ in difference(config, preset(config.preset))}
@@ -108,12 +110,18 @@ def _summary(path: Path) -> RunSummary:
         preset=config.preset,
         step=max((*(row["step"] for row in rows), *checkpoints), default=0),
         steps=config.train.steps,
-        val_loss=None if best is None else losses[best],
+        val_loss=None if best is None else losses[best].val_loss,
         val_step=best,
         checkpoints=sorted(checkpoints),
         age_s=round(max(time.time() - newest, 0.0), 1),
         settings=settings,
     )
+
+
+def _loss(content: dict[str, Any]) -> Loss:
+    """The loss in a row or a manifest."""
+    batches = content.get("eval_batches")
+    return Loss(content["val_loss"], batches if isinstance(batches, int) else None)
 
 
 def _read_config(file: Path) -> ExperimentConfig:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxlm.cli.options import CheckpointOptions, Given, MeshOption, RunArgument, parse_options, read_text
-from jaxlm.cli.output import print_json
+from jaxlm.cli.output import print_json, say
 from jaxlm.cli.streams import OutputError
 from jaxlm.config import SampleConfig
 from jaxlm.config.base import to_dict
@@ -78,7 +78,7 @@ def sample(arguments: list[str]) -> int:
         sys.stdout.flush()
     finally:
         if kept is not None:
-            print(f"kept: {kept}", file=sys.stderr)
+            say(f"kept: {kept}")
     return 0
 
 

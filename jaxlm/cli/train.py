@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxlm.cli.options import Given, parse_options, with_kinds
+from jaxlm.cli.output import say
 from jaxlm.cli.streams import drop_output
 from jaxlm.config import (
     DataConfig,
@@ -114,8 +114,8 @@ def train(arguments: list[str]) -> int:
         finally:
             about = "" if config.train.eval_batches is None else "about "
             loss = "" if outcome.val_loss is None else f", val_loss {about}{outcome.val_loss:.4f}"
-            print(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)", file=sys.stderr)
-            print(f"more: jaxlm sample {folder} --num-samples 3 --seed 1", file=sys.stderr)
+            say(f"\nrun: {folder} (step {outcome.step}{loss}; curve in loss.png)")
+            say(f"more: jaxlm sample {folder} --num-samples 3 --seed 1")
     return 0
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from jaxlm.config import ModelConfig
 from jaxlm.convert.files import TensorFiles, in_memory
 from jaxlm.convert.foreign import Fields
 from jaxlm.convert.meta import EMBEDDING, HEAD, NORM, read_args, read_tensors, tensor_shapes
-from jaxlm.convert.tensors import StoredTensor, load_torch
+from jaxlm.convert.tensors import StoredTensor, load_training
 from jaxlm.data.reading import open_regular
 from jaxlm.errors import UserError
 from jaxlm.types import Params
@@ -55,18 +54,11 @@ def from_llama2c(path: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
         raise UserError(f"{file} is not a file: give llama2.c's ckpt.pt, the folder that holds it, or an exported .bin")
     if file.suffix == ".bin":
         return _from_export(file)
-    checkpoint = load_torch(file)
-    parts: list[Any] = [
-        checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("model_args", "model")
-    ]
-    if not all(isinstance(part, dict) for part in parts):
-        raise UserError(
-            f"{file} is not a checkpoint of llama2.c: it lacks the dicts model_args and model; give llama2.c's ckpt.pt"
-        )
+    settings, model = load_training(file, "a checkpoint of llama2.c", "llama2.c's ckpt.pt")
     compiled = "_orig_mod."  # the prefix that torch.compile adds
-    stored = in_memory(parts[1], str(file)).stored
+    stored = in_memory(model, str(file)).stored
     tensors = TensorFiles(str(file), {name.removeprefix(compiled): tensor for name, tensor in stored.items()})
-    fields = Fields(parts[0], f"{file}: model_args")
+    fields = Fields(settings, f"{file}: model_args")
     fields.only("lora_modules", {}, None)
     tied = HEAD not in tensors or (EMBEDDING in tensors and np.array_equal(tensors.read(HEAD), tensors.read(EMBEDDING)))
     cfg = read_args(fields, fields.required("vocab_size"), tied)

@@ -3,7 +3,7 @@
 import io
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxlm.config import ModelConfig
 from jaxlm.convert.export import new_folder, torch_tensors
@@ -12,7 +12,7 @@ from jaxlm.convert.families.holding import holding
 from jaxlm.convert.files import in_memory
 from jaxlm.convert.foreign import Fields, Tensors
 from jaxlm.convert.hf import read_params
-from jaxlm.convert.tensors import import_torch, load_torch, to_tensor
+from jaxlm.convert.tensors import import_torch, load_training, to_tensor
 from jaxlm.errors import UserError
 from jaxlm.types import Params
 
@@ -40,16 +40,9 @@ def from_nanogpt(
         path = path / "ckpt.pt"
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a nanoGPT checkpoint (ckpt.pt) or the folder that holds it")
-    checkpoint = load_torch(path)
-    parts: list[Any] = [
-        checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("model_args", "model")
-    ]
-    if not all(isinstance(part, dict) for part in parts):
-        raise UserError(
-            f"{path} is not a nanoGPT checkpoint: it lacks the dicts model_args and model; give nanoGPT's ckpt.pt"
-        )
-    fields = Fields(parts[0], f"{path}: model_args")
-    tensors = Tensors(in_memory(parts[1], str(path)), NANOGPT.buffers)
+    settings, model = load_training(path, "a nanoGPT checkpoint", "nanoGPT's ckpt.pt")
+    fields = Fields(settings, f"{path}: model_args")
+    tensors = Tensors(in_memory(model, str(path)), NANOGPT.buffers)
     values = NANOGPT.read_config(fields) | {"activation": activation}
     cfg = ModelConfig(**values, dtype=tensors.dtype, param_dtype=tensors.dtype)
     fields.finish()

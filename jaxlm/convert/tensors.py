@@ -144,6 +144,35 @@ def load_torch(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint ({reason}): save it again") from None
 
 
+def load_training(path: Path, kind: str, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dicts `model_args` and `model` of a checkpoint that a training script wrote.
+
+    A pickle can hold one list many times within itself: 2 kB that have 2^40 items when they are printed or compared. So
+    a value of `model_args` is plain, or a list or dict of plain values.
+
+    Args:
+      kind: what the message calls the checkpoint.
+      file: what the message tells the user to give.
+
+    Raises:
+      UserError: as `load_torch`, the dicts are missing, or an entry of `model_args` is of another type.
+    """
+    checkpoint = load_torch(path)
+    parts = [checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in ("model_args", "model")]
+    settings, model = parts
+    if not isinstance(settings, dict) or not isinstance(model, dict):
+        raise UserError(f"{path} is not {kind}: it lacks the dicts model_args and model; give {file}")
+    for name, value in settings.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: model_args has a name of type {type(name).__name__}: give texts as names")
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        for one in inside if isinstance(inside, list | tuple) else [value]:
+            if not isinstance(one, str | int | float | None) or (isinstance(one, int) and one.bit_length() > 64):
+                told = "a number beyond 64 bits" if isinstance(one, int) else f"a value of type {type(one).__name__}"
+                raise UserError(f"{path}: model_args: {name} has {told}: give a number, a text, or a list of them")
+    return settings, model
+
+
 def import_torch(source: str) -> Any:
     """Imports the torch package, which `source` needs.
 

@@ -22,7 +22,8 @@ def staged(
 
     Whoever looks at `target` sees all of the new content or none of it, even after a kill or a loss of power: the
     content is on the disk before the name is. If the block raises, what it wrote is removed. The name holds the
-    process's number, so two processes never write to the same place.
+    process's number, so two processes never write to the same place. A `target` that is a link is replaced itself; what
+    it leads to stays.
 
     Args:
       fix: what the message tells the user to do.
@@ -31,7 +32,7 @@ def staged(
     Raises:
       UserError: the block or the renaming raised an OSError, for example on a full disk or in a read-only folder.
     """
-    target = target.resolve()
+    target = _in_place(target)
     staging = staging_path(target, os.getpid())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +88,13 @@ def unwritable(target: Path, error: OSError, fix: str, elsewhere: str | None = N
 
 def staging_path(target: Path, pid: int) -> Path:
     """Where the process of this number writes what becomes `target`."""
-    target = target.resolve()
+    target = _in_place(target)
     return target.with_name(f".{target.name}.{pid}.partial")
+
+
+def _in_place(target: Path) -> Path:
+    """The absolute path of a target; links among its folders are followed, the target's own is not."""
+    return target.parent.resolve() / target.name if target.is_symlink() else target.resolve()
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

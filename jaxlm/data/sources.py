@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from jaxlm.data.files import staged
 from jaxlm.data.reading import LARGEST, open_regular, read_toml
 from jaxlm.errors import UserError
+from jaxlm.terminal import printable
 
 _INSTALLED = Path(__file__).parent.parent / "recipes"
 _CHECKOUT = Path(__file__).parent.parent.parent / "data"
@@ -145,7 +146,7 @@ def _fetch_file(name: str, file: dict[str, Any]) -> Path:
         tried.append(f"cache {target}: sha256 {sha256[:12]}... is not the recipe's")
     for source in file["sources"]:
         label = f"{source['kind']} {source.get('url') or source['requirement']}"
-        print(f"fetching {name}/{file['name']} from {label} ...", end=" ", file=sys.stderr, flush=True)
+        print(printable(f"fetching {name}/{file['name']} from {label} ..."), end=" ", file=sys.stderr, flush=True)
         try:
             content = _SOURCES[source["kind"]](source)
         except _SOURCE_ERRORS as error:

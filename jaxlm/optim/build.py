@@ -4,13 +4,13 @@ import difflib
 import functools
 import inspect
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
+from jaxlm.config.base import FLOAT32_MAX
 from jaxlm.config.optim import OptimConfig, optimizer_fields
 from jaxlm.errors import UserError
 from jaxlm.optim.adafactor import adafactor
@@ -61,7 +61,7 @@ def build_optimizer(cfg: OptimConfig, steps: int, params: Params | None = None) 
             _try_out(tx, params)
     except Exception as error:  # whatever an optimizer from elsewhere does with what it is given
         given = f" with {' '.join(cfg.arguments)}" if cfg.arguments else ""
-        raise UserError(f"optim.name = {cfg.name!r} does not run{given}: {error}") from error
+        raise UserError(f"optim.name = {cfg.name!r} does not run{given} ({error}): choose another") from error
     return tx
 
 
@@ -111,9 +111,18 @@ def _arguments(cfg: OptimConfig) -> dict[str, Any]:
             arguments[name] = json.loads(value)
         except (ValueError, RecursionError):
             arguments[name] = PYTHON_WORDS.get(value, value)
-        if isinstance(arguments[name], float) and not math.isfinite(arguments[name]):
-            raise UserError(f"argument {argument!r} of {cfg.name} is out of range: give a finite number")
+        _check_number(argument, name, arguments[name], cfg.name)
     return arguments
+
+
+def _check_number(argument: str, name: str, value: Any, optimizer: str) -> None:
+    """Refuses a number that is not finite in float32, or an eps below 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_word = isinstance(value, str) and value.lower().lstrip("+-") in ("nan", "inf", "infinity")
+    if is_word or (is_number and not abs(value) <= FLOAT32_MAX):  # NaN too
+        raise UserError(f"argument {argument!r} of {optimizer} is out of range: give a finite number, of float32")
+    if is_number and value < 0 and name.startswith("eps"):
+        raise UserError(f"argument {argument!r} of {optimizer} is out of range: give at least 0")
 
 
 def _try_out(tx: optax.GradientTransformation, params: Params) -> None:

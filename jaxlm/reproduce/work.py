@@ -100,6 +100,8 @@ def _train(row: Training, seed: int, root: Path, quick: bool) -> tuple[Numbers, 
     if quick:
         config = quick_config(config, root)
     resume = (folder / "config.json").exists()
+    if resume:
+        _check_settings(folder, config)
     source = None if row.init_from is None or resume else folder_of(root, row.init_from, seed)
     outcome = train(
         config, folder, resume, keep_warmup=True, init_from=source, extend_positions=row.extend_positions and not resume
@@ -107,6 +109,22 @@ def _train(row: Training, seed: int, root: Path, quick: bool) -> tuple[Numbers, 
     if outcome.signum is not None:
         raise StoppedError(outcome.signum)
     return _results(row, seed, folder, root)
+
+
+def _check_settings(folder: Path, config: ExperimentConfig) -> None:
+    """Refuses to go on with other settings, which a run may do, but not one whose numbers stand in a table.
+
+    Raises:
+      UserError: the message names the first setting.
+    """
+    from jaxlm.run.changes import changes
+    from jaxlm.run.folder import read_config
+
+    for change in changes(config, read_config(folder), 0):
+        if change["field"] != "train.steps":
+            raise UserError(
+                f"{folder} was trained with {change['field']} = {change['from']!r}, not {change['to']!r}: move it away"
+            )
 
 
 def _results(row: Training, seed: int, folder: Path, root: Path) -> tuple[Numbers, float]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from jaxlm.data.reading import read_json
 from jaxlm.errors import CheckError, UserError
 from jaxlm.sharding import processes
 
@@ -26,6 +27,24 @@ def size(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+def plain(tree: _Tree) -> _Tree:
+    """The same tree with PRNG keys (the state of noisy_sgd holds one) as uint32 arrays: so they are written."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _like(data: Any, leaf: Any) -> Any:
+    """What was read, as a PRNG key if `leaf` is one; that may be a shape without a value."""
+    if not _is_key(leaf):
+        return data
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return jax.random.wrap_key_data(data, impl=found[0])
+
+
 def write(path: Path, tree: Any) -> None:
     """Writes arrays; returns when those of all processes are written.
 
@@ -35,7 +54,7 @@ def write(path: Path, tree: Any) -> None:
     import orbax.checkpoint as ocp
 
     with _one_error(), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
+        checkpointer.save(path, plain(tree))
     processes.wait(f"{path.name} is written")
 
 
@@ -87,11 +106,12 @@ def read(path: Path, like: _Tree) -> _Tree:
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or one)
+        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=getattr(leaf, "sharding", None) or one)
 
     abstract = jax.tree.map(target, like)
     try:
-        return _restore(path, abstract)
+        return jax.tree.map(_like, _restore(path, abstract), like)
     except UserError:
         raise
     except Exception as error:  # of many kinds: Orbax trusts its own files
@@ -112,6 +132,21 @@ def _restore(path: Path, abstract: _Tree) -> _Tree:
                     f"{wanted.get(name, 'absent')} here"
                 )
         return checkpointer.restore(path.absolute(), abstract)
+
+
+def blocks(path: Path) -> int:
+    """How many blocks have arrays there; Orbax is not imported.
+
+    Raises:
+      OSError, ValueError: what lists the arrays cannot be read.
+    """
+    content = read_json(path / "_METADATA")
+    names = (
+        content.get("tree_metadata") if isinstance(content, dict) else None
+    )  # by texts such as "('block_0', 'mlp', 'up', 'kernel')"
+    if not isinstance(names, dict):
+        raise ValueError("_METADATA lists no arrays")
+    return len({found[0] for name in names if (found := re.search(r"\bblock_\d+\b", name))})
 
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -90,23 +90,38 @@ def with_schedule_of(config: ExperimentConfig, stored: ExperimentConfig) -> Expe
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, schedule_steps=end))
 
 
-def tell(found: list[Change], config: ExperimentConfig, stored: ExperimentConfig) -> None:
-    """Warns of changes, and of the jump that a longer run makes in the rate."""
+def tell(found: list[Change], config: ExperimentConfig, stored: ExperimentConfig, keep_schedule: bool = False) -> None:
+    """Warns of each change but that of the steps, of a jump in the rate, and of a schedule that ends before the run.
+
+    Args:
+      keep_schedule: whether the schedule's end was asked for by that option.
+    """
     for change in found:
-        if change["field"] not in ("train.steps", "optim.schedule_steps"):
+        if change["field"] != "train.steps" and not (keep_schedule and change["field"] == "optim.schedule_steps"):
             warnings.warn(
                 f"from step {change['step']} on, {change['field']} = {change['to']!r} instead of {change['from']!r}; "
                 "config.json keeps that",
                 stacklevel=4,
             )
-    if [change["field"] for change in found] != ["train.steps"]:
+    changed = {change["field"] for change in found}
+    if not changed or keep_schedule or "optim.learning_rate" in changed:  # a jump that was asked for
         return
-    step = found[0]["step"]
+    step, end = found[0]["step"], config.optim.schedule_steps
     before, after = (float(build_schedule(c.optim, c.train.steps)(np.int32(step))) for c in (stored, config))
     if abs(after - before) > RATE_JUMP * before:
+        is_longer = "train.steps" in changed and "optim.schedule_steps" not in changed
+        steps = f"steps = {config.train.steps} instead of {stored.train.steps}"
+        when = "later" if config.train.steps > stored.train.steps else "earlier"
+        why = f"{steps}: {config.optim.schedule} ends {when}, so "
+        fix = "; --optim.keep-schedule keeps the run's own schedule"
         warnings.warn(
-            f"steps = {config.train.steps} instead of {stored.train.steps}: {config.optim.schedule} ends later, so the "
-            f"learning rate of step {step + 1} is {after:.3g} instead of {before:.3g}; --optim.keep-schedule keeps the "
-            "run's own schedule",
+            f"{why if is_longer else ''}the learning rate of step {step + 1} is {after:.3g} instead of {before:.3g}"
+            f"{fix if is_longer else ''}",
+            stacklevel=4,
+        )
+    elif "train.steps" in changed and end is not None and end < config.train.steps:
+        warnings.warn(
+            f"the schedule ends at step {end} as before (optim.schedule_steps): --optim.schedule-steps None gives that "
+            f"of {config.train.steps} steps",
             stacklevel=4,
         )

@@ -9,7 +9,6 @@ The rest of a run's state (batches, dropout) is a function of seed and step.
 
 import contextlib
 import errno
-import math
 import os
 import re
 import shutil
@@ -21,9 +20,11 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jaxlm.config import ModelConfig
 from jaxlm.data.files import remove, staged, staging_path, unwritable
 from jaxlm.errors import CheckError, UserError
 from jaxlm.run import arrays, manifest
+from jaxlm.run.manifest import Loss
 from jaxlm.sharding import processes
 from jaxlm.sharding.layout import put_like
 from jaxlm.training.step import TrainState
@@ -34,10 +35,10 @@ MARGIN = 1 << 16
 """Bytes that a checkpoint takes besides its arrays, for the names of its files."""
 
 
-def save(folder: Path, state: TrainState, val_loss: float | None, keep: int, log: dict[str, Any] | None = None) -> Path:
+def save(folder: Path, state: TrainState, loss: Loss | None, keep: int, log: dict[str, Any] | None = None) -> Path:
     """Writes the state as folder/<step>; returns when all of it is on disk. All processes of a training call it alike.
 
-    Keeps this checkpoint, the latest `keep` and the one with the lowest val_loss, and removes the others.
+    Keeps this checkpoint, the latest `keep` and the best one, and removes the others.
 
     Args:
       log: the start of metrics.jsonl up to this step, as `MetricsFile.entry` describes it.
@@ -52,26 +53,26 @@ def save(folder: Path, state: TrainState, val_loss: float | None, keep: int, log
         if jax.tree.leaves(state.opt_state):  # Orbax refuses an empty tree
             arrays.write(staging / "opt_state", state.opt_state)
         if first:
-            manifest.write(staging, step, val_loss, log)
+            manifest.write(staging, step, loss, log)
             remove(target)  # a folder with files cannot be replaced
     _prune(folder, keep)
     processes.wait(f"checkpoint {step} is there")
     return target
 
 
-def add_loss(folder: Path, step: int, val_loss: float, keep: int, log: dict[str, Any] | None = None) -> None:
+def add_loss(folder: Path, step: int, loss: Loss, keep: int, log: dict[str, Any] | None = None) -> None:
     """Writes the loss of an evaluation into the manifest of the checkpoint of its step, and prunes as `save` does.
 
     Raises:
       UserError: it cannot be written.
     """
     if processes.first():
-        manifest.change(folder / str(step), val_loss, log)
+        manifest.change(folder / str(step), loss, log)
     _prune(folder, keep)
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the latest `keep` and the one with the lowest val_loss."""
+    """Removes all checkpoints but the latest `keep` and the best one."""
     kept = {best_step(folder), *steps(folder)[-keep:]}
     for old in steps(folder) if processes.first() else ():
         if old not in kept:
@@ -89,7 +90,7 @@ def together(target: Path, folder: AbstractContextManager[Path]) -> Iterator[Pat
     """
     if not processes.first():
         pid, is_within = processes.agree(0, 0)[0].tolist()
-        yield _found_by_all(staging_path(target / "new" if is_within else target, pid))
+        yield _found_by_all(staging_path(target / "new" if is_within else target.resolve(), pid))
         return
     with folder as staging:
         processes.agree(os.getpid(), staging.parent == target.resolve())
@@ -147,29 +148,70 @@ def numbered(folder: Path) -> list[int]:
 
 
 def best_step(folder: Path) -> int | None:
-    """The step with the lowest validation loss; None if no step was evaluated."""
-    losses = _losses(folder)
-    return min(losses, key=lambda step: losses[step], default=None)
+    """The step with the lowest validation loss, exact ones before estimates; None if no step was evaluated."""
+    losses = ((step, manifest.loss(folder / str(step))) for step in steps(folder))
+    ranks = {step: loss.rank for step, loss in losses if loss is not None}
+    return min(ranks, key=lambda step: ranks[step], default=None)
 
 
-def best_loss(folder: Path) -> float:
-    """The lowest validation loss, nats per token; infinity if no step was evaluated."""
-    return min(_losses(folder).values(), default=math.inf)
-
-
-def _losses(folder: Path) -> dict[int, float]:
-    losses = ((step, manifest.read(folder / str(step)).get("val_loss")) for step in steps(folder))
-    return {step: loss for step, loss in losses if loss is not None}
+def best_loss(folder: Path) -> Loss | None:
+    """The validation loss of `best_step`; None if no step was evaluated."""
+    step = best_step(folder)
+    return None if step is None else manifest.loss(folder / str(step))
 
 
 def log_entry(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it."""
-    return manifest.read(path).get("metrics")
+    """What a checkpoint's manifest says of metrics.jsonl; None if an older version saved it.
+
+    Raises:
+      CheckError: it says something else than {"bytes": a size, "sha256": a digest}.
+    """
+    match manifest.read(path).get("metrics"):
+        case None:
+            return None
+        case {"bytes": int(size), "sha256": str()} as entry if size >= 0 and len(entry) == 2:
+            return dict(entry)
+    raise CheckError(
+        f"checkpoint {path} is damaged: the entry metrics of its {manifest.NAME} is not a size and a sha256"
+    )
 
 
 def readable(path: Path) -> bool:
     """Whether a checkpoint's manifest can be read."""
     return bool(manifest.read(path))
+
+
+def check_layers(folder: Path, model: ModelConfig) -> None:
+    """Refuses a model with more layers than the newest sound checkpoint, before it is built: that takes time by layers.
+
+    Raises:
+      UserError: the message names both numbers.
+      CheckError: there are checkpoints, and all are damaged.
+    """
+    wanted = len(model.layer_period) if model.scan_layers else model.num_layers
+    damaged = []
+    for step in reversed(numbered(folder) if model.family in ("transformer", "recurrent") else []):
+        path = folder / str(step)
+        try:
+            found = arrays.blocks(path / "params")
+        except (OSError, ValueError) as error:
+            found, reason = 0, f"checkpoint {path} is damaged: params cannot be read ({error})"
+        else:
+            reason = ""
+        if found >= wanted:
+            return
+        try:
+            manifest.verify(path)
+        except CheckError as error:
+            reason = str(error)
+        if not reason:
+            raise UserError(
+                f"{path} was written with another config: it has the arrays of {found} layers, and config.json needs "
+                f"{wanted}"
+            )
+        damaged.append(reason)
+    if damaged:
+        raise CheckError("; ".join(damaged))
 
 
 def restore_params(path: Path, like: _Tree) -> _Tree:

@@ -2,18 +2,24 @@
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 from jaxlm.analysis.expected import gigabytes
+from jaxlm.data.files import remove
 from jaxlm.errors import CheckError, UserError
-from jaxlm.run import checkpoint
+from jaxlm.run import checkpoint, lock
 from jaxlm.sharding import processes
 
 FIX = "give a smaller --train.batch-size, or a larger --train.grad-accum, which computes it in parts"
+
+WRITTEN = (
+    *("checkpoints", "samples", "tensorboard", "wandb", "loss.png", "metrics.jsonl", "tokenizer.json", "config.json"),
+    lock.NAME,
+)
+"""What a run writes into its folder, besides what is half written; a mount point may hold more, such as lost+found."""
 
 
 @contextlib.contextmanager
@@ -47,7 +53,7 @@ def freed_if_refused(out: Path, existed: bool) -> Iterator[None]:
     """In the block, a UserError frees the folder of a new run in which nothing was saved.
 
     Args:
-      out: the folder, made by this session. It is emptied, and removed unless it `existed` before.
+      out: the folder, made by this session. What the run wrote goes, and the folder unless it `existed`.
     """
     try:
         yield
@@ -75,11 +81,10 @@ def described(error: BaseException) -> str | None:
 
 
 def _clear(out: Path, existed: bool) -> None:
-    """Removes what a run has written; a folder that was there before it stays, empty."""
-    for path in out.iterdir() if out.is_dir() else ():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    if not existed and out.is_dir():
-        out.rmdir()
+    """Removes what a run has written and nothing else; a folder that was there before it stays."""
+    for path in [*out.glob(".*.partial"), *(out / name for name in WRITTEN)]:
+        with contextlib.suppress(OSError):  # the refusal under way says more than that something of the run stays
+            remove(path)
+    if not existed:
+        with contextlib.suppress(OSError):  # it holds what is not the run's
+            out.rmdir()

@@ -93,8 +93,8 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     """Opens a run with the parameters of one checkpoint; on a mesh in context they are read split over it.
 
     Args:
-      step: which checkpoint; None = the one with the lowest validation loss, or the latest if none was evaluated. If
-        that one is damaged, a warning says so and the latest sound one is taken.
+      step: which checkpoint; None = the one with the lowest validation loss (exact ones come before estimates), or the
+        latest if none was evaluated. If that one is damaged, a warning says so and the latest sound one is taken.
 
     Raises:
       UserError: there is no run or no such checkpoint.
@@ -112,6 +112,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
             f"{path} was trained with cuDNN's attention, which needs an NVIDIA GPU: using 'auto'", stacklevel=2
         )
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention_impl="auto"))
+    checkpoint.check_layers(path / "checkpoints", config.model)
     model = build_model(config.model)
     like = abstract_params(model)
     for candidate in candidates:
@@ -192,9 +193,9 @@ def new_folder(
 @contextlib.contextmanager
 def _created(out: Path) -> Iterator[Path]:
     """A staged folder, locked so that nobody takes it for what a killed process has left."""
-    with staged(out, "choose another --out") as folder:
+    with staged(out.resolve(), "choose another --out") as folder:  # a link to a folder that is not there yet
         folder.mkdir()
-        with lock.held(folder):
+        with lock.held(folder, "choose another --out"):
             yield folder
 
 
@@ -204,7 +205,7 @@ def _filled(out: Path) -> Iterator[Path]:
 
     config.json comes last, so until then `out` is no run.
     """
-    with lock.held(out):
+    with lock.held(out, "choose another --out"):
         refuse_occupied(out)
         for killed in out.glob(".new.*.partial"):
             remove(killed)

@@ -5,12 +5,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxlm.config import ExperimentConfig, TrainConfig
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint
+from jaxlm.run.manifest import Loss
 from jaxlm.run.metrics import Row
 from jaxlm.run.nonfinite import DivergedError, all_finite
 from jaxlm.run.progress import Progress
@@ -27,7 +29,7 @@ Write = Callable[[Row], None]
 Speed = Callable[[float], dict[str, float]]
 """What a row says of the speed of computing, from the seconds of a step: `jaxlm.analysis.expected.speed_fields`."""
 
-Measure = Callable[[Params, Report], dict[str, float]]
+Measure = Callable[[Params, Report], dict[str, Any]]
 """The losses of some parameters, as `Evaluation` measures them."""
 
 
@@ -139,8 +141,8 @@ class SaveCheckpoints(Hook):
     Must come before the hook that evaluates: whatever becomes of an evaluation, the state is safe.
     """
 
-    def __init__(self, saver: Saver, cfg: TrainConfig, saved_step: int | None, best: float = math.inf) -> None:
-        """Args: saved_step: the step of the checkpoint that this session started from; best: the lowest val_loss."""
+    def __init__(self, saver: Saver, cfg: TrainConfig, saved_step: int | None, best: Loss | None = None) -> None:
+        """Args: saved_step: the step of the checkpoint that this session started from; best: the best loss so far."""
         self._saver, self._cfg, self._saved_step, self._best = saver, cfg, saved_step, best
 
     def on_chunk(self, metrics: StepMetrics, steps: int, seconds: float) -> None:
@@ -172,13 +174,13 @@ class SaveCheckpoints(Hook):
             self._saver.save(state, None)
             self._saved_step = step
 
-    def add_loss(self, state: TrainState, step: int, val_loss: float) -> None:
+    def add_loss(self, state: TrainState, step: int, loss: Loss) -> None:
         """The step was evaluated: its checkpoint takes the loss. A new best gets a checkpoint if it has none."""
-        if val_loss < self._best:
-            self._best = val_loss
+        if self._best is None or loss.rank < self._best.rank:
+            self._best = loss
             self.save(state, step)
         if step == self._saved_step:
-            self._saver.add_loss(step, val_loss)
+            self._saver.add_loss(step, loss)
 
 
 class Evaluate(Hook):
@@ -222,7 +224,7 @@ class Evaluate(Hook):
         self._progress.clock.eval_seconds = time.perf_counter() - started
         self.val_loss = losses["val_loss"]
         self._write({"step": step, **losses})
-        self._save.add_loss(state, step, self.val_loss)
+        self._save.add_loss(state, step, _loss(losses))
 
     def catch_up(self, state: TrainState, step: int, rows: Sequence[Row]) -> None:
         """Does for the step of the checkpoint that this session starts from what the session before has not done.
@@ -232,13 +234,15 @@ class Evaluate(Hook):
         """
         if step == 0 or not self._is_due(step):
             return
-        losses = [row["val_loss"] for row in rows if row["step"] == step and "val_loss" in row]
-        bits = np.array([*losses, 0.0][:1], np.float64).view(np.int32)  # what processes can tell each other
-        is_there, *bits = processes.agree(bool(losses), *bits.tolist())[0].tolist()
+        losses = [_loss(row) for row in rows if row["step"] == step and "val_loss" in row]
+        val_loss, batches = losses[0] if losses else Loss(0.0)
+        bits = np.array([val_loss], np.float64).view(np.int32)  # what processes can tell each other
+        is_there, batches, *bits = processes.agree(bool(losses), batches or 0, *bits.tolist())[0].tolist()
         if not is_there:
             self.on_boundary(state, step)
         else:  # a kill may have come between the row and the manifest
-            self._save.add_loss(state, step, float(np.array(bits, np.int32).view(np.float64)[0]))
+            val_loss = float(np.array(bits, np.int32).view(np.float64)[0])
+            self._save.add_loss(state, step, Loss(val_loss, batches or None))
 
     def _is_due(self, step: int) -> bool:
         return step % self._cfg.eval_every == 0 or step == self._cfg.steps
@@ -251,6 +255,11 @@ class Evaluate(Hook):
     def _check_signals(self) -> None:
         if processes.agree(bool(self._received)).any():
             raise _SignalError
+
+
+def _loss(row: Row) -> Loss:
+    """The loss that an evaluation row holds."""
+    return Loss(row["val_loss"], row.get("eval_batches"))
 
 
 class _SignalError(Exception):

@@ -14,20 +14,30 @@ from pathlib import Path
 from jaxlm.data.files import remove, unwritable
 from jaxlm.data.reading import parse_json
 from jaxlm.errors import UserError
+from jaxlm.run.own_files import check_own
 from jaxlm.sharding import processes
 
 NAME = ".lock"
 """JSON of the holder, {"host", "pid", "started"}; what counts is not the file but the lock on it (`fcntl.flock`)."""
 
 
+FIX = "training writes into the run; copy it to a place that can be written"
+"""What to do about the folder of a run that cannot be written."""
+
+
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, fix: str = FIX) -> Iterator[None]:
     """Holds the lock of a folder that exists, then removes its file. That of a killed process is taken over.
 
+    Args:
+      fix: what the message tells the user to do where the folder cannot be written.
+
     Raises:
-      UserError: another process holds it (the line names that one), or the folder cannot be written.
+      UserError: another process holds it (the line names that one), the folder cannot be written, or one of the names
+        that a run writes is a link (`check_own`).
     """
-    opened = _acquire(folder)
+    check_own(folder)
+    opened = _acquire(folder, fix)
     try:
         yield
     finally:
@@ -70,12 +80,12 @@ def _literal(name: str) -> str:
     return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
-def _acquire(folder: Path) -> int:
+def _acquire(folder: Path, fix: str) -> int:
     """The descriptor of the locked file."""
     while True:
         opened = None
         try:
-            opened = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            opened = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             _lock(opened, folder)
             if _is_there(opened, folder / NAME):
                 me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -86,7 +96,7 @@ def _acquire(folder: Path) -> int:
         except (OSError, UserError) as error:
             if opened is not None:
                 os.close(opened)
-            raise (_refusal(folder, error) if isinstance(error, OSError) else error) from None
+            raise (_refusal(folder, error, fix) if isinstance(error, OSError) else error) from None
 
 
 def _is_there(opened: int, file: Path) -> bool:
@@ -120,7 +130,5 @@ def _holder(opened: int) -> str:
         return "another process"
 
 
-def _refusal(folder: Path, error: OSError) -> UserError:
-    return unwritable(
-        folder, error, "free some space", "training writes into the run; copy it to a place that can be written"
-    )
+def _refusal(folder: Path, error: OSError, fix: str = FIX) -> UserError:
+    return unwritable(folder, error, "free some space", fix)

@@ -1,17 +1,19 @@
 """The manifest of a checkpoint: the sha256 of every file in its folder, its own included.
 
-    manifest.json  {"step", "val_loss", "metrics": {"bytes", "sha256"}, "sha256": {file: digest}}
+    manifest.json  {"step", "val_loss", "eval_batches", "metrics": {"bytes", "sha256"}, "sha256": {file: digest}}
 
-"metrics" is the start of metrics.jsonl, up to this step. The digest of manifest.json is that of its other entries.
-Older versions wrote neither; their checkpoints are read all the same.
+"eval_batches" is the number of batches that val_loss is an estimate from, null if it is exact. "metrics" is the start
+of metrics.jsonl, up to this step. The digest of manifest.json is that of its other entries. Older versions wrote none
+of these; their checkpoints are read all the same, and their losses count as exact.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxlm.data.files import json_digest, remove, staging_path, to_disk, unwritable
 from jaxlm.data.reading import open_regular, read_json
@@ -20,22 +22,36 @@ from jaxlm.errors import CheckError
 NAME = "manifest.json"
 
 
-def write(path: Path, step: int, val_loss: float | None, log: dict[str, Any] | None) -> None:
+class Loss(NamedTuple):
+    """A validation loss. `rank` orders them."""
+
+    val_loss: float
+    """Nats per token."""
+    eval_batches: int | None = None
+    """The batches that it is an estimate from (train.eval_batches); None = it is exact."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Lower is better. Kinds are not mixed: exact losses come first, then estimates from more batches."""
+        return -math.inf if self.eval_batches is None else -self.eval_batches, self.val_loss
+
+
+def write(path: Path, step: int, loss: Loss | None, log: dict[str, Any] | None) -> None:
     """Writes the manifest of a checkpoint folder whose other files are there; `log` is its entry "metrics"."""
     files, metrics = digests(path), {} if log is None else {"metrics": log}
-    content = {"step": step, "val_loss": val_loss, **metrics, "sha256": files}
+    content = {"step": step, **_fields(loss), **metrics, "sha256": files}
     files[NAME] = json_digest(content)
     (path / NAME).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def change(path: Path, val_loss: float, log: dict[str, Any] | None) -> None:
+def change(path: Path, loss: Loss, log: dict[str, Any] | None) -> None:
     """Gives the manifest of a checkpoint a loss, and the entry "metrics" if there is a new one; all at once.
 
     Raises:
       UserError: it cannot be written.
       CheckError: it is damaged.
     """
-    content = read(path) | {"val_loss": val_loss} | ({} if log is None else {"metrics": log})
+    content = read(path) | _fields(loss) | ({} if log is None else {"metrics": log})
     if "sha256" not in content:
         raise CheckError(f"checkpoint {path} is damaged: {NAME} cannot be read or has changed")
     content["sha256"][NAME] = json_digest(content)
@@ -51,6 +67,17 @@ def change(path: Path, val_loss: float, log: dict[str, Any] | None) -> None:
         remove(staging)
 
 
+def _fields(loss: Loss | None) -> dict[str, Any]:
+    return {"val_loss": None, "eval_batches": None} if loss is None else loss._asdict()
+
+
+def loss(path: Path) -> Loss | None:
+    """The loss of a checkpoint; None if it was not evaluated, or its manifest cannot be read."""
+    content = read(path)
+    val_loss = content.get("val_loss")
+    return None if val_loss is None else Loss(val_loss, content.get("eval_batches"))
+
+
 def read(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint; {} if it cannot be read or has changed."""
     try:
@@ -60,7 +87,10 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
         return {}
     own = manifest["sha256"].pop(NAME, None)
-    is_sound = own in (None, json_digest(manifest)) and isinstance(manifest.get("val_loss"), float | None)
+    is_typed = isinstance(manifest.get("val_loss"), float | None) and isinstance(
+        manifest.get("eval_batches"), int | None
+    )
+    is_sound = own in (None, json_digest(manifest)) and is_typed
     return manifest if is_sound else {}
 
 

@@ -88,8 +88,7 @@ def check_log(path: Path, entry: dict[str, Any] | None) -> None:
         warnings.warn(f"{path} is missing: the rows of the sessions before this one are lost", stacklevel=3)
         return
     try:
-        with path.open("rb") as file:
-            content = file.read(entry["bytes"])
+        content = read_regular(path)[: entry["bytes"]]
     except OSError as error:
         raise _unreadable(path, error) from None
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:

@@ -3,7 +3,8 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +40,29 @@ class DivergedError(CheckError):
         super().__init__(f"{what}; {advice}")
         self.step, self.what, self.advice = step, what, advice
 
-    def at(self, where: str) -> "DivergedError":
-        """The same error, which also says where."""
-        return DivergedError(self.step, f"{self.what}; {where}", self.advice)
+    def at(self, place: "Place", out: Path) -> "DivergedError":
+        """The same error of the run `out`, which also says where."""
+        advice = self.advice if place.checkpoint is None else _advice_without(out, place.checkpoint)
+        return DivergedError(self.step, f"{self.what}; {place.what}", advice)
+
+
+class Place(NamedTuple):
+    """Where a run has left the finite numbers."""
+
+    what: str
+    checkpoint: int | None = None
+    """The step of the checkpoint whose next step is bad with any learning rate; None = there is none that is known."""
+
+
+def _advice_without(out: Path, step: int) -> str:
+    """What to do where the latest checkpoint leads to numbers that are not finite, whatever the learning rate."""
+    earlier = [one for one in checkpoint.steps(out / "checkpoints") if one < step]
+    if not earlier:
+        return f"no rate helps from step {step} on: start a new --out with a lower --optim.learning-rate"
+    return (
+        f"no rate helps from step {step} on: move {out / 'checkpoints' / str(step)} away, and go on from step "
+        f"{earlier[-1]} with --resume and a lower --optim.learning-rate"
+    )
 
 
 @jax.jit
@@ -63,7 +84,7 @@ def find(
     step: int,
     say: Callable[[str], None],
     should_stop: Callable[[], bool] = lambda: False,
-) -> str:
+) -> Place:
     """Says which step and which layer or parameter are the first that are not finite.
 
     From the latest checkpoint, or else from the beginning, the same program takes the steps again, one at a time; so
@@ -78,11 +99,11 @@ def find(
       should_stop: asked before each step; ends the search.
     """
     if processes.count() > 1:
-        return "where it began is not looked for by several processes"
+        return Place("where it began is not looked for by several processes")
     try:
         return _search(session, chunk, source, document_end, step, say, should_stop)
     except (jax.errors.JaxRuntimeError, CheckError, UserError) as error:  # too little memory, damaged checkpoints
-        return f"where it began could not be looked for ({str(error).splitlines()[0]})"
+        return Place(f"where it began could not be looked for ({str(error).splitlines()[0]})")
 
 
 def _search(
@@ -93,22 +114,24 @@ def _search(
     step: int,
     say: Callable[[str], None],
     should_stop: Callable[[], bool],
-) -> str:
+) -> Place:
     restored = checkpoint.restore_latest(session.out / "checkpoints", session.state)
     state = _initial(session) if restored is None else restored[0]
     at, end = int(state.step), time.perf_counter() + SECONDS
+    saved = None if restored is None else at
     say(f"step {step} is not finite: looking for where that begins, from step {at} on")
     while at < step - 1:
         if should_stop() or time.perf_counter() > end:
-            return f"where it begins was looked for up to step {at}, and not found"
+            return Place(f"where it begins was looked for up to step {at}, and not found")
         state, _ = chunk(state, source(at), put_array(np.asarray(at + 1, np.int32)))
         at += 1
         if bad := _bad_parameters(session, state.params):
-            return f"the first that is not finite is the update of {_named(bad)} in step {at}"
+            return Place(f"the first that is not finite is the update of {_named(bad)} in step {at}")
     found = _bad_parameters(session, state.params)
     if found:
-        return f"the checkpoint of step {at} already has numbers that are not finite, in {_named(found)}"
-    return f"the first that is not finite is {_within(session, state, source(at), document_end)} in step {step}"
+        return Place(f"the checkpoint of step {at} already has numbers that are not finite, in {_named(found)}", saved)
+    what = f"the first that is not finite is {_within(session, state, source(at), document_end)} in step {step}"
+    return Place(what, saved if saved == at else None)
 
 
 def _initial(session: Session) -> TrainState:

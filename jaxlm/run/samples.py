@@ -20,6 +20,7 @@ from jaxlm.decode.stream import steps_until_stop
 from jaxlm.decode.text_stream import TextStream
 from jaxlm.errors import ContextWarning
 from jaxlm.run.folder import Run
+from jaxlm.run.own_files import own_problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +159,12 @@ def sample(run: Run, cfg: SampleConfig) -> list[str]:
 def keep(run: Run, seed: int, report: dict[str, Any]) -> Path | None:
     """Writes a report of samples to a new file samples/step-STEP-seed-SEED[-n].json of the run.
 
-    Returns: the file; None, with a warning, where the folder cannot be written.
+    Returns: the file; None, with a warning, where the folder cannot be written or is a link.
     """
     folder, content = run.path / "samples", strict_json.dumps(report, ensure_ascii=False) + "\n"
+    if problem := own_problem(folder):
+        warnings.warn(f"the samples are not kept: {folder} {problem}", stacklevel=2)
+        return None
     try:
         folder.mkdir(exist_ok=True)
         for number in itertools.count(1):

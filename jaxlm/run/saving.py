@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.run import checkpoint
+from jaxlm.run import arrays, checkpoint
+from jaxlm.run.manifest import Loss
 from jaxlm.sharding import processes
 from jaxlm.training.step import TrainState
 
@@ -38,7 +39,7 @@ class Saver:
         self.background = False
         """Whether the next save goes to the background; never where several processes train together."""
 
-    def save(self, state: TrainState, val_loss: float | None) -> None:
+    def save(self, state: TrainState, loss: Loss | None) -> None:
         """Saves a state; in the background, returns when it is copied.
 
         Raises:
@@ -47,28 +48,29 @@ class Saver:
         self.wait()
         log, started = self._log(), time.perf_counter()
         if self.background:
-            copy = jax.tree.map(lambda leaf: np.array(leaf), state)  # the next step overwrites the state's arrays
+            # A copy, because the next step overwrites the state's arrays.
+            copy = jax.tree.map(lambda leaf: np.array(leaf), arrays.plain(state))
             # A daemon, so that a second interrupt ends the process at once; resuming sweeps what it leaves.
-            self._thread = threading.Thread(target=self._write, args=(copy, val_loss, log), name="save", daemon=True)
+            self._thread = threading.Thread(target=self._write, args=(copy, loss, log), name="save", daemon=True)
             self._thread.start()
             return
-        checkpoint.save(self.folder, state, val_loss, self._keep, log)
+        checkpoint.save(self.folder, state, loss, self._keep, log)
         ended = time.perf_counter()
         self.background = processes.count() == 1 and ended - started > WORTH * (started - self._free_since)
         self._free_since = ended
 
-    def add_loss(self, step: int, val_loss: float) -> None:
+    def add_loss(self, step: int, loss: Loss) -> None:
         """Adds the loss of an evaluation to the checkpoint of its step, once that is on disk.
 
         Raises:
           UserError: it cannot be written, or the save under way could not.
         """
         self.wait()
-        checkpoint.add_loss(self.folder, step, val_loss, self._keep, self._log())
+        checkpoint.add_loss(self.folder, step, loss, self._keep, self._log())
 
-    def _write(self, state: TrainState, val_loss: float | None, log: dict[str, Any] | None) -> None:
+    def _write(self, state: TrainState, loss: Loss | None, log: dict[str, Any] | None) -> None:
         try:
-            checkpoint.save(self.folder, state, val_loss, self._keep, log)
+            checkpoint.save(self.folder, state, loss, self._keep, log)
         except BaseException as error:
             self._error = error
 

@@ -106,7 +106,9 @@ def _session_from(
     return dataclasses.replace(session, saved_step=0)
 
 
-def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = False) -> Session:
+def resumed_session(
+    config: ExperimentConfig, out: Path, keep_schedule: bool = False, keep_warmup: bool = False
+) -> Session:
     """Checks that a config continues the run in `out`, and restores its latest sound checkpoint.
 
     Raises:
@@ -120,7 +122,9 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
         raise UserError(f"{out} was imported, not trained: there is no training to continue; use another --out")
     tokenizer = tokenizers.load(out / "tokenizer.json")
     _check_tokenizer(given, tokenizer, out)
-    if config.optim.warmup_steps == _preset_warmup(config):  # a new run may have shrunk it; `stored_config` knows
+    if not keep_warmup and config.optim.warmup_steps == _preset_warmup(
+        config
+    ):  # a new run may have shrunk it; `stored_config` knows
         optim = dataclasses.replace(config.optim, warmup_steps=stored_config.optim.warmup_steps)
         config = dataclasses.replace(config, optim=optim)
     check_vocabulary(out, tokenizer, record)
@@ -128,10 +132,18 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
     if keep_schedule:
         config = changes.with_schedule_of(config, stored_config)
     changes.check_same(config, stored_config, out, has_begun=any(checkpoint.steps(out / "checkpoints")))
+    checkpoint.check_layers(out / "checkpoints", stored_config.model)
     with processes.first_before_others("the corpus is read"):
         check_data(identity(config.data), sha256)  # first: other data may have characters that the run does not know
         corpus = load_corpus(config.data, config.model.max_seq_len, tokenizer)
-    session = _session(with_steps(config, corpus), out, corpus)
+    config = with_steps(config, corpus)
+    saved_steps = checkpoint.steps(out / "checkpoints")
+    if saved_steps and saved_steps[-1] > config.train.steps:
+        raise UserError(
+            f"{out} already has {saved_steps[-1]} steps, more than steps = {config.train.steps}: give more steps or "
+            "epochs"
+        )
+    session = _session(config, out, corpus)
     # Without a checkpoint the run was stopped before its first one, and begins again.
     restored = checkpoint.restore_latest(out / "checkpoints", session.state)
     if restored is None and record.init_from is not None:
@@ -143,16 +155,14 @@ def resumed_session(config: ExperimentConfig, out: Path, keep_schedule: bool = F
         warnings.warn(f"{out} has no checkpoint: the run begins again with step 1", stacklevel=3)
     if restored is not None:
         state, damaged = restored
-        saved_step, steps = int(state.step), config.train.steps
+        saved_step = int(state.step)
         if processes.first():
             check_log(out / "metrics.jsonl", checkpoint.log_entry(out / "checkpoints" / str(saved_step)))
-        if saved_step > steps:
-            raise UserError(f"{out} already has {saved_step} steps, more than steps = {steps}: give more")
         for line in damaged:
             warnings.warn(f"{line}; resuming from step {saved_step}", stacklevel=3)
         session = dataclasses.replace(session, state=state, saved_step=saved_step)
     found = changes.changes(session.config, stored_config, session.saved_step or 0)
-    changes.tell(found, session.config, stored_config)
+    changes.tell(found, session.config, stored_config, keep_schedule)
     more: dict[str, Any] = {"changes": [*record.changes, *found]} if record.changes or found else {}
     more |= {} if record.init_from is None else {"init_from": record.init_from}
     processes.wait("the run is read")

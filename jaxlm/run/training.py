@@ -124,7 +124,7 @@ def train(
                     if resume:
                         read_record(out)  # which refuses what is not a run, and cannot be locked
                         alone.enter_context(lock.for_training(out))
-                        session = resumed_session(config, out, keep_schedule)
+                        session = resumed_session(config, out, keep_schedule, keep_warmup)
                     else:
                         session = new_session(config, out, keep_warmup, init_from, extend_positions)
                         alone.enter_context(lock.for_training(out))
@@ -181,9 +181,8 @@ def _run(session: Session, log: Sequence[Log]) -> Outcome:
             state = loop(chunk, session.state, source, cfg, in_order)
         except nonfinite.DivergedError as error:
             traceback.clear_frames(error.__traceback__)  # which hold arrays
-            raise error.at(
-                nonfinite.find(session, chunk, source, end, error.step, progress.say, lambda: bool(received))
-            ) from None
+            place = nonfinite.find(session, chunk, source, end, error.step, progress.say, lambda: bool(received))
+            raise error.at(place, out) from None
         if first and (logged := read_rows(out / "metrics.jsonl")):
             plot_loss(logged, out / "loss.png", out.name)
         step = int(state.step)

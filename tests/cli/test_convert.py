@@ -151,7 +151,7 @@ def test_a_tokenizer_beside_the_model_is_taken_and_never_left(tmp_path):
     assert len(loaded.tokenizer.encode("abc")) < 20  # so is padding
     assert len(loaded.tokenizer.encode(loaded.config.sample.prompt)) > 0
     settings = ("--prompt", "abc", "--max-new-tokens", 40, "--temperature", 100, "--num-samples", 3, "--json")
-    code, stdout, _ = command("sample", tmp_path / "new", *settings)
+    code, stdout, _ = command("sample", tmp_path / "new", *settings, "--capacity", 64)
     assert code == 0
     drawn = {token for sample in json.loads(stdout)["samples"] for token in sample["tokens"]}
     assert drawn == set(range(10))  # of 37 rows
@@ -201,6 +201,7 @@ def test_a_trained_run_keeps_to_its_tokenizer(tmp_path, gpt2):
     with pytest.raises(UserError, match="has 38 entries, the model 37"):
         load_run(out)
     record = json.loads((out / "config.json").read_text())
+    del record["sha256"]  # an edit that is meant
     (out / "config.json").write_text(json.dumps({**record, "corpus_sha256": "0" * 64}))
     (out / "tokenizer.json").write_text('{"type": "ids", "vocab_size": 36}')
     with pytest.raises(UserError, match="has 36 entries, the model 37"):

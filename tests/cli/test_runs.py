@@ -56,6 +56,17 @@ def test_runs_stand_in_the_order_of_their_numbers_with_what_differs(three):
     assert "all of them: train.steps 60\n" in out
 
 
+def test_the_best_loss_is_an_exact_one_where_there_is_one(tmp_path):
+    rows = [{"step": 10, "val_loss": 1, "eval_batches": 1}, {"step": 20, "val_loss": 2.5}, {"step": 30, "val_loss": 3}]
+    write_run(tmp_path / "mixed", rows=rows)
+    write_run(tmp_path / "estimates", rows=rows[:1])
+    found = json.loads(command("runs", tmp_path, "--json")[1])["runs"]
+    assert [(run["run"], run["val_loss"], run["val_step"]) for run in found] == [
+        ("estimates", 1, 10),
+        ("mixed", 2.5, 20),
+    ]
+
+
 def test_json_says_all_of_every_run(three):
     old = time.time() - 7200
     for file in ("config.json", "metrics.jsonl", "."):

@@ -1,7 +1,9 @@
 """What `jaxlm sample` prints past the run's context, and where the locale cannot encode a text."""
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 import warnings
@@ -96,3 +98,41 @@ def test_what_the_locale_cannot_encode_is_replaced(run):
     assert b"Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == b"?" * 31 + b"\n"
+
+
+TRAIN_AND_SAMPLE = """
+import sys
+from jaxlm.cli.main import main
+
+few = "--train.steps 1 --train.batch-size 1 --train.eval-every 1 --optim.warmup-steps 0 --sample.max-new-tokens 50"
+out = sys.argv[1]
+trained = main(["train", "bigram", "--data.path", "text.txt", "--out", out, *few.split()])
+print("between", flush=True)
+sys.exit(trained or main(["sample", out]) or main(["sample", out, "--num-samples", "2"]))
+"""
+
+
+def test_on_a_terminal_train_and_sample_spell_out_the_escapes_of_texts_and_folders(tmp_path):
+    """Without it the texts and the name of the folder would clear the screen and name the window."""
+    (tmp_path / "text.txt").write_text("\x1b[2J\x07" * 2000)
+    mine, its = pty.openpty()
+    with (tmp_path / "stderr").open("wb") as err:
+        child = subprocess.Popen(
+            [sys.executable, "-c", TRAIN_AND_SAMPLE, "run\x1b[2J"],
+            **{"cwd": tmp_path, "stdin": subprocess.DEVNULL, "stdout": its, "stderr": err},
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": PROGRAMS},
+        )
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):  # which is how a terminal ends that nobody writes to any more
+        while piece := os.read(mine, 4096):
+            shown += piece
+    os.close(mine)
+    said = (tmp_path / "stderr").read_bytes()
+    assert child.wait() == 0, said.decode()
+    trained, sampled = shown.split(b"between")
+    for text in (trained, sampled, sampled.split(b"---")[1], said):
+        assert b"\\x1b" in text
+        assert not {0x1B, 0x07} & set(text)
+    for line in (b"run: run\\x1b[2J", b"more: jaxlm sample run\\x1b[2J", b"kept: run\\x1b[2J"):
+        assert line in said

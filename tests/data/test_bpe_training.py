@@ -70,7 +70,8 @@ def test_progress_is_a_line_where_stderr_is_no_terminal(monkeypatch, capsys):
 def test_an_interruption_ends_it_while_the_library_computes():
     """Python handles a signal only between its own instructions, and the library computes for seconds."""
     child = (
-        "import threading\n"
+        "import signal, threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell ignores it in the background
         "from jaxlm.data.bpe import BPETokenizer\n"
         "def texts():\n"
         "    text = ' '.join(map(str, range(2_000_000)))\n"

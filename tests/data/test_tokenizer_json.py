@@ -1,8 +1,10 @@
 """A tokenizer.json that contradicts itself is refused before the library panics or aborts the process."""
 
+import base64
 import copy
 
 import foreign_folders
+import foreign_tokenizers
 import pytest
 
 from jaxlm.data.bpe import BPETokenizer
@@ -37,6 +39,66 @@ def changed(change):
 def test_a_contradiction_is_refused_by_name(change, words):
     with pytest.raises(UserError, match=words):
         BPETokenizer.from_json(changed(change))
+
+
+def replace(pattern, content):
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+def sequence(kind, steps):
+    return {"type": "Sequence", kind: steps}
+
+
+def prepend(text):
+    return {"type": "Prepend", "prepend": text}
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+TABLE = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(4) + b"a" * 65 + b"\0b\0").decode()}
+
+
+def template(pieces, ids=()):
+    known = {"<s>": {"id": "<s>", "ids": list(ids), "tokens": ["<s>"] * len(ids)}}
+    return {"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": known}
+
+
+TEXT, SPECIAL = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"normalizer": sequence("normalizers", [replace("a", "a" * 1000)] * 3)}, "its normalizer"),
+        ({"normalizer": sequence("normalizers", [replace("a", "aa")] * 24)}, "its normalizer"),
+        ({"normalizer": sequence("normalizers", [sequence("normalizers", [replace("a", "aa")] * 7)])}, "normalizer"),
+        ({"normalizer": sequence("normalizers", [replace("i", "İ"), {"type": "Lowercase"}] * 24)}, "its normalizer"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 64}}, "its normalizer"),
+        ({"normalizer": prepend("a" * 10**6)}, "its normalizer"),
+        ({"normalizer": TABLE}, "its normalizer"),
+        ({"normalizer": replace("a", "a" * 9), "pre_tokenizer": sequence("pretokenizers", [BYTE_LEVEL] * 3)}, "norm"),
+        ({"pre_tokenizer": sequence("pretokenizers", [BYTE_LEVEL] * 24)}, "pre_tokenizer can"),
+        ({"decoder": sequence("decoders", [replace("a", "a" * 9)] * 2)}, "its decoder can"),
+        ({"post_processor": sequence("processors", [template([TEXT, TEXT])] * 7)}, "its post_processor can"),
+        ({"post_processor": template([SPECIAL, TEXT, SPECIAL], [1] * 600)}, "puts 1,200 tokens around a text"),
+    ],
+)
+def test_what_makes_a_long_text_of_a_short_one_is_refused(change, words):
+    with pytest.raises(UserError, match=words):
+        BPETokenizer.from_json(changed(lambda data: data.update(change)))
+
+
+@pytest.mark.parametrize("name", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_what_is_put_at_each_part_of_a_word_is_short(name):
+    with pytest.raises(UserError, match=f"{name} has more than 64 characters"):
+        BPETokenizer.from_json(changed(lambda data: data["model"].update({name: "x" * 65})))
+
+
+def test_usual_steps_are_read():
+    steps = [{"type": "NFKC"}, {"type": "Lowercase"}, replace(" ", "▁"), replace("``", '"')]
+    usual = {"normalizer": sequence("normalizers", steps), "pre_tokenizer": BYTE_LEVEL}
+    assert len(BPETokenizer.from_json(changed(lambda data: data.update(usual))).encode("abc"))
+    for own in (foreign_tokenizers.llama2_tokenizer(), foreign_tokenizers.llama3_tokenizer()):
+        assert len(BPETokenizer.from_json(own).encode("the cat"))
 
 
 def test_truncation_and_padding_are_left_out():

@@ -62,7 +62,7 @@ def test_the_update_is_that_of_adamw():
         ({"name": "lino"}, "optim.name = 'lino' is not an optimizer of jaxlm or Optax.*such as lion"),
         ({"name": "scale_by_adam"}, "is not an optimizer"),
         ({"name": "schedule_free_adamw"}, "evaluates other parameters"),
-        ({"name": "lbfgs"}, "'lbfgs' does not run: .* 'value'"),
+        ({"name": "lbfgs"}, "'lbfgs' does not run .* 'value'.*: choose another"),
         (
             {"name": "sgd", "arguments": ("momentun=0.9",)},
             "argument 'momentun' of sgd is unknown: choose one of momentum",
@@ -73,7 +73,19 @@ def test_the_update_is_that_of_adamw():
         ({"name": "sgd", "arguments": ("nesterov=true",)}, "nesterov = True has no effect without momentum"),
         ({"name": "sgd", "arguments": ("mask=true",)}, "argument 'mask' of sgd is unknown"),
         ({"name": "polyak_sgd"}, "'polyak_sgd' is not an optimizer"),
-        ({"arguments": ("mu_dtype=bfloat17",)}, "'adamw' does not run with mu_dtype=bfloat17"),
+        ({"arguments": ("mu_dtype=bfloat17",)}, "'adamw' does not run with mu_dtype=bfloat17 .*: choose another"),
+        (
+            {"name": "sgd", "arguments": ("momentum=nan",)},
+            "argument 'momentum=nan' of sgd is out of range: give a finite",
+        ),
+        (
+            {"name": "sgd", "arguments": ("momentum=1e39",)},
+            "argument 'momentum=1e39' of sgd is out of range: give a fin",
+        ),
+        (
+            {"name": "rmsprop", "arguments": ("eps=-1",)},
+            "argument 'eps=-1' of rmsprop is out of range: give at least 0",
+        ),
     ],
 )
 def test_an_optimizer_that_cannot_be_used_is_refused_by_name(fields, message):

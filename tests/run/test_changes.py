@@ -119,3 +119,49 @@ def test_changes_that_do_not_move_the_rate_are_not_told(config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         changes.tell(changes.changes(longer, constant, 20), longer, constant)
+
+
+def told(config, stored, step, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        changes.tell(changes.changes(config, stored, step), config, stored, **options)
+    return [str(warning.message) for warning in caught]
+
+
+def test_every_jump_of_the_rate_is_told_and_a_schedule_that_ends_early(config):
+    decayed = changed(config, optim={"weight_decay": 0.1})
+    jump = "the learning rate of step 21 is 0.0055 instead of 0.001"
+    beside = told(changed(decayed, train={"steps": 40}, optim={"weight_decay": 0.2}), decayed, 20)
+    assert beside[0].startswith("from step 20 on, optim.weight_decay = 0.2 instead of 0.1")
+    assert f"cosine ends later, so {jump}; --optim.keep-schedule" in beside[1]
+    kept = changed(config, train={"steps": 40}, optim={"schedule_steps": 20})
+    freed = told(changed(kept, optim={"schedule_steps": None}), kept, 20)
+    assert freed == ["from step 20 on, optim.schedule_steps = None instead of 20; config.json keeps that", jump]
+    (still,) = told(changed(kept, train={"steps": 60}), kept, 20)
+    assert still.startswith(
+        "the schedule ends at step 20 as before (optim.schedule_steps): --optim.schedule-steps None"
+    )
+    assert told(kept, config, 20, keep_schedule=True) == []
+    (asked,) = told(changed(config, train={"steps": 40}, optim={"learning_rate": 0.002}), config, 20)
+    assert asked.startswith("from step 20 on, optim.learning_rate = 0.002")
+
+
+def test_a_warm_up_of_ones_own_is_taken_though_it_is_the_preset_s(config, tmp_path):
+    preset = changed(config, optim={"warmup_steps": 4}, train={"max_minutes": 0.0, "steps": 40})
+    preset = dataclasses.replace(preset, preset="tiny")
+    train(preset, tmp_path / "run", keep_warmup=True)
+    usual = changed(preset, optim={"warmup_steps": 20})
+    for keep_warmup, warmup in (False, 4), (True, 20):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train(usual, tmp_path / "run", resume=True, keep_warmup=keep_warmup)
+        assert read_config(tmp_path / "run").optim.warmup_steps == warmup
+
+
+def test_fewer_epochs_than_are_taken_are_refused_and_change_nothing(config, tmp_path):
+    train(config, tmp_path / "run")
+    stored = (tmp_path / "run/config.json").read_bytes()
+    fewer = changed(read_config(tmp_path / "run"), train={"epochs": 1e-6})
+    with pytest.raises(UserError, match="already has 20 steps, more than steps = 1: give more steps or epochs"):
+        train(fewer, tmp_path / "run", resume=True)
+    assert (tmp_path / "run/config.json").read_bytes() == stored

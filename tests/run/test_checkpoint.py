@@ -12,6 +12,7 @@ from jaxlm.errors import CheckError
 from jaxlm.model.build import build_model, init_params
 from jaxlm.optim import build_optimizer
 from jaxlm.run import checkpoint, manifest
+from jaxlm.run.manifest import Loss
 from jaxlm.training.step import init_state, train_step
 
 CFG = ModelConfig(vocab_size=11, max_seq_len=7, num_layers=1, embed_dim=12, num_heads=3, mlp_dim=0, dropout=0.1)
@@ -30,7 +31,7 @@ def trained(steps, seed=0, cfg=CFG):
 def folder(tmp_path):
     """Checkpoints of the steps 1, 2 and 3."""
     for steps in (1, 2, 3):
-        checkpoint.save(tmp_path, trained(steps), val_loss=None, keep=3)
+        checkpoint.save(tmp_path, trained(steps), None, keep=3)
     return tmp_path
 
 
@@ -40,7 +41,7 @@ def assert_same(a, b):
 
 def test_a_restored_state_takes_the_same_next_step(tmp_path):
     state = trained(3)
-    checkpoint.save(tmp_path, state, val_loss=1.5, keep=2)
+    checkpoint.save(tmp_path, state, Loss(1.5), keep=2)
     restored, damaged = checkpoint.restore_latest(tmp_path, trained(0, seed=9))
     assert damaged == []
     assert_same(restored, state)
@@ -63,14 +64,29 @@ def test_bfloat16_parameters_come_back_exactly(tmp_path):
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
     for steps, val_loss in enumerate([3.0, 1.0, 2.0, None, 2.5]):
-        checkpoint.save(tmp_path, trained(steps), val_loss, keep=2)
+        checkpoint.save(tmp_path, trained(steps), None if val_loss is None else Loss(val_loss), keep=2)
     assert checkpoint.steps(tmp_path) == [1, 3, 4]
     assert checkpoint.best_step(tmp_path) == 1
 
 
+def test_exact_losses_come_before_estimates_and_estimates_from_more_batches_before_those_from_fewer(tmp_path):
+    of_kinds = [Loss(1.0, 1), Loss(2.0, 4), Loss(1.9, 4), Loss(0.5, 1), Loss(3.0), Loss(1.0, 8), Loss(2.9), Loss(3.1)]
+    bests = []
+    for steps, loss in enumerate(of_kinds):
+        checkpoint.save(tmp_path, trained(steps), loss, keep=1)
+        bests.append(checkpoint.best_step(tmp_path))
+        assert checkpoint.best_loss(tmp_path) == of_kinds[bests[-1]]
+        assert checkpoint.steps(tmp_path) == sorted({bests[-1], steps})
+    assert bests == [0, 1, 2, 2, 4, 4, 6, 6]
+    # An older version did not say what kind its losses are of.
+    entries = {"step": 7, "val_loss": 2.5, "sha256": manifest.read(tmp_path / "7")["sha256"]}
+    (tmp_path / "7" / "manifest.json").write_text(json.dumps(entries))
+    assert checkpoint.best_loss(tmp_path) == Loss(2.5)
+
+
 def test_saving_after_damage_loses_neither_the_new_checkpoint_nor_the_sound_one(tmp_path):
     for steps, val_loss in ((1, 2.5), (4, 2.0)):
-        checkpoint.save(tmp_path, trained(steps), val_loss, keep=2)
+        checkpoint.save(tmp_path, trained(steps), None if val_loss is None else Loss(val_loss), keep=2)
     flip_a_bit(tmp_path / "4")
     state, damaged = checkpoint.restore_latest(tmp_path, trained(0))
     assert (int(state.step), len(damaged)) == (1, 1)
@@ -79,7 +95,9 @@ def test_saving_after_damage_loses_neither_the_new_checkpoint_nor_the_sound_one(
     assert (tmp_path / ".4.damaged").is_dir()
 
 
-@pytest.mark.parametrize("content", ["null", "[]", '{"sha256": {}, "val_loss": "x"}', ""])
+@pytest.mark.parametrize(
+    "content", ["null", "[]", '{"sha256": {}, "val_loss": "x"}', '{"sha256": {}, "eval_batches": "x"}', ""]
+)
 def test_an_unreadable_manifest_counts_for_nothing(folder, content):
     (folder / "3" / "manifest.json").write_text(content)
     assert not checkpoint.readable(folder / "3")

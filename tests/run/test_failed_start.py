@@ -73,6 +73,24 @@ def test_before_anything_is_saved_the_folder_is_free_again(config, tmp_path, mon
     assert not existed or not [*out.iterdir()]
 
 
+def test_what_is_not_of_the_run_stays_and_what_cannot_be_removed_hides_no_refusal(config, tmp_path, monkeypatch):
+    out, remove = tmp_path / "disk", failed_start.remove
+    (out / "lost+found" / "old").mkdir(parents=True)
+    (out / "lost+found" / "old" / "file").write_text("theirs")
+
+    def refused_for_samples(path):
+        if path.name == "samples":
+            raise PermissionError(13, "Permission denied")
+        remove(path)
+
+    monkeypatch.setattr(failed_start, "remove", refused_for_samples)
+    failing(monkeypatch, MemoryError("7 bytes of which 1 are free"), after=0)
+    with pytest.raises(UserError, match="nothing was saved"):
+        training.train(config, out)
+    assert sorted(path.name for path in out.iterdir()) == ["lost+found", "samples"]
+    assert (out / "lost+found" / "old" / "file").read_text() == "theirs"
+
+
 def test_later_the_checkpoint_is_kept_and_named(config, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -13,8 +13,9 @@ from jaxlm.data.files import sealed
 from jaxlm.data.tokenizer import CharTokenizer
 from jaxlm.errors import UserError
 from jaxlm.model.build import build_model, init_params
-from jaxlm.run import checkpoint
+from jaxlm.run import checkpoint, lock
 from jaxlm.run.folder import check_data, check_named, load_run, new_folder, read_config
+from jaxlm.run.manifest import Loss
 from jaxlm.training.step import TrainState
 
 MODEL = ModelConfig(vocab_size=5, max_seq_len=7, num_layers=1, embed_dim=24, num_heads=3, mlp_dim=0)
@@ -26,7 +27,9 @@ def write_run(path, sha256="0" * 64, config=CONFIG, **more):
     params = init_params(build_model(config.model), jax.random.key(0))
     with new_folder(path, config, CharTokenizer("abcde"), sha256, **more) as folder:
         for step, val_loss in ((1, 1.0), (2, 2.0)):
-            checkpoint.save(folder / "checkpoints", TrainState(params, (), jax.numpy.int32(step)), val_loss, keep=2)
+            checkpoint.save(
+                folder / "checkpoints", TrainState(params, (), jax.numpy.int32(step)), Loss(val_loss), keep=2
+            )
     return path
 
 
@@ -146,6 +149,18 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_latest_sound_one(whole, tmp_
     shutil.rmtree(out / "checkpoints" / "1" / "params")
     with pytest.warns(UserWarning, match="checkpoint .*1 is damaged: .* is missing; using step 2"):
         assert load_run(out).step == 2
+
+
+def test_a_new_run_on_a_read_only_disk_is_told_to_go_elsewhere(tmp_path, monkeypatch):
+    def read_only(*args):
+        raise OSError(lock.errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(lock.os, "open", read_only)
+    with (
+        pytest.raises(UserError, match=r"cannot be written \(Read-only file system\): choose another --out"),
+        new_folder(tmp_path, CONFIG, CharTokenizer("abcde"), None),
+    ):
+        pass
 
 
 def test_a_tokenizer_of_another_size_is_refused(whole, tmp_path):

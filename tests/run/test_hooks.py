@@ -13,7 +13,7 @@ from jaxlm.config import ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
 from jaxlm.errors import CheckError
 from jaxlm.optim import build_schedule
 from jaxlm.run import checkpoint, hooks
-from jaxlm.run.manifest import verify
+from jaxlm.run.manifest import Loss, verify
 from jaxlm.run.progress import Progress
 from jaxlm.run.saving import Saver
 from jaxlm.training.step import StepMetrics, TrainState
@@ -111,7 +111,7 @@ def test_the_rate_leaves_out_skipped_steps_and_the_row_of_one_has_no_loss():
     assert rows[1] == {"step": 10, "tokens_per_s": 1680.0, "skipped": 3}
 
 
-def saving(folder, saved_step=None, best=math.inf, **changes):
+def saving(folder, saved_step=None, best=None, **changes):
     cfg = dataclasses.replace(CFG, **changes)
     return hooks.SaveCheckpoints(Saver(folder, cfg.keep), cfg, saved_step, best)
 
@@ -120,7 +120,9 @@ def evaluating(losses, progress, rows, save, received=(), **changes):
     def evaluation(params, report):
         report(1, 2)
         report(2, 2)
-        return {"val_loss": losses[int(params["w"][0])], "perplexity": 1.0}
+        loss = losses[int(params["w"][0])]
+        estimate = {"eval_batches": loss.eval_batches} if isinstance(loss, Loss) else {}
+        return {"val_loss": loss[0] if estimate else loss, "perplexity": 1.0, **estimate}
 
     cfg = dataclasses.replace(CFG, **changes)
     return hooks.Evaluate(evaluation, cfg, progress, rows.append, save, list(received))
@@ -230,12 +232,26 @@ def test_the_best_evaluation_is_saved_where_no_save_is_due(tmp_path, losses, kep
 
 
 def test_a_resumed_session_saves_only_what_is_better_than_the_best_of_the_ones_before(tmp_path):
-    save = saving(tmp_path, saved_step=8, best=2.5, keep=9)
+    save = saving(tmp_path, saved_step=8, best=Loss(2.5), keep=9)
     evaluate = evaluating({8: 3.0, 16: 2.6, 20: 2.0}, NotingProgress(), [], save, eval_every=4)
     evaluate.val_loss = 3.0  # not the first of the session, which is saved before it is evaluated
     for step in (16, 20):
         evaluate.on_boundary(state(step), step)
     assert checkpoint.steps(tmp_path) == [20]
+
+
+def test_the_first_exact_evaluation_is_better_than_every_estimate(tmp_path):
+    checkpoint.save(tmp_path, state(8), None, keep=9)
+    estimates = evaluating({}, NotingProgress(), [], saving(tmp_path, saved_step=8))
+    estimates.catch_up(state(8), 8, [{"step": 8, "val_loss": 2.0, "eval_batches": 1}])
+    assert checkpoint.best_loss(tmp_path) == Loss(2.0, 1)
+    save = saving(tmp_path, saved_step=8, best=checkpoint.best_loss(tmp_path), keep=9)
+    evaluate = evaluating({16: 2.6, 20: Loss(1.0, 1)}, NotingProgress(), [], save, eval_every=4)
+    evaluate.val_loss = 2.0  # not the first of the session, which is saved before it is evaluated
+    for step in (16, 20):
+        evaluate.on_boundary(state(step), step)
+    assert checkpoint.steps(tmp_path) == [8, 16]
+    assert checkpoint.best_loss(tmp_path) == Loss(2.6)
 
 
 def test_a_state_is_saved_where_training_ends_unless_it_is_already(tmp_path, monkeypatch):

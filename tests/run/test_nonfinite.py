@@ -148,3 +148,14 @@ def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path):
     with pytest.raises(CheckError, match=r"step 4: parameters are not finite; .* checkpoint \(none\)"):
         save.on_boundary(state, 4)
     assert not (tmp_path / "run").exists()
+
+
+def test_where_no_rate_helps_an_earlier_checkpoint_is_named(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(TokenStream, "feed", spoiled(9))
+    out = tmp_path / "run"
+    line = diverged(config, out)
+    assert f"no rate helps from step 8 on: move {out}/checkpoints/8 away, and go on from step 4 with --resume" in line
+    (advised,) = nonfinite.DivergedError(5, "loss nan", "lower it").at(nonfinite.Place("here", 4), out).args
+    assert advised == (
+        "loss nan; here; no rate helps from step 4 on: start a new --out with a lower --optim.learning-rate"
+    )

@@ -14,6 +14,7 @@ import pytest
 
 from jaxlm.errors import UserError
 from jaxlm.run import checkpoint, manifest, saving
+from jaxlm.run.manifest import Loss
 from jaxlm.run.saving import Saver
 from jaxlm.training.step import TrainState
 
@@ -34,7 +35,7 @@ def files(folder):
 def test_the_first_save_is_awaited_and_those_after_it_run_beside_training_where_that_pays(tmp_path):
     with Saver(tmp_path, keep=3) as saver:
         assert not saver.background
-        saver.save(state(1), 2.0)
+        saver.save(state(1), Loss(2.0))
         assert checkpoint.steps(tmp_path) == [1]
         assert saver.background  # nothing was done but saving
 
@@ -52,7 +53,7 @@ def test_a_save_in_the_background_is_that_of_its_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", lambda *args: (begin.wait(60), save(*args)))
     with Saver(tmp_path, 3, lambda: log) as saver:
         saver.background, now = True, state(5)
-        saver.save(now, 1.5)
+        saver.save(now, Loss(1.5))
         assert checkpoint.steps(tmp_path) == []
         saver.check()  # nothing has failed
         jax.tree.map(lambda leaf: leaf.delete(), now)  # as donation does
@@ -60,7 +61,7 @@ def test_a_save_in_the_background_is_that_of_its_moment(tmp_path, monkeypatch):
         begin.set()
     jax.tree.map(np.testing.assert_array_equal, restored(tmp_path, 5), state(5))
     assert manifest.read(tmp_path / "5")["metrics"] == {"bytes": 1, "sha256": "a"}
-    assert checkpoint.best_loss(tmp_path) == 1.5
+    assert checkpoint.best_loss(tmp_path) == Loss(1.5)
 
 
 def test_the_error_of_a_save_in_the_background_comes_at_the_next_step_and_at_the_end(tmp_path, monkeypatch):

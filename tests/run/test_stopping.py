@@ -103,4 +103,5 @@ def test_a_second_signal_ends_a_process_that_computes():
     assert process.stdout.readline() == "SIGINT: saving; once more stops at once\n"
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
-    assert process.returncode == 128 + signal.SIGTERM
+    # Where the first came before the computing, Python's own handlers are back already.
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)

@@ -12,6 +12,7 @@ import pytest
 from jaxlm.config import DataConfig, ModelConfig
 from jaxlm.config.presets import preset
 from jaxlm.errors import UserError
+from jaxlm.optim import build_optimizer
 from jaxlm.run import arrays, checkpoint, lock, saving
 from jaxlm.run.folder import load_run
 from jaxlm.run.metrics import OF_CLOCKS, read_rows
@@ -39,6 +40,32 @@ def whole(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     train(config, out)
     return out
+
+
+def test_an_optimizer_with_a_random_key_saves_in_the_background_and_resumes(config, tmp_path, monkeypatch):
+    """noisy_sgd holds one, as a typed key, which NumPy cannot copy."""
+    optim = dataclasses.replace(config.optim, name="noisy_sgd", arguments=("key=0",))
+    config = dataclasses.replace(config, optim=optim)
+    threads = []
+    write = saving.Saver._write
+    monkeypatch.setattr(saving.Saver, "_write", lambda *args: (threads.append(1), write(*args)))
+    monkeypatch.setattr(saving, "WORTH", 0.0)
+    for name, minutes in (("whole", None), ("stopped", 1e-9)):
+        some = dataclasses.replace(config, train=dataclasses.replace(config.train, max_minutes=minutes))
+        train(some, tmp_path / name)
+    assert len(threads) >= 2
+    assert checkpoint.steps(tmp_path / "stopped" / "checkpoints")[-1] < 12
+    train(config, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    ours, theirs = opt_state(tmp_path / "stopped"), opt_state(tmp_path / "whole")
+    assert any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(ours))
+    jax.tree.map(np.testing.assert_array_equal, arrays.plain(ours), arrays.plain(theirs))
+
+
+def opt_state(out):
+    run = load_run(out, 12)
+    like = jax.eval_shape(build_optimizer(run.config.optim, 12, run.params).init, run.params)
+    return arrays.read(out / "checkpoints" / "12" / "opt_state", like)
 
 
 def assert_same_run(out, whole):
