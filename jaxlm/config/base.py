@@ -1,8 +1,9 @@
 """The base of every configuration: a frozen dataclass that checks its fields and converts to JSON and back."""
 
 import dataclasses
+import types
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typeguard
 
@@ -56,6 +57,28 @@ def check_seed(config: Any) -> None:
         raise UserError(f"seed = {config.seed!r} is out of range: give 0 <= seed < 2^31")
 
 
+def _in_words(hint: Any) -> str:
+    """A type in English: "a whole number or None"."""
+    *others, last = dict.fromkeys(_kinds(hint))  # each once
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _kinds(hint: Any, several: bool = False) -> list[str]:
+    """What a type accepts, one by one; `several` for the items of a tuple."""
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return [kind for part in parts for kind in _kinds(part, several)]
+    if get_origin(hint) is tuple:
+        items = _kinds(parts[0], several=True)
+        return items if parts[-1] is ... else [f"{len(parts)} {' or '.join(items)}"]
+    if get_origin(hint) is Literal:
+        return [repr(part) for part in parts]
+    if hint in (bool, types.NoneType):
+        return ["True", "False"] if hint is bool else ["None"]
+    noun = {int: "whole number", float: "number", str: "text"}.get(hint, hint.__name__)
+    return [f"{noun}s" if several else f"a {noun}"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validated:
     """Checks each field against its annotation when a config is created, and that numbers fit into 32 bits."""
@@ -68,8 +91,7 @@ class Validated:
             try:
                 typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
             except typeguard.TypeCheckError:
-                shown = hint.__name__ if isinstance(hint, type) else str(hint)
-                raise UserError(f"{name} = {value!r} has the wrong type: give {shown}") from None
+                raise UserError(f"{name} = {value!r} has the wrong type: give {_in_words(hint)}") from None
             items = value if isinstance(value, tuple) else (value,)
             if any(isinstance(item, bool) for item in items) and hint is not bool and bool not in get_args(hint):
                 raise UserError(f"{name} = {value!r} has the wrong type: give a number, not True or False")

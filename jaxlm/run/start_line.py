@@ -7,6 +7,7 @@ import jax
 
 from jaxlm.analysis.expected import gigabytes
 from jaxlm.analysis.free_memory import free_memory
+from jaxlm.data.batches import TokenStream
 from jaxlm.ops.partition import mesh_shape
 from jaxlm.run.epochs import batches_per_epoch
 from jaxlm.run.session import Session
@@ -15,18 +16,20 @@ from jaxlm.run.session import Session
 def start_line(session: Session) -> str:
     """Device, parameters, tokens, batches an epoch, epochs of the run, expected memory, run folder.
 
-    Tokens are those of the training split that are predicted; an epoch is as many of them. The memory is an estimate,
-    of each device.
+    Tokens are all of the training split; of rows that stand alone, those that are predicted. An epoch is as many
+    targets as the split has. The memory is an estimate, of each device.
     """
     split, train, free = session.corpus.train, session.config.train, free_memory()
     batches, devices = batches_per_epoch(session.config, split), math.prod(mesh_shape().values())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(session.state.params))
     done = f" from step {session.saved_step}" if session.saved_step else ""
+    # A text is told by its length; of rows that stand alone, what is padding is no target.
+    count, what = (len(split), "tokens") if isinstance(split, TokenStream) else (split.num_targets, "targets")
     return ", ".join(
         (
             f"{session.out}: {devices} x {_kind()}",
             f"{parameters:,} parameters",
-            f"{split.num_targets:,} training tokens",
+            f"{count:,} training {what}",
             f"{_short(batches)} batches an epoch",
             f"{_short(train.steps / batches)} epochs in {train.steps:,} steps{done}",
             f"about {gigabytes(session.cost.memory)} of memory{' on each device' if devices > 1 else ''}"

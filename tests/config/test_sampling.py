@@ -13,7 +13,7 @@ from jaxlm.errors import UserError
     ("change", "words"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens = 0 is too small: give at least 1"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens = 2.5 has the wrong type: give int"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens = 2.5 has the wrong type: give a whole number$"),
         ({"temperature": -0.5}, "temperature = -0.5 is out of range: give 0 .greedy., or a finite number of at least"),
         ({"temperature": 1e-42}, "temperature = 1e-42 is out of range"),
         ({"temperature": float("nan")}, "temperature = nan is out of range"),

@@ -66,7 +66,7 @@ def test_a_run_of_epochs_gets_more_of_them_and_keeps_its_rows(tmp_path, shakespe
     line, *_ = capsys.readouterr().err.splitlines()
     steps = 9  # of 256 targets: 2,250 of 4,499
     assert line.startswith(f"{out}: 1 x cpu (")
-    assert " 4,499 training tokens, 18 batches an epoch, 0.51 epochs in 9 steps, about 0." in line
+    assert " 4,500 training tokens, 18 batches an epoch, 0.51 epochs in 9 steps, about 0." in line
     assert (read_config(out).train.epochs, read_config(out).train.steps) == (0.5, steps)
     before = rows(out)
     train(dataclasses.replace(start, train=dataclasses.replace(start.train, epochs=0.6)), out, resume=True)
