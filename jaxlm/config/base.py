@@ -23,7 +23,8 @@ def check_at_least(config: object, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not value >= minimum:
-            raise UserError(f"{name} = {value!r} is too small: give at least {minimum}")
+            least = f"{minimum:.3g}" if isinstance(minimum, float) else minimum
+            raise UserError(f"{name} = {value!r} is too small: give at least {least}")
 
 
 def check_at_most(config: object, maximum: int, *names: str) -> None:
