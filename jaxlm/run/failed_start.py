@@ -10,16 +10,11 @@ import jax
 from jaxlm.analysis.expected import gigabytes
 from jaxlm.data.files import remove
 from jaxlm.errors import CheckError, UserError
-from jaxlm.run import checkpoint, lock
+from jaxlm.run import checkpoint
+from jaxlm.run.own_files import FILES, FOLDERS
 from jaxlm.sharding import processes
 
 FIX = "give a smaller --train.batch-size, or a larger --train.grad-accum, which computes it in parts"
-
-WRITTEN = (
-    *("checkpoints", "samples", "tensorboard", "wandb", "loss.png", "metrics.jsonl", "tokenizer.json", "config.json"),
-    lock.NAME,
-)
-"""What a run writes into its folder, besides what is half written; a mount point may hold more, such as lost+found."""
 
 
 @contextlib.contextmanager
@@ -82,7 +77,7 @@ def described(error: BaseException) -> str | None:
 
 def _clear(out: Path, existed: bool) -> None:
     """Removes what a run has written and nothing else; a folder that was there before it stays."""
-    for path in [*out.glob(".*.partial"), *(out / name for name in WRITTEN)]:
+    for path in [*out.glob(".*.partial"), *(out / name for name in (*FOLDERS, *reversed(FILES)))]:
         with contextlib.suppress(OSError):  # the refusal under way says more than that something of the run stays
             remove(path)
     if not existed:
