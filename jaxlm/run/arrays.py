@@ -63,16 +63,17 @@ def _one_error() -> Iterator[None]:
     """Turns a failed write into an OSError and nothing else.
 
     Orbax logs the same error from each of its threads, and leaves writes under way when it gives up, each of which
-    prints that its event loop is closed. After a failure these are left out for the rest of the process.
+    prints or logs that its event loop is closed. After a failure these are left out for the rest of the process.
     """
-    log, unraisablehook = logging.getLogger("absl"), sys.unraisablehook
+    logs, unraisablehook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
 
     def on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
         is_left = str(unraisable.exc_value) == "Event loop is closed" or "async_serialize" in repr(unraisable.object)
         if not is_left:
             unraisablehook(unraisable)
 
-    log.addFilter(_is_not_of_a_thread)
+    for log in logs:
+        log.addFilter(_is_not_of_a_thread)
     sys.unraisablehook = on_unraisable
     has_failed = False
     try:
@@ -84,11 +85,12 @@ def _one_error() -> Iterator[None]:
         has_failed = True
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
     finally:
-        log.removeFilter(_is_not_of_a_thread)
         if has_failed:
             gc.collect()  # coroutines that end here do not print at the end of the interpreter
         else:
             sys.unraisablehook = unraisablehook
+            for log in logs:
+                log.removeFilter(_is_not_of_a_thread)
 
 
 def _is_not_of_a_thread(record: logging.LogRecord) -> bool:
