@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,6 +87,7 @@ def _one_error() -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
     finally:
         if has_failed:
+            warnings.filterwarnings("ignore", "coroutine 'async_serialize.*' was never awaited", RuntimeWarning)
             gc.collect()  # coroutines that end here do not print at the end of the interpreter
         else:
             sys.unraisablehook = unraisablehook
