@@ -187,7 +187,12 @@ def test_what_transformers_computes_in_float32_is_float64_in_here(llama_folder):
             "rope_theta = 10000.0 where the config has 100000.0",
             marks=pytest.mark.slow,
         ),
-        ({"norm_eps": 1e-5}, "block_0/attention_norm", "norm_eps = 1e-06 where the config has 1e-05"),
+        pytest.param(
+            {"norm_eps": 1e-5},
+            "block_0/attention_norm",
+            "norm_eps = 1e-06 where the config has 1e-05",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"activation": "geglu"},
             "block_0/mlp",

@@ -169,7 +169,7 @@ def test_extending_what_needs_none_is_refused(begin, model, changes, words):
         begin(model, model=changes, extend_positions=True)
 
 
-@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), (2, None)])
+@pytest.mark.parametrize("window", [pytest.param(w, marks=pytest.mark.slow) for w in (None, (2, None))])
 def test_layers_are_stacked_and_unstacked(begin, tmp_path, window):
     plain = built(BASE)[1]
     session = begin(BASE, model={"scan_layers": True, "remat": True, "window": window})

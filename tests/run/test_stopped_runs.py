@@ -46,7 +46,7 @@ def rows(out):
     return [{k: v for k, v in row.items() if k not in OF_CLOCKS} for row in lines]
 
 
-@pytest.mark.parametrize("step", [4, 12])
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 12])
 def test_a_signal_during_an_evaluation_saves_and_the_next_session_evaluates(config, whole, tmp_path, monkeypatch, step):
     """Bitwise the uninterrupted run: parameters, losses of the checkpoints, rows in their order."""
     out, show = tmp_path / "stopped", Progress.evaluating
